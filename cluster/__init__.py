@@ -1,0 +1,1 @@
+"""Machines: the only use of Ray."""

@@ -1,0 +1,178 @@
+"""The whole chain with the settings of configs/demo: crawl, shards, trunk, score, report."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.screen import bar
+from cluster.session import ensure_ray
+from cluster.stages import (
+    add_results,
+    ledger_json,
+    run_pretrain,
+    run_report,
+    run_shard,
+    run_transfer,
+    timed,
+)
+from pipeline.config import ConfigError, load
+from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.synthetic import FOLDER_NAME, render_crawl
+from pipeline.shards.manifest import read_manifest
+from training.run import RunConfig
+from training.transfer.evaluate import require_classes
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
+_NUM_IMAGES = 4000
+_SEED = 0
+
+
+def demo(
+    out: Path, images: Path | None, minutes: float | None, console: Console, *, resume: bool
+) -> None:
+    """Run every stage into `out`; a resumed demo goes on where it stopped.
+
+    Args:
+        out: New folder, or that of a demo to go on with.
+        images: Folder tree of images; None renders a synthetic crawl.
+        minutes: Bound of the pretraining; None takes that of configs/demo/pretrain.yaml.
+        console: Where progress goes.
+        resume: Whether `out` may hold an earlier demo.
+
+    Raises:
+        ConfigError: The input does not allow a stage; where only the labels for the transfer are
+            missing, everything else is done before.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not resume:
+        raise ConfigError(
+            f"out (={out}) is not empty; use --resume to go on or choose another folder."
+        )
+    if images is not None and not images.is_dir():
+        raise ConfigError(f"images (={images}) is no folder; give one that holds images.")
+    configs = _Configs(out, minutes)
+    ensure_ray()
+    if images is None:
+        images = out / FOLDER_NAME
+        if not images.exists():
+            timed(out, "render", lambda: _render(out, console))
+    add_results(out, commands=_commands(out, images, minutes))
+    shards = out / "shards"
+    timed(out, "shard", lambda: _shard(images, shards, configs.shard, console))
+    timed(out, "pretrain", lambda: _pretrain(configs.pretrain, console))
+    no_labels = _why_no_transfer(shards)
+    if no_labels:
+        add_results(out, transfer={"skipped": no_labels})
+    else:
+        timed(out, "transfer", lambda: {"transfer": run_transfer(configs.transfer, console)})
+    timed(out, "report", lambda: {"report": run_report(out, console).name})
+    _last_screen(out, console)
+    if no_labels:
+        raise ConfigError(f"the transfer was skipped: {no_labels}")
+
+
+class _Configs:
+    """The configs of the demo, pointed at its folder."""
+
+    def __init__(self, out: Path, minutes: float | None) -> None:
+        places = [f"out={out}", f"data.manifest={out / 'shards'}"]
+        bound = [] if minutes is None else [f"train.max_minutes={minutes}"]
+        self.shard = load(ShardConfig, CONFIGS / "shard.yaml")
+        self.pretrain = load(RunConfig, CONFIGS / "pretrain.yaml", places + bound)
+        self.transfer = load(RunConfig, CONFIGS / "transfer.yaml", places)
+
+
+def _render(out: Path, console: Console) -> dict[str, Any]:
+    out.mkdir(parents=True, exist_ok=True)
+    with bar(console, "render", counts=True) as line:
+        summary = render_crawl(
+            out,
+            num_images=_NUM_IMAGES,
+            seed=_SEED,
+            on_progress=lambda done, total: line.update(done, total, "synthetic pictures"),
+        )
+    console.print(
+        f"render: {summary.num_files} files of a synthetic crawl in {summary.root}: "
+        f"{len(summary.classes)} classes, {summary.num_duplicates} duplicates, "
+        f"{sum(summary.broken.values())} broken",
+        highlight=False,
+    )
+    return {}
+
+
+def _shard(images: Path, shards: Path, config: ShardConfig, console: Console) -> dict[str, Any]:
+    manifest = run_shard([images], shards, config, console, resume=shards.exists())
+    return {"ledger": ledger_json(manifest.ledger)}
+
+
+def _pretrain(config: RunConfig, console: Console) -> dict[str, Any]:
+    return {"pretrain": run_pretrain(config, console, resume=True, local=False)}
+
+
+def _why_no_transfer(shards: Path) -> str | None:
+    try:
+        require_classes(read_manifest(shards), shards)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _commands(out: Path, images: Path, minutes: float | None) -> list[str]:
+    """Return the single commands that do what the demo does."""
+    places = f"out={out} data.manifest={out / 'shards'}"
+    bound = "" if minutes is None else f" train.max_minutes={minutes}"
+    return [
+        f"tessera shard {shlex.quote(str(images))} --out {out / 'shards'} "
+        "--config configs/demo/shard.yaml",
+        f"tessera pretrain configs/demo/pretrain.yaml {places}{bound}",
+        f"tessera transfer configs/demo/transfer.yaml {places}",
+        f"tessera report {out}",
+    ]
+
+
+def _last_screen(out: Path, console: Console) -> None:
+    results = add_results(out)
+    scores = results["transfer"]
+    console.rule("Tessera")
+    if "skipped" not in scores:
+        console.print(transfer_table(scores))
+    seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in results["seconds"].items())
+    console.print(f"time      {seconds}", highlight=False)
+    for name, path in (
+        ("report", out / "report.html"),
+        ("results", out / "results.json"),
+        ("trunk", out / "trunk.safetensors"),
+        ("shards", out / "shards"),
+        ("curves", f"tensorboard --logdir {out / 'tensorboard'}"),
+    ):
+        console.print(f"{name:<9} {path}", highlight=False, soft_wrap=True)
+
+
+def transfer_table(scores: dict[str, Any]) -> Table:
+    """Show every layer of the random and of the pretrained trunk; best ones in bold."""
+    table = Table(
+        title=f"Transfer: {scores['metric']}\n{scores['train_images']} training and "
+        f"{scores['test_images']} test images of {scores['classes']} classes"
+    )
+    table.add_column("layer")
+    for name in ("random", "pretrained", "gain"):
+        table.add_column(name, justify="right")
+    for layer, ours in scores["pretrained"].items():
+        theirs = scores["random"][layer]
+        table.add_row(
+            layer,
+            _cell(theirs, best=scores["best_random"]),
+            _cell(ours, best=scores["best_pretrained"]),
+            f"{ours - theirs:+.1f}",
+        )
+    table.add_section()
+    gain = scores["best_pretrained"] - scores["best_random"]
+    best = [f"{scores[f'best_{name}']:.1f}" for name in ("random", "pretrained")]
+    table.add_row("best", *best, f"{gain:+.1f}", style="bold")
+    return table
+
+
+def _cell(score: float, *, best: float) -> str:
+    return f"[bold]{score:.1f}[/]" if score == best else f"{score:.1f}"

@@ -1,0 +1,29 @@
+"""Exceptions into one line and an exit code: 2 for input, 1 for damage and the disk, 130 for Ctrl-C."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cluster.build_shards import IncompleteError
+from pipeline.config import ConfigError
+from pipeline.shards.store import DamageError
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """End the process with one line on standard error where a person can act on the mistake."""
+    try:
+        yield
+    except ConfigError as error:
+        _end(str(error), 2)
+    except (DamageError, IncompleteError) as error:
+        _end(str(error), 1)
+    except OSError as error:  # A full disk, a read-only folder, a file that vanished.
+        _end(f"{error.filename or 'input or output'}: {error.strerror or error}.", 1)
+    except KeyboardInterrupt:
+        _end("stopped. What was finished is whole; --resume goes on from there.", 130)
+
+
+def _end(message: str, code: int) -> None:
+    sys.stderr.write(f"tessera: {message}\n")
+    sys.exit(code)

@@ -1,0 +1,102 @@
+"""Run `train()` under Ray Train, and follow it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipeline.config import ConfigError, parse
+from pipeline.shards.store import DamageError
+from training.metrics import Record, read_metrics
+from training.pretrain import check, train
+from training.run import RunConfig, absolute, pretraining_of
+
+_POLL_SECONDS = 1.0
+_COLLECTIVE_TIMEOUT_SECONDS = 300  # The default of 1800 makes a lost rank look like slow training.
+
+OnRecord = Callable[[Record], None]
+
+
+def pretrain_on_ray(config: RunConfig, on_record: OnRecord) -> None:
+    """Pretrain with `train.workers` processes of the Ray that is connected.
+
+    The run goes on from its newest checkpoint, after a failure too (`train.max_failures`).
+
+    Raises:
+        ConfigError: The config, the data or the cluster's resources do not allow the run.
+        DamageError: A worker met damaged data.
+    """
+    run = pretraining_of(config)
+    check(run)
+    use_gpu = _require_resources(run.train.workers)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=absolute(config).model_dump(mode="json"),
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS
+        ),
+        scaling_config=ray.train.ScalingConfig(num_workers=run.train.workers, use_gpu=use_gpu),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=str(run.out.absolute() / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=run.train.max_failures),
+        ),
+    )
+    with following(config, on_record):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            _explain(error)
+            raise
+
+
+@contextmanager
+def following(config: RunConfig, on_record: OnRecord) -> Iterator[None]:
+    """Call `on_record` with the newest record of the run's metrics while the block runs."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        seen = None
+        while not ended.wait(_POLL_SECONDS):
+            records = read_metrics(config.out)
+            if records and records[-1] != seen:
+                seen = records[-1]
+                on_record(seen)
+
+    thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _work(raw: dict[str, Any]) -> None:
+    train(pretraining_of(parse(RunConfig, raw, "config")))
+
+
+def _require_resources(workers: int) -> bool:
+    """Return whether the cluster has GPUs; refuse what Ray would wait for without a word."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    kind = "GPU" if resources.get("GPU", 0) > 0 else "CPU"
+    there = resources.get(kind, 0)
+    if workers > there:
+        raise ConfigError(
+            f"train.workers (={workers}) exceeds the {there:g} {kind}s of the Ray cluster, and a "
+            f"worker needs one; lower train.workers or add {kind}s."
+        )
+    return kind == "GPU"
+
+
+def _explain(error: ray.train.TrainingFailedError) -> None:
+    """Raise a worker's own error where it is one that a person can act on."""
+    for cause in getattr(error, "worker_failures", {}).values():
+        cause = getattr(cause, "cause", cause)
+        for kind in (ConfigError, DamageError):
+            if isinstance(cause, kind):
+                raise kind(str(cause)) from error

@@ -1,0 +1,37 @@
+"""Connect to Ray, or start a local one."""
+
+import logging
+import os
+
+import ray
+
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+_OBJECT_STORE_BYTES = 128 * 2**20  # Images never go through it, only paths and counts.
+
+
+def ensure_ray() -> bool:
+    """Use the Ray that is there (initialised, or named by RAY_ADDRESS), else start a local one.
+
+    Returns:
+        Whether this call connected or started Ray, so that the caller shuts it down.
+    """
+    if ray.is_initialized():
+        return False
+    for key, value in _SETTINGS.items():
+        os.environ.setdefault(key, value)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        return True
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # One machine, loopback only.
+    ray.init(
+        num_cpus=os.cpu_count(),
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    return True

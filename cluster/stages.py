@@ -1,0 +1,145 @@
+"""The stages as a person runs them: each with its bar, its result in results.json, its time."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from cluster.build_shards import ShardProgress, build_shards
+from cluster.launch import following, pretrain_on_ray
+from cluster.screen import bar
+from pipeline.crawl.config import ShardConfig
+from pipeline.shards.manifest import Ledger, Manifest
+from training.metrics import Record
+from training.pretrain import RESULT_FILE, check, train
+from training.report import write_report
+from training.run import RunConfig, open_run, pretraining_of, write_json
+from training.transfer.evaluate import transfer
+
+RESULTS_FILE = "results.json"
+
+
+def run_shard(
+    sources: Sequence[Path], out: Path, config: ShardConfig, console: Console, *, resume: bool
+) -> Manifest:
+    """Shard folders of images; prints the invariant as the last line."""
+    with bar(console, "shard", counts=True) as line:
+
+        def show(progress: ShardProgress) -> None:
+            note = (
+                f"{progress.phase}: {progress.accepted} accepted, "
+                f"{progress.quarantined} quarantined, {progress.filtered} filtered, "
+                f"{progress.duplicate} duplicate"
+            )
+            line.update(progress.done, progress.total, note)
+
+        manifest = build_shards(sources, out, config, resume=resume, on_progress=show)
+    console.print(describe(manifest.ledger), highlight=False)
+    return manifest
+
+
+def describe(ledger: Ledger) -> str:
+    """Spell out the invariant, with the reasons."""
+
+    def reasons(counts: dict[str, int]) -> str:
+        listed = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+        return f" ({listed})" if listed else ""
+
+    return (
+        f"{ledger.inputs} inputs = {ledger.accepted} accepted + "
+        f"{ledger.num_quarantined} quarantined{reasons(ledger.quarantined)} + "
+        f"{ledger.num_filtered} filtered{reasons(ledger.filtered)} + {ledger.duplicate} duplicate"
+    )
+
+
+def shard_json(ledger: Ledger, seconds: float) -> dict[str, Any]:
+    """Return the ledger with counts by reason, and the speed."""
+    counts = ledger.model_dump(mode="json")
+    return {**counts, "seconds": seconds, "images_per_s": ledger.inputs / seconds}
+
+
+def ledger_json(ledger: Ledger) -> dict[str, Any]:
+    """Return totals, and beside them the counts by reason."""
+    return {
+        "inputs": ledger.inputs,
+        "accepted": ledger.accepted,
+        "quarantined": ledger.num_quarantined,
+        "filtered": ledger.num_filtered,
+        "duplicate": ledger.duplicate,
+        "reasons": {"quarantined": ledger.quarantined, "filtered": ledger.filtered},
+    }
+
+
+def run_pretrain(
+    config: RunConfig, console: Console, *, resume: bool, local: bool
+) -> dict[str, Any]:
+    """Pretrain, under Ray or (`local`) in this process; returns what pretrain.json holds."""
+    run = pretraining_of(config)
+    check(run)
+    open_run(config, resume=resume)
+    if console.is_terminal:
+        console.print(f"pretrain: TensorBoard with  tensorboard --logdir {run.out / 'tensorboard'}")
+    with bar(console, "pretrain", counts=False) as line:
+
+        def show(record: Record) -> None:
+            note = (
+                f"step {record.step}, loss {record.loss:.3f}, accuracy {record.accuracy:.1%}, "
+                f"{record.images_per_s:.0f} images/s"
+            )
+            line.update(record.progress, 1, note)
+
+        if local:
+            with following(config, show):
+                train(run)
+        else:
+            pretrain_on_ray(config, show)
+    result: dict[str, Any] = json.loads((run.out / RESULT_FILE).read_text())
+    console.print(
+        f"pretrain: {result['steps']} steps, {result['epochs']:.1f} epochs, accuracy "
+        f"{result['accuracy']:.1%} (chance {result['chance']:.1%}), "
+        f"{result['images_per_s']:.0f} images/s, loader waits {result['starvation']:.1%}",
+        highlight=False,
+    )
+    return result
+
+
+def run_transfer(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Score the run's trunk beside a random one."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    with bar(console, "transfer", counts=True) as line:
+        result = transfer(config, device, lambda what, done, total: line.update(done, total, what))
+    console.print(
+        f"transfer: best layer {result['best_pretrained']:.1f} %, random trunk "
+        f"{result['best_random']:.1f} % ({result['metric']})",
+        highlight=False,
+    )
+    return result
+
+
+def run_report(run: Path, console: Console) -> Path:
+    """Write the report of a run."""
+    with console.status("report"):
+        path = write_report(run, lambda _: None)
+    console.print(f"report: {path}", highlight=False)
+    return path
+
+
+def add_results(out: Path, **parts: Any) -> dict[str, Any]:
+    """Merge parts into results.json; `seconds` stage by stage, so that a resume keeps them."""
+    path = out / RESULTS_FILE
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    seconds = {**results.get("seconds", {}), **parts.pop("seconds", {})}
+    results = {**results, **parts, "seconds": seconds}
+    write_json(path, results)
+    return results
+
+
+def timed(out: Path, stage: str, work: Callable[[], dict[str, Any]]) -> None:
+    """Run a stage and merge its results and its time into results.json."""
+    started = time.monotonic()
+    parts = work()
+    add_results(out, **parts, seconds={stage: round(time.monotonic() - started, 1)})

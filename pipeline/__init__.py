@@ -1,0 +1,1 @@
+"""Images into shards into batches."""

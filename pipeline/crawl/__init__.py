@@ -1,0 +1,1 @@
+"""Making shards out of what a crawl left behind."""

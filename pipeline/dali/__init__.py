@@ -1,0 +1,1 @@
+"""The DALI graphs; the only use of nvidia.dali."""

@@ -1,0 +1,26 @@
+"""The decoder that trains, one image at a time, on the CPU: the gate's second opinion."""
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+from nvidia import nvimgcodec
+
+
+def decode_rgb(data: bytes) -> NDArray[np.uint8] | None:
+    """Decode an encoded image with the codec library that DALI decodes with.
+
+    Returns:
+        uint8 (H, W, 3), EXIF orientation applied, or None where the decoder refuses the image.
+    """
+    image = _decoder().decode(data)
+    return None if image is None else np.asarray(image)
+
+
+@functools.cache
+def _decoder() -> nvimgcodec.Decoder:
+    # Without a list of backends every image fails on a machine without a GPU.
+    cpu = nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)
+    return nvimgcodec.Decoder(
+        device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=[cpu], max_num_cpu_threads=1
+    )

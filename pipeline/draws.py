@@ -1,0 +1,85 @@
+"""Counter-based random numbers: a draw depends on the sample, never on where it is computed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+# Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3",
+# section 3.2): multipliers and the Weyl constants that bump the key.
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+
+
+def philox(counters: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
+    """Encrypt 128-bit counters into 128 random bits each (Philox4x32-10).
+
+    Args:
+        counters: uint64 (4, N); each row one 32-bit word of the counter.
+        key: Two 32-bit words.
+
+    Returns:
+        uint64 (4, N); each row one 32-bit random word.
+    """
+    c0, c1, c2, c3 = counters
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
+            p1 & _LOW,
+            (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
+            p0 & _LOW,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3])
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Random numbers of a batch of samples, keyed by (seed, epoch, sample id, name of the draw).
+
+    The same sample gets the same numbers in any batch, on any rank and after any resume.
+    """
+
+    seed: int
+    epoch: int
+    sample_ids: NDArray[np.int64]
+    """int64 (B,)."""
+
+    def bits(self, name: str, num: int) -> NDArray[np.uint64]:
+        """Draw 32 random bits, `num` times for each sample.
+
+        Returns:
+            uint64 (B, num), values below 2**32. The first columns do not depend on `num`.
+        """
+        hashed = xxhash.xxh3_64_intdigest(f"{self.seed}:{name}".encode())
+        num_blocks = -(-num // 4)
+        batch = len(self.sample_ids)
+        ids = np.repeat(self.sample_ids.astype(np.uint64), num_blocks)
+        blocks = np.tile(np.arange(num_blocks, dtype=np.uint64), batch)
+        epochs = np.full(len(ids), self.epoch, dtype=np.uint64)
+        words = philox(
+            np.stack([ids & _LOW, ids >> _SHIFT, epochs, blocks]),
+            (hashed & 0xFFFFFFFF, hashed >> 32),
+        )
+        return words.T.reshape(batch, num_blocks * 4)[:, :num]
+
+    def uniform(self, name: str, num: int) -> NDArray[np.float64]:
+        """Draw from [0, 1).
+
+        Returns:
+            float64 (B, num), multiples of 2**-32.
+        """
+        return self.bits(name, num).astype(np.float64) * 2.0**-32
+
+    def integers(self, name: str, high: int, num: int) -> NDArray[np.int64]:
+        """Draw from 0..high - 1, `high` at most 2**31 (bias below high / 2**32).
+
+        Returns:
+            int64 (B, num).
+        """
+        return ((self.bits(name, num) * np.uint64(high)) >> _SHIFT).astype(np.int64)

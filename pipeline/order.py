@@ -1,0 +1,206 @@
+"""Which sample stands where: a pure function of (sample counts, seed, epoch, step)."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from pipeline.config import Config, ConfigError
+
+Ints = NDArray[np.int64]
+
+_FEISTEL_ROUNDS = 6
+
+
+class OrderConfig(Config):
+    """How an epoch is cut and shuffled."""
+
+    global_batch: int = Field(gt=0)
+    """Samples in one step over all ranks; a multiple of num_lanes."""
+    num_lanes: int = Field(gt=0, le=65_536)
+    """Parallel segments of an epoch; the largest world size that can share the work."""
+    window: int = Field(gt=0, le=2**31)
+    """Samples that are shuffled together inside a lane; bounds how many shards a lane has open."""
+
+    @model_validator(mode="after")
+    def _lanes_share_a_batch(self) -> Self:
+        if self.global_batch % self.num_lanes:
+            raise ValueError(
+                f"global_batch (={self.global_batch}) must be a multiple of "
+                f"num_lanes (={self.num_lanes}): every lane gives the same share of a batch."
+            )
+        return self
+
+    @property
+    def lane_share(self) -> int:
+        """Samples that one lane gives to one step."""
+        return self.global_batch // self.num_lanes
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """The concatenation of the permuted shards."""
+
+    shards: Ints
+    """(S,) shard numbers in the order of this epoch."""
+    ends: Ints
+    """(S,) position behind the last sample of each, in the same order."""
+
+
+class Order:
+    """The order of a data set: ids of any step of any epoch, in O(number of shards) memory.
+
+    An epoch permutes the shards and concatenates them into one sequence of N samples, cut into
+    `num_lanes` segments whose lengths differ by at most 1. Inside a lane, windows of `window`
+    samples are permuted. A step takes the same share from every lane, so rank r of R, which owns
+    the lanes l with l % R == r, has the same number of steps as every other, for any R.
+
+    A sample id counts the samples shard by shard in the manifest's order.
+    """
+
+    def __init__(self, shard_counts: Ints, config: OrderConfig, *, seed: int) -> None:
+        self.config = config
+        self._seed = seed
+        self._starts = np.concatenate([[0], np.cumsum(shard_counts, dtype=np.int64)])
+        self._counts = shard_counts.astype(np.int64)
+        self.num_samples = int(self._starts[-1])
+        if self.num_samples < config.global_batch:
+            raise ConfigError(
+                f"the data set holds {self.num_samples} samples, fewer than one "
+                f"global_batch (={config.global_batch}); lower global_batch or add images."
+            )
+        bounds = np.arange(config.num_lanes + 1, dtype=np.int64) * self.num_samples
+        self._lane_bounds = bounds // config.num_lanes
+        shortest = self.num_samples // config.num_lanes
+        self.steps_per_epoch = shortest // config.lane_share
+        if self.steps_per_epoch == 0:
+            raise ConfigError(
+                f"the data set holds {self.num_samples} samples, too few for a step of "
+                f"{config.lane_share} from each of {config.num_lanes} lanes; lower global_batch."
+            )
+        self._epoch = lru_cache(maxsize=2)(self._permute_shards)
+
+    @property
+    def remainder(self) -> int:
+        """Samples of an epoch that fill no step; fewer than global_batch + num_lanes."""
+        return self.num_samples - self.steps_per_epoch * self.config.global_batch
+
+    def global_batch(self, epoch: int, step: int) -> Ints:
+        """Ids of one step, lane by lane.
+
+        Returns:
+            int64 (global_batch,).
+        """
+        return self._lanes(epoch, step, np.arange(self.config.num_lanes))
+
+    def rank_batch(self, epoch: int, step: int, *, rank: int, world_size: int) -> Ints:
+        """Ids of one rank's share of a step, lane by lane.
+
+        Returns:
+            int64 (B,); B differs between ranks by one lane's share where world_size does not
+            divide num_lanes.
+        """
+        return self._lanes(epoch, step, self.lanes_of(rank, world_size))
+
+    def lanes_of(self, rank: int, world_size: int) -> Ints:
+        """Lanes that a rank owns, ascending.
+
+        Raises:
+            ConfigError: There are more ranks than lanes.
+        """
+        if world_size > self.config.num_lanes:
+            raise ConfigError(
+                f"world_size (={world_size}) exceeds num_lanes (={self.config.num_lanes}): some "
+                "ranks would read nothing and DDP would hang. Raise num_lanes."
+            )
+        return np.arange(rank, self.config.num_lanes, world_size)
+
+    def rows(self, sample_ids: Ints) -> tuple[Ints, Ints]:
+        """Find the shard and the row in that shard of each id."""
+        shards = np.searchsorted(self._starts, sample_ids, side="right") - 1
+        return shards, sample_ids - self._starts[shards]
+
+    def _lanes(self, epoch: int, step: int, lanes: Ints) -> Ints:
+        if not 0 <= step < self.steps_per_epoch:
+            raise ConfigError(f"step (={step}) must be in 0..{self.steps_per_epoch - 1}.")
+        share = self.config.lane_share
+        inside = np.tile(step * share + np.arange(share, dtype=np.int64), len(lanes))
+        lane = np.repeat(lanes, share)
+        window = inside // self.config.window
+        first = window * self.config.window
+        lane_starts = self._lane_bounds[lane]
+        sizes = np.minimum(self._lane_bounds[lane + 1] - lane_starts - first, self.config.window)
+        keys = _mix(_mix(_key(self._seed, epoch, "window") + _u64(lane)) + _u64(window))
+        shuffled = permute(inside - first, sizes, keys)
+        return self._ids_at(epoch, lane_starts + first + shuffled)
+
+    def _ids_at(self, epoch: int, positions: Ints) -> Ints:
+        order = self._epoch(epoch)
+        place = np.searchsorted(order.ends, positions, side="right")
+        shards = order.shards[place]
+        rows = positions - (order.ends[place] - self._counts[shards])
+        return self._starts[shards] + rows
+
+    def _permute_shards(self, epoch: int) -> _Epoch:
+        keys = _mix(_key(self._seed, epoch, "shards") + _u64(np.arange(len(self._counts))))
+        shards = np.argsort(keys, kind="stable")
+        return _Epoch(shards, np.cumsum(self._counts[shards]))
+
+
+def permute(values: Ints, sizes: Ints, keys: NDArray[np.uint64]) -> Ints:
+    """Permute 0..size - 1 by a keyed cipher, each element in its own domain, in O(1) memory.
+
+    A generalised Feistel cipher on Z_a x Z_b with a * b >= size, cycle-walked back into the domain
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", sections 4 and 5).
+
+    Args:
+        values: int64 (N,), element n in 0..sizes[n] - 1.
+        sizes: int64 (N,), size of each domain, at most 2**31.
+        keys: uint64 (N,); equal keys and sizes name the same permutation.
+
+    Returns:
+        int64 (N,), element n in 0..sizes[n] - 1.
+    """
+    b = np.ceil(np.sqrt(sizes)).astype(np.uint64)
+    a = (_u64(sizes) + b - np.uint64(1)) // b
+    out = _encrypt(_u64(values), a, b, keys)
+    astray = np.flatnonzero(out >= _u64(sizes))
+    while len(astray):  # a * b exceeds size by less than b, so few elements walk, and not far.
+        out[astray] = _encrypt(out[astray], a[astray], b[astray], keys[astray])
+        astray = astray[out[astray] >= _u64(sizes[astray])]
+    return out.astype(np.int64)
+
+
+def _encrypt(
+    values: NDArray[np.uint64],
+    a: NDArray[np.uint64],
+    b: NDArray[np.uint64],
+    keys: NDArray[np.uint64],
+) -> NDArray[np.uint64]:
+    left, right = values // b, values % b
+    for turn in range(0, _FEISTEL_ROUNDS, 2):
+        left = (
+            left + (_mix(keys + np.uint64(turn) + (right << np.uint64(8))) >> np.uint64(33))
+        ) % a
+        turned = np.uint64(turn + 1)
+        right = (right + (_mix(keys + turned + (left << np.uint64(8))) >> np.uint64(33))) % b
+    return left * b + right
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scramble 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood 2014, figure 16)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _key(seed: int, epoch: int, purpose: str) -> np.uint64:
+    return np.uint64(xxhash.xxh3_64_intdigest(f"{seed}:{epoch}:{purpose}".encode()))
+
+
+def _u64(values: Ints) -> NDArray[np.uint64]:
+    return values.astype(np.uint64)

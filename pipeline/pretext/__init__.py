@@ -1,0 +1,1 @@
+"""Pretext tasks: what to cut from an image, and what to ask of it."""

@@ -1,0 +1,1 @@
+"""Reading shards: manifest, indexes, verified bytes."""

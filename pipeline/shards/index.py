@@ -1,0 +1,92 @@
+"""The index of a shard: where each image lies, how large it is, and the hash of its bytes."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.config import ConfigError
+
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("hash", pa.uint64()),
+        ("label", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndex:
+    """One row for each sample of a shard, in the order of the tar; N rows."""
+
+    keys: tuple[str, ...]
+    offsets: NDArray[np.int64]
+    """(N,), first byte of the image in the tar."""
+    sizes: NDArray[np.int64]
+    """(N,), bytes of the image."""
+    widths: NDArray[np.int32]
+    """(N,), px."""
+    heights: NDArray[np.int32]
+    """(N,), px."""
+    hashes: NDArray[np.uint64]
+    """(N,), xxh3 (64 bit) of the image's bytes."""
+    labels: NDArray[np.int32]
+    """(N,), class number, -1 where there is none."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def encode_index(index: ShardIndex) -> bytes:
+    """Serialise to Parquet; equal indexes give equal bytes."""
+    columns = [index.keys, index.offsets, index.sizes, index.widths, index.heights]
+    arrays = [*columns, index.hashes, index.labels]
+    table = pa.table(
+        [pa.array(column, type=field.type) for column, field in zip(arrays, _SCHEMA, strict=True)],
+        schema=_SCHEMA,
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_index(path: Path, *, sha256: str) -> ShardIndex:
+    """Read an index whose bytes must have the given hash.
+
+    Raises:
+        ConfigError: The file is missing, another one than the manifest's, or has other columns.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"index (={path}) cannot be read: {error.strerror}.") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ConfigError(
+            f"index (={path}) does not match the hash in its manifest: it was damaged or replaced "
+            "after it was written. Restore it or shard again."
+        )
+    table = pq.read_table(io.BytesIO(data))
+    if not table.schema.equals(_SCHEMA):
+        raise ConfigError(
+            f"index (={path}) has columns {table.schema.names}, not {_SCHEMA.names}; shard again."
+        )
+    columns = {name: table.column(name).to_numpy() for name in _SCHEMA.names[1:]}
+    return ShardIndex(
+        keys=tuple(table.column("key").to_pylist()),
+        offsets=columns["offset"],
+        sizes=columns["size"],
+        widths=columns["width"],
+        heights=columns["height"],
+        hashes=columns["hash"],
+        labels=columns["label"],
+    )

@@ -1,0 +1,158 @@
+"""The manifest: what a set of shards holds, and the proof that nothing got lost on the way."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from pipeline.config import Config, ConfigError, parse
+
+FILE_NAME = "manifest.json"
+
+
+class Ledger(Config):
+    """Where every input went; the sum is an invariant."""
+
+    inputs: int = Field(ge=0)
+    """Files looked at."""
+    accepted: int = Field(ge=0)
+    """Images in the shards."""
+    quarantined: dict[str, int]
+    """Inputs that are no whole image, by reason."""
+    filtered: dict[str, int]
+    """Whole images left out by a rule of the configuration, by reason."""
+    duplicate: int = Field(ge=0)
+    """Images whose exact bytes were accepted under another name."""
+
+    @model_validator(mode="after")
+    def _everything_is_accounted_for(self) -> Self:
+        out = self.accepted + self.num_quarantined + self.num_filtered + self.duplicate
+        if out != self.inputs:
+            raise ValueError(
+                f"inputs (={self.inputs}) must equal accepted (={self.accepted}) + quarantined "
+                f"(={self.num_quarantined}) + filtered (={self.num_filtered}) + duplicate "
+                f"(={self.duplicate})."
+            )
+        return self
+
+    @property
+    def num_quarantined(self) -> int:
+        """Quarantined inputs of all reasons."""
+        return sum(self.quarantined.values())
+
+    @property
+    def num_filtered(self) -> int:
+        """Filtered inputs of all reasons."""
+        return sum(self.filtered.values())
+
+
+class ShardInfo(Config):
+    """One tar and its index, as written."""
+
+    name: str
+    """File name of the tar; the index has the same stem and the ending .parquet."""
+    num_samples: int = Field(gt=0)
+    num_bytes: int = Field(gt=0)
+    """Size of the tar."""
+    sha256: str
+    """Of the tar."""
+    index_sha256: str
+    """Of the index."""
+
+    @property
+    def index_name(self) -> str:
+        """File name of the index."""
+        return str(Path(self.name).with_suffix(".parquet"))
+
+
+class Manifest(Config):
+    """A set of shards in a fixed order; sample ids count through it shard by shard."""
+
+    version: Literal[1]
+    shards: tuple[ShardInfo, ...] = Field(min_length=1)
+    classes: tuple[str, ...] | None
+    """Names of the labels, or None where the source gives no labels."""
+    ledger: Ledger
+    config: dict[str, Any]
+    """The configuration that made the shards."""
+
+    @model_validator(mode="after")
+    def _shards_hold_what_was_accepted(self) -> Self:
+        held = sum(shard.num_samples for shard in self.shards)
+        if held != self.ledger.accepted:
+            raise ValueError(f"shards hold {held} samples, accepted (={self.ledger.accepted}).")
+        return self
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all shards."""
+        return self.ledger.accepted
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that name the content and order of the shards."""
+        text = "\n".join(f"{shard.num_samples} {shard.sha256}" for shard in self.shards)
+        return xxhash.xxh3_64_hexdigest(text.encode())
+
+    @property
+    def shard_counts(self) -> NDArray[np.int64]:
+        """int64 (S,), samples in each shard."""
+        return np.array([shard.num_samples for shard in self.shards], dtype=np.int64)
+
+
+def manifest_path(path: Path) -> Path:
+    """Accept a folder of shards or the manifest in it."""
+    return path / FILE_NAME if path.is_dir() else path
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `manifest.json` of a shard folder, given the folder or the file.
+
+    Raises:
+        ConfigError: The file is missing, no JSON, edited or of another version.
+    """
+    file = manifest_path(path)
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"manifest (={file}) cannot be read: {error.strerror}. "
+            "Make shards first: tessera shard SRC... --out DIR"
+        ) from None
+    except ValueError:
+        raise ConfigError(f"manifest (={file}) is not JSON; shard again.") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"manifest (={file}) is not a mapping; shard again.")
+    stored = raw.pop("fingerprint", None)
+    manifest = parse(Manifest, raw, str(file))
+    if stored != manifest.fingerprint:
+        raise ConfigError(
+            f"manifest (={file}) has fingerprint (={stored}), its shards give "
+            f"{manifest.fingerprint}: it was edited after it was written; shard again."
+        )
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into `folder`, whole or not at all."""
+    raw = {**manifest.model_dump(mode="json"), "fingerprint": manifest.fingerprint}
+    write_atomic(folder / FILE_NAME, json.dumps(raw, indent=1).encode())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, flush it to the disk, and rename it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Batches into trunks into scores."""

@@ -1,0 +1,98 @@
+"""Checkpoints: written whole, hashed, tensors and JSON only; the newest good one is resumed."""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import xxhash
+from torch import Tensor
+
+from pipeline.config import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_KEEP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All that a run needs to go on."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    """`state_dict()` of the optimizer."""
+    progress: dict[str, Any]
+    """JSON: the loader's state and the time spent."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write `folder/step-XXXXXXXX`, whole or not at all, then drop all but the newest two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{checkpoint.step:08d}"
+    partial = folder / f".{final.name}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    model = {key: value.contiguous() for key, value in checkpoint.model.items()}
+    safetensors.torch.save_file(model, partial / "model.safetensors")
+    torch.save(checkpoint.optimizer, partial / "optimizer.pt")
+    hashes = {name: _hash(partial / name) for name in ("model.safetensors", "optimizer.pt")}
+    state = {"step": checkpoint.step, "progress": checkpoint.progress, "xxh3": hashes}
+    (partial / "state.json").write_text(json.dumps(state))
+    for path in (*partial.iterdir(), partial):
+        _flush(path)
+    if final.exists():  # A replay after a resume from an older checkpoint.
+        shutil.rmtree(final)
+    partial.replace(final)
+    for old in sorted(folder.glob("step-*"))[:-_KEEP]:
+        shutil.rmtree(old)
+
+
+def load_newest(folder: Path) -> Checkpoint | None:
+    """Load the newest checkpoint whose bytes match its hashes, or None where there is none.
+
+    Raises:
+        ConfigError: There are checkpoints, and all of them are damaged.
+    """
+    found = sorted(folder.glob("step-*"), reverse=True)
+    for path in found:
+        try:
+            return _load(path)
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning("checkpoint %s is damaged and passed over: %s", path, error)
+    if found:
+        raise ConfigError(
+            f"checkpoints (={folder}): all {len(found)} are damaged; restore one or start anew."
+        )
+    return None
+
+
+def _load(path: Path) -> Checkpoint:
+    state = json.loads((path / "state.json").read_text())
+    for name, expected in state["xxh3"].items():
+        if _hash(path / name) != expected:
+            raise ValueError(f"{name} does not match its hash")
+    return Checkpoint(
+        step=state["step"],
+        model=safetensors.torch.load_file(path / "model.safetensors"),
+        optimizer=torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
+        progress=state["progress"],
+    )
+
+
+def _hash(path: Path) -> str:
+    return xxhash.xxh3_64_hexdigest(path.read_bytes())
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,150 @@
+"""Metrics of a run: one JSON line a record, and the same in TensorBoard."""
+
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from training.ddp import Ranks
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FILE_NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Means since the last record, over all ranks."""
+
+    step: int
+    """Steps done."""
+    epoch: int
+    progress: float
+    """Share of the run that is done, 0 to 1."""
+    seconds: float
+    """Training time so far, restarts and start-up left out."""
+    loss: float
+    accuracy: float
+    """Of the pretext, 0 to 1, in training mode on fresh views."""
+    lr: float
+    images_per_s: float
+    """All ranks together."""
+    starvation: float
+    """Share of the time that the first rank waited for the loader, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What one step gave on one rank."""
+
+    loss: Tensor
+    """Scalar, the mean over the rank's answers."""
+    right: Tensor
+    """bool (N,), whether each answer was right."""
+
+
+class Meter:
+    """Collect steps on this rank, and make a record of all ranks."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._reset()
+
+    def add(self, answered: Answered, images: int, waited: float) -> None:
+        """Add a step of this rank; `waited` seconds for the loader."""
+        answers = answered.right.numel()
+        self._sums += torch.stack(
+            [
+                answered.loss.double() * answers,
+                answered.right.sum().double(),
+                torch.tensor(answers, dtype=torch.float64, device=self._ranks.device),
+                torch.tensor(images, dtype=torch.float64, device=self._ranks.device),
+            ]
+        )
+        self._waited += waited
+
+    def record(self, step: int, epoch: int, progress: float, seconds: float, lr: float) -> Record:
+        """Sum over ranks, reset, and return the means; every rank must call it at the same step."""
+        loss, right, answers, images = self._ranks.sum(self._sums).tolist()
+        elapsed = time.monotonic() - self._since
+        record = Record(
+            step=step,
+            epoch=epoch,
+            progress=progress,
+            seconds=seconds,
+            loss=loss / answers,
+            accuracy=right / answers,
+            lr=lr,
+            images_per_s=images / elapsed,
+            starvation=self._waited / elapsed,
+        )
+        self._reset()
+        return record
+
+    def _reset(self) -> None:
+        self._sums = torch.zeros(4, dtype=torch.float64, device=self._ranks.device)
+        self._waited = 0.0
+        self._since = time.monotonic()
+
+
+class MetricsWriter:
+    """Append records to `metrics.jsonl` and to TensorBoard's files in `folder`."""
+
+    def __init__(self, folder: Path, *, resume_step: int) -> None:
+        # A resumed run repeats the steps behind its checkpoint: their old records go.
+        kept = [r for r in read_metrics(folder) if r.step <= resume_step]
+        self._file = (folder / FILE_NAME).open("w", encoding="utf-8")
+        for record in kept:
+            self._file.write(json.dumps(asdict(record)) + "\n")
+        self._file.flush()
+        self._board = _tensorboard(folder / "tensorboard", purge_step=resume_step + 1)
+
+    def write(self, record: Record) -> None:
+        """Write one record; it is on the disk when this returns."""
+        self._file.write(json.dumps(asdict(record)) + "\n")
+        self._file.flush()
+        for name in ("loss", "accuracy", "lr", "images_per_s", "starvation"):
+            self._board.add_scalar(name, getattr(record, name), record.step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(folder: Path) -> list[Record]:
+    """Read the records of a run; a line cut by a kill ends the list."""
+    path = folder / FILE_NAME
+    return list(_parse(path.read_text(encoding="utf-8"))) if path.exists() else []
+
+
+def _parse(text: str) -> Iterator[Record]:
+    for line in text.splitlines():
+        try:
+            yield Record(**json.loads(line))
+        except (ValueError, TypeError):
+            return
+
+
+def _tensorboard(folder: Path, *, purge_step: int) -> "SummaryWriter":
+    with warnings.catch_warnings():
+        # TensorBoard imports pkg_resources or old protobuf code, which warn on every start.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter(str(folder), purge_step=purge_step)

@@ -1,0 +1,69 @@
+"""Optimizers and the learning rate."""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from typing_extensions import assert_never
+
+from pipeline.config import Config
+
+
+class SgdConfig(Config):
+    """SGD with momentum."""
+
+    name: Literal["sgd"]
+    lr: float = Field(gt=0)
+    """Peak learning rate at the configured global batch; it is never rescaled."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    """Not applied to biases and normalisation."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the run in which the learning rate rises from 0."""
+
+
+class AdamWConfig(Config):
+    """AdamW (Loshchilov and Hutter 2019)."""
+
+    name: Literal["adamw"]
+    lr: float = Field(gt=0)
+    """Peak learning rate at the configured global batch; it is never rescaled."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Not applied to biases and normalisation."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the run in which the learning rate rises from 0."""
+
+
+OptimConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
+
+
+def build_optimizer(model: nn.Module, config: SgdConfig | AdamWConfig) -> torch.optim.Optimizer:
+    """Make the optimizer, with weight decay on matrices and filters only."""
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    match config:
+        case SgdConfig():
+            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
+        case AdamWConfig():
+            return torch.optim.AdamW(groups, lr=config.lr)
+        case _:
+            assert_never(config)
+
+
+def learning_rate(config: SgdConfig | AdamWConfig, progress: float) -> float:
+    """Rise linearly over the warm-up, then fall as a half cosine to 0 (Loshchilov, Hutter 2017).
+
+    Args:
+        config: Peak and warm-up.
+        progress: Share of the run that is done, 0 to 1.
+    """
+    if progress < config.warmup:
+        return config.lr * progress / config.warmup
+    rest = (progress - config.warmup) / (1 - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))

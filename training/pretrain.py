@@ -1,0 +1,266 @@
+"""Pretraining: batches in, a trunk out. The loop reads top to bottom."""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import assert_never
+
+from pipeline.dali.graph import GraphOptions
+from pipeline.loader import Batch, Place, PretextConfig, PretextLoader
+from pipeline.order import Order
+from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.permutations import max_min_hamming_set
+from pipeline.shards.manifest import read_manifest, write_atomic
+from pipeline.shards.store import Store
+from training.checkpoint import Checkpoint, load_newest, save_checkpoint
+from training.ddp import Ranks, joined
+from training.metrics import Answered, Meter, MetricsWriter, read_metrics
+from training.models.heads import JigsawHead
+from training.models.trunks import Trunk, TrunkConfig, build_trunk
+from training.models.views import normalize
+from training.optimizer import build_optimizer, learning_rate
+from training.run import Pretraining, TrainConfig, write_json
+
+TRUNK_FILE = "trunk.safetensors"
+RESULT_FILE = "pretrain.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainResult:
+    """How a run ended."""
+
+    steps: int
+    epochs: float
+    """Epochs seen, in parts."""
+    seconds: float
+    """Training time, start-up left out."""
+    images_per_s: float
+    """Over all ranks and the whole run."""
+    starvation: float
+    """Share of the time that the first rank waited for the loader."""
+    loss: float
+    accuracy: float
+    """Of the pretext over the last tenth of the records, 0 to 1, on fresh views."""
+    chance: float
+    """Accuracy of a blind guess."""
+    remainder: int
+    """Samples of an epoch that fill no step and wait for the next epoch's shuffle."""
+
+
+class PretextModel(nn.Module):
+    """Trunk and head as one module, the unit that DDP wraps."""
+
+    def __init__(self, trunk: Trunk, head: JigsawHead) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+
+    def forward(self, views: Tensor, labels: Tensor) -> Tensor:
+        """Answer the pretext for uint8 views (B, T, H, W, 3) and labels (B, P)."""
+        batch, tiles = views.shape[:2]
+        features = self.trunk(normalize(views)).unflatten(0, (batch, tiles))
+        logits: Tensor = self.head(features, labels)
+        return logits
+
+
+def check(run: Pretraining) -> None:
+    """Find what would stop the run before anything is started.
+
+    Raises:
+        ConfigError: The shards are not there or too few, or there are more workers than lanes.
+    """
+    counts = read_manifest(run.data.manifest).shard_counts
+    Order(counts, run.order, seed=run.seed).lanes_of(0, run.train.workers)
+
+
+def train(run: Pretraining) -> None:
+    """Pretrain a trunk; go on from the newest checkpoint in `run.out` if there is one.
+
+    The same function runs in one plain process, under torchrun and under Ray Train. The first rank
+    writes metrics.jsonl, checkpoints, trunk.safetensors and pretrain.json into `run.out`.
+    """
+    with joined() as ranks:
+        job = _start(run, ranks)
+        with _metrics_of(job) as log:
+            _loop(job, log)
+        if ranks.is_first:
+            export_trunk(job.model.trunk, run.out / TRUNK_FILE)
+            write_json(run.out / RESULT_FILE, asdict(_summarize(job)))
+        ranks.barrier()
+
+
+@dataclass(slots=True)
+class _Job:
+    """Everything the loop works on."""
+
+    run: Pretraining
+    ranks: Ranks
+    order: Order
+    loader: PretextLoader
+    model: PretextModel
+    optimizer: torch.optim.Optimizer
+    step: int
+    """Steps done."""
+    clock: "_Clock"
+
+
+def _start(run: Pretraining, ranks: Ranks) -> _Job:
+    # Data.
+    store = Store(run.data.manifest)
+    order = Order(store.manifest.shard_counts, run.order, seed=run.seed)
+    place = Place(ranks.rank, ranks.world_size)
+    loader = PretextLoader(store, order, run.pretext, seed=run.seed, place=place)
+
+    # Model. Every rank starts from the same weights.
+    torch.manual_seed(run.seed)
+    model = build_model(run.pretext, run.trunk).to(ranks.device)
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, run.optim)
+
+    # Where we left off.
+    step, seconds = 0, 0.0
+    checkpoint = load_newest(run.out / CHECKPOINTS)
+    if checkpoint:
+        model.load_state_dict(checkpoint.model)
+        optimizer.load_state_dict(checkpoint.optimizer)
+        loader.restore(checkpoint.progress["loader"])
+        step, seconds = checkpoint.step, checkpoint.progress["seconds"]
+    clock = _Clock(run.train, ranks, run.train.epochs * order.steps_per_epoch, seconds)
+    return _Job(run, ranks, order, loader, model, optimizer, step, clock)
+
+
+def _loop(job: _Job, log: MetricsWriter | None) -> None:
+    run, ranks = job.run, job.ranks
+    model = ranks.wrap(job.model).train()
+    meter = Meter(ranks)
+    batches = job.loader.batches(
+        GraphOptions(
+            max_batch=job.loader.max_batch(),
+            num_threads=run.data.threads,
+            device_id=ranks.device.index,
+            prefetch=run.data.prefetch,
+        )
+    )
+    progress = job.clock.progress(job.step)
+    while progress < 1:
+        asked = time.monotonic()
+        batch = next(batches)
+        waited = time.monotonic() - asked
+
+        lr = learning_rate(run.optim, progress)
+        answered = _step(job, model, batch, lr)
+        job.step += 1
+        progress = job.clock.progress(job.step)
+
+        meter.add(answered, len(batch.sample_ids), waited)
+        if job.step % run.train.log_every == 0 or progress >= 1:
+            record = meter.record(job.step, batch.epoch, progress, job.clock.spent(), lr)
+            if log:
+                log.write(record)
+        if (job.step % run.train.checkpoint_every == 0 or progress >= 1) and ranks.is_first:
+            _save(job)
+
+
+def _step(job: _Job, model: nn.Module, batch: Batch, lr: float) -> Answered:
+    device = job.ranks.device
+    for group in job.optimizer.param_groups:
+        group["lr"] = lr
+    labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
+    bf16 = _use_bf16(job.run.train.precision, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        logits = model(batch.views, labels)
+    loss = F.cross_entropy(logits.float(), labels.flatten())
+    job.optimizer.zero_grad(set_to_none=True)
+    # DDP averages over ranks, and a rank's batch may be a lane's share larger than another's:
+    # weighted by size, the average is the gradient of the global batch.
+    share = len(batch.sample_ids) * job.ranks.world_size / job.order.config.global_batch
+    torch.autograd.backward(loss * share)
+    job.optimizer.step()
+    return Answered(loss.detach(), logits.detach().argmax(dim=1) == labels.flatten())
+
+
+def _save(job: _Job) -> None:
+    progress = {"loader": job.loader.state(), "seconds": job.clock.spent()}
+    model, optimizer = job.model.state_dict(), job.optimizer.state_dict()
+    save_checkpoint(job.run.out / CHECKPOINTS, Checkpoint(job.step, model, optimizer, progress))
+
+
+def _metrics_of(job: _Job) -> AbstractContextManager[MetricsWriter | None]:
+    if job.ranks.is_first:
+        return MetricsWriter(job.run.out, resume_step=job.step)
+    return nullcontext()
+
+
+def build_model(pretext: PretextConfig, trunk_config: TrunkConfig) -> PretextModel:
+    """Make trunk and head with fresh weights from torch's global generator."""
+    trunk = build_trunk(trunk_config)
+    match pretext:
+        case JigsawConfig():
+            perms = max_min_hamming_set(
+                pretext.num_tiles, pretext.num_permutations, seed=pretext.permutation_seed
+            )
+            head = JigsawHead(pretext, torch.from_numpy(perms), width=trunk.width)
+        case _:
+            assert_never(pretext)
+    return PretextModel(trunk, head)
+
+
+def export_trunk(trunk: Trunk, path: Path) -> None:
+    """Write the trunk's weights as safetensors under torchvision's key names."""
+    weights = {key: value.cpu() for key, value in trunk.export().items()}
+    write_atomic(path, safetensors.torch.save(weights))
+
+
+class _Clock:
+    """How much of a run is done, by steps or by time; the same on every rank."""
+
+    def __init__(self, train: TrainConfig, ranks: Ranks, last_step: int, seconds: float) -> None:
+        self._limit = train.max_minutes * 60 if train.max_minutes else None
+        self._ranks, self._last_step = ranks, last_step
+        self._started = time.monotonic() - seconds
+
+    def spent(self) -> float:
+        """Return the training time so far, in seconds."""
+        return time.monotonic() - self._started
+
+    def progress(self, step: int) -> float:
+        """Return the share that is done, 0 to 1, after `step` steps."""
+        by_step = step / self._last_step
+        if self._limit is None:
+            return by_step
+        by_time = self._ranks.from_first(self.spent() / self._limit)
+        return min(1.0, max(by_step, by_time))
+
+
+def _use_bf16(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> bool:
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found = torch.cpu.get_capabilities()  # Without bf16 instructions, autocast only slows down.
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def _summarize(job: _Job) -> PretrainResult:
+    records = read_metrics(job.run.out)
+    last = records[-max(1, len(records) // 10) :]
+    images = job.step * job.order.config.global_batch
+    return PretrainResult(
+        steps=job.step,
+        epochs=job.step / job.order.steps_per_epoch,
+        seconds=records[-1].seconds,
+        images_per_s=images / records[-1].seconds,
+        starvation=sum(r.starvation for r in records) / len(records),
+        loss=sum(r.loss for r in last) / len(last),
+        accuracy=sum(r.accuracy for r in last) / len(last),
+        chance=job.run.pretext.chance,
+        remainder=job.order.remainder,
+    )

@@ -1,0 +1,167 @@
+"""What a run's folder holds, read for people: each file that is there, a reason for each that is not."""
+
+import itertools
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from pipeline.config import ConfigError
+from pipeline.crawl.folder import LEDGER_NAME
+from pipeline.shards.manifest import Manifest, manifest_path, read_manifest
+from pipeline.shards.store import DamageError
+from training.metrics import Record, read_metrics
+from training.pretrain import RESULT_FILE as PRETRAIN_FILE
+from training.pretrain import PretrainResult
+from training.run import RunConfig, read_run
+from training.transfer.evaluate import RESULT_FILE as TRANSFER_FILE
+
+CHAIN_FILE = "results.json"
+"""Written by a chain of stages: `seconds` of each stage, `commands`, and why a stage was skipped."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The files of a run's folder."""
+
+    folder: Path
+    config: RunConfig
+    commit: str | None
+    versions: Mapping[str, str]
+    started: datetime
+    records: Sequence[Record]
+    pretrain: PretrainResult | None
+    transfer: Mapping[str, Any] | None
+    chain: Mapping[str, Any]
+    """CHAIN_FILE; empty where there is none."""
+    manifest: Manifest | str
+    """Or why it cannot be read."""
+
+    @property
+    def shard_folder(self) -> Path:
+        """Folder of the shards that the run read."""
+        return manifest_path(self.config.data.manifest).parent
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Duration of each stage that is known."""
+        known = {}
+        if self.pretrain:
+            known["pretrain"] = self.pretrain.seconds
+        if self.transfer:
+            known["transfer"] = self.transfer["seconds"]
+        return {**known, **self.chain.get("seconds", {})}
+
+    @property
+    def skipped(self) -> str | None:
+        """Why the chain left the transfer out, or None."""
+        transfer = self.chain.get("transfer")
+        return transfer.get("skipped") if isinstance(transfer, dict) else None
+
+
+def read_results(folder: Path) -> Results:
+    """Read what a run has left so far.
+
+    Raises:
+        ConfigError: The folder holds no run, or a file of it cannot be read.
+    """
+    path = folder / "config.yaml"
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        started = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise ConfigError(
+            f"run (={folder}) holds no config.yaml of a run; give the out folder of a run."
+        )
+    config = read_run(folder)
+    pretrain = _read_json(folder / PRETRAIN_FILE)
+    return Results(
+        folder=folder,
+        config=config,
+        commit=record.get("commit"),
+        versions=record.get("versions") or {},
+        started=started,
+        records=read_metrics(folder),
+        pretrain=PretrainResult(**pretrain) if pretrain else None,
+        transfer=_read_json(folder / TRANSFER_FILE),
+        chain=_read_json(folder / CHAIN_FILE) or {},
+        manifest=or_reason(lambda: read_manifest(config.data.manifest)),
+    )
+
+
+def or_reason(make: Callable[[], T]) -> T | str:
+    """Make something, or return the line that says why it cannot be made."""
+    try:
+        return make()
+    except (ConfigError, DamageError) as error:
+        return str(error)
+
+
+def read_left_out(shard_folder: Path, limit: int) -> list[dict[str, str]]:
+    """Read the first inputs that no shard holds: path, verdict, and reason or winner.
+
+    Raises:
+        ConfigError: The shards have no ledger beside them, or a damaged one.
+    """
+    path = shard_folder / LEDGER_NAME
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in itertools.islice(lines, limit)]
+    except (OSError, ValueError):
+        raise ConfigError(f"ledger (={path}) cannot be read; shard again.") from None
+
+
+def commands(results: Results) -> list[str]:
+    """Return the command lines that repeat the run with the files of `config_files`."""
+    chained = results.chain.get("commands")
+    if chained:
+        return list(chained)
+    manifest = results.manifest
+    sources = manifest.config.get("sources", ["SRC"]) if isinstance(manifest, Manifest) else ["SRC"]
+    shards = shlex.quote(str(results.shard_folder))
+    return [
+        f"tessera shard {shlex.join(sources)} --out {shards} --config shard.yaml",
+        "tessera pretrain pretrain.yaml",
+        *(["tessera transfer transfer.yaml"] if results.transfer else []),
+        f"tessera report {shlex.quote(str(results.config.out))}",
+    ]
+
+
+def config_files(results: Results) -> dict[str, str]:
+    """Return the configuration of each stage: file name to YAML."""
+    raw = results.config.model_dump(mode="json", exclude_none=True)
+    files = {}
+    if isinstance(results.manifest, Manifest):
+        shard = {k: v for k, v in results.manifest.config.items() if k != "sources"}
+        files["shard.yaml"] = _dump(shard)
+    files["pretrain.yaml"] = _dump({k: v for k, v in raw.items() if k != "transfer"})
+    if results.transfer:
+        shared = {key: raw[key] for key in ("out", "seed", "data", "trunk")}
+        files["transfer.yaml"] = _dump({**shared, "transfer": results.transfer["config"]})
+    return files
+
+
+def _dump(raw: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raw = None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path.name} (={path}) is no JSON of ours; run that stage again.")
+    return raw

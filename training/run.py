@@ -1,0 +1,184 @@
+"""A run: one configuration file, one folder of results."""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import distributions, version
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from pipeline.config import Config, ConfigError, parse
+from pipeline.loader import PretextConfig
+from pipeline.order import OrderConfig
+from pipeline.shards.manifest import write_atomic
+from training.models.trunks import TrunkConfig
+from training.optimizer import OptimConfig
+from training.transfer.config import TransferConfig
+
+
+class DataConfig(Config):
+    """Which shards are read, and how."""
+
+    manifest: Path
+    """A folder of shards, or the manifest in it."""
+    threads: int = Field(1, gt=0)
+    """CPU threads that decode, for each rank."""
+    prefetch: int = Field(2, gt=0)
+    """Batches decoded ahead of the training step."""
+
+
+class TrainConfig(Config):
+    """How long, on how many processes, with what precision."""
+
+    epochs: int = Field(gt=0)
+    max_minutes: float | None = Field(None, gt=0)
+    """End after this training time if the epochs are not done by then; the learning rate follows
+    whichever is nearer its end. A run that this ends is not repeatable to the bit."""
+    workers: int = Field(1, gt=0)
+    """Processes under Ray, one GPU each where there are GPUs; at most order.num_lanes."""
+    max_failures: int = Field(0, ge=0)
+    """Restarts from the newest checkpoint under Ray before the run is given up."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the forward pass; auto takes bf16 where the processor has it. Weights stay in fp32."""
+    log_every: int = Field(20, gt=0)
+    """Steps between records."""
+    checkpoint_every: int = Field(500, gt=0)
+    """Steps between checkpoints; the last step is always saved."""
+
+
+class RunConfig(Config):
+    """A configuration file of pretrain, transfer and submit."""
+
+    out: Path
+    """Folder of the run's results."""
+    seed: int = Field(ge=0)
+    """Of the order, the draws and the fresh weights."""
+    data: DataConfig
+    trunk: TrunkConfig
+    order: OrderConfig | None = None
+    pretext: PretextConfig | None = None
+    optim: OptimConfig | None = None
+    train: TrainConfig | None = None
+    transfer: TransferConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pretraining:
+    """The sections of a run that pretraining needs, all there."""
+
+    out: Path
+    seed: int
+    data: DataConfig
+    trunk: TrunkConfig
+    order: OrderConfig
+    pretext: PretextConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+
+def pretraining_of(config: RunConfig) -> Pretraining:
+    """Return what pretraining needs.
+
+    Raises:
+        ConfigError: A section is missing.
+    """
+    for name in ("order", "pretext", "optim", "train"):
+        if getattr(config, name) is None:
+            raise ConfigError(f"{name} is missing: pretraining needs this section of the config.")
+    assert config.order is not None
+    assert config.pretext is not None
+    assert config.optim is not None
+    assert config.train is not None
+    return Pretraining(
+        out=config.out,
+        seed=config.seed,
+        data=config.data,
+        trunk=config.trunk,
+        order=config.order,
+        pretext=config.pretext,
+        optim=config.optim,
+        train=config.train,
+    )
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """Resolve the paths of a config, for processes that start in another folder."""
+    raw = config.model_dump(mode="json")
+    raw["out"] = str(config.out.absolute())
+    raw["data"]["manifest"] = str(config.data.manifest.absolute())
+    transfer = raw["transfer"]
+    for key in ("manifest", "weights"):
+        if transfer and transfer[key]:
+            transfer[key] = str(Path(transfer[key]).absolute())
+    return parse(RunConfig, raw, "config")
+
+
+def open_run(config: RunConfig, *, resume: bool) -> None:
+    """Make the run's folder and write into it what is needed to repeat the run.
+
+    Raises:
+        ConfigError: The folder holds another run, or one that `resume` does not ask for.
+    """
+    record = config.out / "config.yaml"
+    raw = config.model_dump(mode="json")
+    if record.exists():
+        if not resume:
+            raise ConfigError(
+                f"out (={config.out}) holds a run; use --resume to go on or choose another folder."
+            )
+        _refuse_other(yaml.safe_load(record.read_text())["config"], raw, record)
+        return
+    config.out.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump({"config": raw, "versions": versions(), "commit": _commit()})
+    write_atomic(record, text.encode())
+
+
+def read_run(folder: Path) -> RunConfig:
+    """Read the config that a run was made with.
+
+    Raises:
+        ConfigError: The folder holds no run.
+    """
+    record = folder / "config.yaml"
+    if not record.exists():
+        raise ConfigError(f"run (={folder}) holds no config.yaml; give the out folder of a run.")
+    return parse(RunConfig, yaml.safe_load(record.read_text())["config"], str(record))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on; Ray's is absent where only cluster/ would need it."""
+    names = ("tessera", "torch", "torchvision", "nvidia-dali-cuda130", "webdataset", "ray")
+    there = {d.name for d in distributions()}
+    return {name: version(name) for name in names if name in there}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people and programs, whole or not at all."""
+    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def _refuse_other(theirs: dict[str, Any], ours: dict[str, Any], record: Path) -> None:
+    # What does not change results may change between a stop and a resume.
+    for key in sorted(set(theirs) | set(ours)):
+        if key in ("out", "transfer", "data"):
+            continue
+        if theirs.get(key) != ours.get(key):
+            raise ConfigError(
+                f"{key} (={ours.get(key)}) differs from that of the run in {record} "
+                f"(={theirs.get(key)}); resume with the same config, or choose another out."
+            )
+
+
+def _commit() -> str | None:
+    """Name the commit of the checkout this code is in, or None outside of one."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() if found.returncode == 0 else None

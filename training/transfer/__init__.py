@@ -1,0 +1,1 @@
+"""What a frozen trunk is worth on labelled images."""

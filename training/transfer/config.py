@@ -1,0 +1,35 @@
+"""What a transfer measures."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.config import Config
+
+
+class TransferConfig(Config):
+    """Linear SVMs on frozen features of every stage, beside a random trunk."""
+
+    manifest: Path | None = None
+    """Labelled shards; those of the pretraining where this is left out."""
+    weights: Path | None = None
+    """Trunk to measure; trunk.safetensors of the run where this is left out."""
+    view_px: int = Field(gt=0)
+    """Side of the view: the central square of the image, resized."""
+    test_share: float = Field(gt=0, lt=1)
+    """Share of the images that are tested on; which ones is decided by the hash in their key."""
+    train_per_class: int | None = Field(None, ge=2)
+    """At most so many training images of each class, the smallest keys first."""
+    test_per_class: int | None = Field(None, ge=1)
+    """At most so many test images of each class, the smallest keys first."""
+    pooled_dim: int = Field(gt=0)
+    """Stage maps are averaged over a square grid of places, the finest that gives at most so many
+    numbers, or one place where a single one gives more."""
+    costs: tuple[float, ...] = Field(min_length=1)
+    """Values of the SVM's C; the best in cross-validation is taken, for each stage."""
+    folds: int = Field(3, ge=2)
+    """Parts of the cross-validation."""
+    batch: int = Field(64, gt=0)
+    """Images in one pass of the trunk."""
+    threads: int = Field(2, gt=0)
+    """CPU threads that decode, and processes that fit SVMs."""

@@ -1,0 +1,170 @@
+"""The transfer stage: one frozen trunk beside a random one, scored on every stage."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+
+from pipeline.config import ConfigError
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.store import Store
+from training.models.trunks import Trunk, build_trunk
+from training.run import RunConfig, versions, write_json
+from training.transfer.config import TransferConfig
+from training.transfer.features import extract_features, load_trunk
+from training.transfer.svm import METRIC, LayerScore, Split, score_layers
+
+RESULT_FILE = "transfer.json"
+
+Progress = Callable[[str, int, int], None]
+"""Gets what is done now, how much of it, out of how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkScores:
+    """One trunk on every layer."""
+
+    layers: dict[str, LayerScore]
+    images_per_s: float
+    """Of the feature extraction: decode and forward pass."""
+
+    @property
+    def best(self) -> float:
+        """Score of the best layer, percent."""
+        return max(layer.score for layer in self.layers.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """The images of the split: training rows first, then test rows."""
+
+    store: Store
+    sample_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    split: Split
+
+
+def transfer(config: RunConfig, device: torch.device, on_progress: Progress) -> dict[str, Any]:
+    """Score the run's trunk and a random one of the same architecture; write transfer.json.
+
+    Both see the same images, the same split and the same costs. The random trunk has fresh weights
+    and BatchNorm statistics of mean 0 and variance 1.
+
+    Raises:
+        ConfigError: There is no transfer section, fewer than 2 classes, or no trunk.
+    """
+    if config.transfer is None:
+        raise ConfigError("transfer is missing: this stage needs that section of the config.")
+    started = time.monotonic()
+    images = _labelled_images(config.transfer.manifest or config.data.manifest, config.transfer)
+    random = _fresh_trunk(config, device)
+    pretrained = _fresh_trunk(config, device)
+    load_trunk(pretrained, config.transfer.weights or config.out / "trunk.safetensors")
+    scores = {
+        name: _score_trunk(name, trunk, images, config.transfer, on_progress)
+        for name, trunk in (("random", random), ("pretrained", pretrained))
+    }
+    result = {
+        "metric": METRIC,
+        **{name: {k: v.score for k, v in s.layers.items()} for name, s in scores.items()},
+        **{f"best_{name}": s.best for name, s in scores.items()},
+        "chance": 100 / len(np.unique(images.labels)),
+        "classes": len(np.unique(images.labels)),
+        "train_images": len(images.split.train),
+        "test_images": len(images.split.test),
+        "layers": {n: {k: asdict(v) for k, v in s.layers.items()} for n, s in scores.items()},
+        "images_per_s": {name: s.images_per_s for name, s in scores.items()},
+        "config": config.transfer.model_dump(mode="json"),
+        "seed": config.seed,
+        "fingerprint": images.store.manifest.fingerprint,
+        "versions": versions(),
+        "seconds": time.monotonic() - started,
+    }
+    write_json(config.out / RESULT_FILE, result)
+    return result
+
+
+def require_classes(manifest: Manifest, folder: Path) -> None:
+    """Refuse shards with fewer than 2 classes.
+
+    Raises:
+        ConfigError: The line that says so.
+    """
+    found = len(manifest.classes) if manifest.classes else 0
+    if found < 2:
+        raise ConfigError(
+            f"manifest (={folder}) has {found} classes, a transfer needs at least 2. Shard a tree "
+            "whose last folder level names the classes."
+        )
+
+
+def split_by_hash(keys: list[str], labels: NDArray[np.int64], config: TransferConfig) -> Split:
+    """Decide by its key which side an image is on, so that adding images moves none.
+
+    The smallest hashes of a class go to the test. Images without a label are left out.
+
+    Raises:
+        ConfigError: A class has no image on one of the sides.
+    """
+    hashes = np.array([xxhash.xxh3_64_intdigest(f"split:{k}".encode()) for k in keys], np.uint64)
+    limit = np.uint64(config.test_share * 2**64)
+    train, test = [], []
+    for label in np.unique(labels[labels >= 0]):
+        members = np.flatnonzero(labels == label)
+        members = members[np.argsort(hashes[members], kind="stable")]
+        num_test = int((hashes[members] < limit).sum())
+        train.append(members[num_test:][: config.train_per_class])
+        test.append(members[:num_test][: config.test_per_class])
+        if not len(train[-1]) or not len(test[-1]):
+            raise ConfigError(
+                f"class {label} has {len(members)} images, of which test_share "
+                f"(={config.test_share}) puts {num_test} into the test: both sides need at least "
+                "one. Add images or change test_share."
+            )
+    return Split(np.concatenate(train), np.concatenate(test))
+
+
+def _labelled_images(folder: Path, config: TransferConfig) -> _Images:
+    store = Store(folder)
+    require_classes(store.manifest, folder)
+    labels = store.labels()
+    split = split_by_hash(store.keys(), labels, config)
+    used = np.concatenate([split.train, split.test])
+    rows = np.arange(len(used))
+    here = Split(rows[: len(split.train)], rows[len(split.train) :])
+    return _Images(store, used, labels[used], here)
+
+
+def _fresh_trunk(config: RunConfig, device: torch.device) -> Trunk:
+    torch.manual_seed(config.seed)
+    return build_trunk(config.trunk).to(device).to(memory_format=torch.channels_last)
+
+
+def _score_trunk(
+    name: str, trunk: Trunk, images: _Images, config: TransferConfig, on_progress: Progress
+) -> TrunkScores:
+    total = len(images.sample_ids)
+    started = time.monotonic()
+    features = extract_features(
+        trunk,
+        images.store,
+        images.sample_ids,
+        config,
+        lambda done: on_progress(f"{name}: features", done, total),
+    )
+    images_per_s = total / (time.monotonic() - started)
+    finished: list[str] = []
+
+    def layer_done(layer: str) -> None:
+        finished.append(layer)
+        on_progress(f"{name}: SVMs", len(finished), len(features))
+
+    on_progress(f"{name}: SVMs", 0, len(features))
+    layers = score_layers(features, images.labels, images.split, config, layer_done)
+    return TrunkScores(layers, images_per_s)

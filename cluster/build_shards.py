@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cluster.errors import IncompleteError
 from cluster.session import ensure_ray
 from cluster.tasks import map_isolated, run_tasks
 from pipeline.config import ConfigError
@@ -19,10 +20,6 @@ from pipeline.shards.manifest import Ledger, Manifest
 
 _FILES_PER_TASK = 64
 _RETRIES = 3
-
-
-class IncompleteError(RuntimeError):
-    """Some shards could not be written; what was written stays."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from cluster.errors import clear_errors
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Turn a heap of crawled, unlabeled images into a pretrained vision trunk, and say what "
     "the trunk is worth.\n\n"
@@ -96,7 +97,6 @@ def shard(
     with clear_errors():
         import time
 
-        from cluster.session import ensure_ray
         from cluster.stages import run_shard, shard_json
         from pipeline.config import load
         from pipeline.crawl.config import ShardConfig
@@ -104,7 +104,6 @@ def shard(
 
         started = time.monotonic()
         settings = load(ShardConfig, config) if config else ShardConfig()
-        ensure_ray()
         manifest = run_shard(sources, out, settings, Console(), resume=resume)
         if json_file:
             write_json(json_file, shard_json(manifest.ledger, time.monotonic() - started))
@@ -132,10 +131,6 @@ def pretrain(
         from training.run import RunConfig
 
         run = load(RunConfig, config, overrides or [])
-        if not local:
-            from cluster.session import ensure_ray
-
-            ensure_ray()
         run_pretrain(run, Console(), resume=resume, local=local)
 
 
@@ -190,7 +185,7 @@ def submit(
 
     Logs are followed; the exit code is the job's. Paths in the config must mean the same there.
 
-    Example: tessera submit configs/demo/submit.yaml --address http://head:8265
+    Example: tessera submit configs/pretrain/jigsaw_r50.yaml --address http://head:8265
     """
     with clear_errors():
         from cluster.jobs import submit as submit_job

@@ -1,24 +1,25 @@
 """The whole chain with the settings of configs/demo: crawl, shards, trunk, score, report."""
 
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from cluster.screen import bar
-from cluster.session import ensure_ray
 from cluster.stages import (
     add_results,
     ledger_json,
+    read_results,
     run_pretrain,
     run_report,
     run_shard,
     run_transfer,
-    timed,
 )
-from pipeline.config import ConfigError, load
+from pipeline.config import ConfigError, load, override
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.synthetic import FOLDER_NAME, render_crawl
 from pipeline.shards.manifest import read_manifest
@@ -28,6 +29,7 @@ from training.transfer.evaluate import require_classes
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
 _NUM_IMAGES = 4000
 _SEED = 0
+_WORKERS = 2  # As in configs/demo/pretrain.yaml.
 
 
 def demo(
@@ -52,39 +54,39 @@ def demo(
         )
     if images is not None and not images.is_dir():
         raise ConfigError(f"images (={images}) is no folder; give one that holds images.")
-    configs = _Configs(out, minutes)
-    ensure_ray()
+    shard_config = load(ShardConfig, CONFIGS / "shard.yaml")
+    overrides = _overrides(out, minutes)
+    config = load(RunConfig, CONFIGS / "pretrain.yaml", overrides)
     if images is None:
         images = out / FOLDER_NAME
         if not images.exists():
-            timed(out, "render", lambda: _render(out, console))
-    add_results(out, commands=_commands(out, images, minutes))
+            _render(out, console)
     shards = out / "shards"
-    timed(out, "shard", lambda: _shard(images, shards, configs.shard, console))
-    timed(out, "pretrain", lambda: _pretrain(configs.pretrain, console))
+    _shard(images, out, shard_config, console, commands=_commands(images, out, overrides))
+    run_pretrain(config, console, resume=True, local=False)
     no_labels = _why_no_transfer(shards)
     if no_labels:
-        add_results(out, transfer={"skipped": no_labels})
+        add_results(out, "transfer", time.monotonic(), transfer={"skipped": no_labels})
     else:
-        timed(out, "transfer", lambda: {"transfer": run_transfer(configs.transfer, console)})
-    timed(out, "report", lambda: {"report": run_report(out, console).name})
+        run_transfer(config, console)
+    run_report(out, console)
     _last_screen(out, console)
     if no_labels:
         raise ConfigError(f"the transfer was skipped: {no_labels}")
 
 
-class _Configs:
-    """The configs of the demo, pointed at its folder."""
+def _overrides(out: Path, minutes: float | None) -> list[str]:
+    """Point the demo's config at `out` and at this machine."""
+    found = [override("out", str(out)), override("data.manifest", str(out / "shards"))]
+    if minutes is not None:
+        found.append(override("train.max_minutes", minutes))
+    if 0 < torch.cuda.device_count() < _WORKERS:
+        found.append(override("train.workers", torch.cuda.device_count()))
+    return found
 
-    def __init__(self, out: Path, minutes: float | None) -> None:
-        places = [f"out={out}", f"data.manifest={out / 'shards'}"]
-        bound = [] if minutes is None else [f"train.max_minutes={minutes}"]
-        self.shard = load(ShardConfig, CONFIGS / "shard.yaml")
-        self.pretrain = load(RunConfig, CONFIGS / "pretrain.yaml", places + bound)
-        self.transfer = load(RunConfig, CONFIGS / "transfer.yaml", places)
 
-
-def _render(out: Path, console: Console) -> dict[str, Any]:
+def _render(out: Path, console: Console) -> None:
+    started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     with bar(console, "render", counts=True) as line:
         summary = render_crawl(
@@ -93,22 +95,22 @@ def _render(out: Path, console: Console) -> dict[str, Any]:
             seed=_SEED,
             on_progress=lambda done, total: line.update(done, total, "synthetic pictures"),
         )
+    add_results(out, "render", started)
     console.print(
         f"render: {summary.num_files} files of a synthetic crawl in {summary.root}: "
         f"{len(summary.classes)} classes, {summary.num_duplicates} duplicates, "
         f"{sum(summary.broken.values())} broken",
         highlight=False,
     )
-    return {}
 
 
-def _shard(images: Path, shards: Path, config: ShardConfig, console: Console) -> dict[str, Any]:
+def _shard(
+    images: Path, out: Path, config: ShardConfig, console: Console, *, commands: list[str]
+) -> None:
+    started = time.monotonic()
+    shards = out / "shards"
     manifest = run_shard([images], shards, config, console, resume=shards.exists())
-    return {"ledger": ledger_json(manifest.ledger)}
-
-
-def _pretrain(config: RunConfig, console: Console) -> dict[str, Any]:
-    return {"pretrain": run_pretrain(config, console, resume=True, local=False)}
+    add_results(out, "shard", started, ledger=ledger_json(manifest.ledger), commands=commands)
 
 
 def _why_no_transfer(shards: Path) -> str | None:
@@ -119,21 +121,20 @@ def _why_no_transfer(shards: Path) -> str | None:
     return None
 
 
-def _commands(out: Path, images: Path, minutes: float | None) -> list[str]:
+def _commands(images: Path, out: Path, overrides: list[str]) -> list[str]:
     """Return the single commands that do what the demo does."""
-    places = f"out={out} data.manifest={out / 'shards'}"
-    bound = "" if minutes is None else f" train.max_minutes={minutes}"
+    config = shlex.join(["configs/demo/pretrain.yaml", *overrides])
     return [
-        f"tessera shard {shlex.quote(str(images))} --out {out / 'shards'} "
-        "--config configs/demo/shard.yaml",
-        f"tessera pretrain configs/demo/pretrain.yaml {places}{bound}",
-        f"tessera transfer configs/demo/transfer.yaml {places}",
-        f"tessera report {out}",
+        shlex.join(["tessera", "shard", str(images), "--out", str(out / "shards")])
+        + " --config configs/demo/shard.yaml",
+        f"tessera pretrain {config}",
+        f"tessera transfer {config}",
+        f"tessera report {shlex.quote(str(out))}",
     ]
 
 
 def _last_screen(out: Path, console: Console) -> None:
-    results = add_results(out)
+    results = read_results(out)
     scores = results["transfer"]
     console.rule("Tessera")
     if "skipped" not in scores:

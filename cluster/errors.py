@@ -1,12 +1,15 @@
-"""Exceptions into one line and an exit code: 2 for input, 1 for damage and the disk, 130 for Ctrl-C."""
+"""Exceptions into one line and an exit code: 2 input, 1 damage and disk, 130 Ctrl-C."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cluster.build_shards import IncompleteError
 from pipeline.config import ConfigError
 from pipeline.shards.store import DamageError
+
+
+class IncompleteError(RuntimeError):
+    """Some shards could not be written; what was written stays."""
 
 
 @contextmanager

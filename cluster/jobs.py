@@ -10,7 +10,6 @@ from pathlib import Path
 from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 
-from cluster.session import ensure_ray
 from cluster.stages import run_pretrain, run_transfer
 from pipeline.config import ConfigError, parse
 from training.run import RunConfig, absolute
@@ -76,7 +75,6 @@ def main() -> None:
     """Be the job: run what the submitting process put into the environment."""
     config = parse(RunConfig, json.loads(os.environ[_CONFIG_VARIABLE]), "job")
     console = Console()
-    ensure_ray()
     run_pretrain(config, console, resume=True, local=False)
     if config.transfer is not None:
         run_transfer(config, console)

@@ -10,6 +10,7 @@ _SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
+_MIN_CPUS = 2  # The demo trains two workers; on one core they take turns.
 _OBJECT_STORE_BYTES = 128 * 2**20  # Images never go through it, only paths and counts.
 
 
@@ -28,7 +29,7 @@ def ensure_ray() -> bool:
         return True
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # One machine, loopback only.
     ray.init(
-        num_cpus=os.cpu_count(),
+        num_cpus=max(_MIN_CPUS, os.cpu_count() or 1),
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
         log_to_driver=False,

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from cluster.build_shards import ShardProgress, build_shards
 from cluster.launch import following, pretrain_on_ray
 from cluster.screen import bar
+from cluster.session import ensure_ray
 from pipeline.crawl.config import ShardConfig
 from pipeline.shards.manifest import Ledger, Manifest
 from training.metrics import Record
@@ -78,6 +79,7 @@ def run_pretrain(
     config: RunConfig, console: Console, *, resume: bool, local: bool
 ) -> dict[str, Any]:
     """Pretrain, under Ray or (`local`) in this process; returns what pretrain.json holds."""
+    started = time.monotonic()
     run = pretraining_of(config)
     check(run)
     open_run(config, resume=resume)
@@ -96,8 +98,10 @@ def run_pretrain(
             with following(config, show):
                 train(run)
         else:
+            ensure_ray()
             pretrain_on_ray(config, show)
     result: dict[str, Any] = json.loads((run.out / RESULT_FILE).read_text())
+    add_results(run.out, "pretrain", started, pretrain=result)
     console.print(
         f"pretrain: {result['steps']} steps, {result['epochs']:.1f} epochs, accuracy "
         f"{result['accuracy']:.1%} (chance {result['chance']:.1%}), "
@@ -109,9 +113,11 @@ def run_pretrain(
 
 def run_transfer(config: RunConfig, console: Console) -> dict[str, Any]:
     """Score the run's trunk beside a random one."""
+    started = time.monotonic()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     with bar(console, "transfer", counts=True) as line:
         result = transfer(config, device, lambda what, done, total: line.update(done, total, what))
+    add_results(config.out, "transfer", started, transfer=result)
     console.print(
         f"transfer: best layer {result['best_pretrained']:.1f} %, random trunk "
         f"{result['best_random']:.1f} % ({result['metric']})",
@@ -122,24 +128,23 @@ def run_transfer(config: RunConfig, console: Console) -> dict[str, Any]:
 
 def run_report(run: Path, console: Console) -> Path:
     """Write the report of a run."""
+    started = time.monotonic()
     with console.status("report"):
         path = write_report(run, lambda _: None)
+    add_results(run, "report", started, report=path.name)
     console.print(f"report: {path}", highlight=False)
     return path
 
 
-def add_results(out: Path, **parts: Any) -> dict[str, Any]:
-    """Merge parts into results.json; `seconds` stage by stage, so that a resume keeps them."""
+def add_results(out: Path, stage: str, started: float, **parts: Any) -> None:
+    """Merge a stage's results, and its seconds since `started`, into results.json."""
+    results = read_results(out)
+    seconds = {**results.get("seconds", {}), stage: round(time.monotonic() - started, 1)}
+    write_json(out / RESULTS_FILE, {**results, **parts, "seconds": seconds})
+
+
+def read_results(out: Path) -> dict[str, Any]:
+    """Read results.json, empty where there is none yet."""
     path = out / RESULTS_FILE
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    seconds = {**results.get("seconds", {}), **parts.pop("seconds", {})}
-    results = {**results, **parts, "seconds": seconds}
-    write_json(path, results)
     return results
-
-
-def timed(out: Path, stage: str, work: Callable[[], dict[str, Any]]) -> None:
-    """Run a stage and merge its results and its time into results.json."""
-    started = time.monotonic()
-    parts = work()
-    add_results(out, **parts, seconds={stage: round(time.monotonic() - started, 1)})

@@ -34,7 +34,7 @@ def load(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config (={path}) cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or no date: 2024-13-45.
         text = " ".join(str(error).split())
         raise ConfigError(f"config (={path}) is not valid YAML: {text}.") from None
     if not isinstance(raw, dict):
@@ -59,6 +59,12 @@ def parse(model: type[C], raw: Mapping[str, Any], source: str) -> C:
         raise ConfigError(f"{source}: {_explain(model, details[0])}{more}") from None
 
 
+def override(key_path: str, value: object) -> str:
+    """Write `key.path=value` so that `load` reads exactly `value` back."""
+    text = yaml.safe_dump(value, width=2**31).removesuffix("\n").removesuffix("\n...")
+    return f"{key_path}={text}"
+
+
 def _apply(raw: dict[str, Any], override: str) -> None:
     """Set `a.b=value` in place; the value is read as YAML, so 3 is a number and [1, 2] a list."""
     path, equals, text = override.partition("=")
@@ -73,7 +79,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node = child
     try:
         node[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"override (={override}): the value is not valid YAML.") from None
 
 

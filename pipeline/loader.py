@@ -160,9 +160,14 @@ def _stream(
 ) -> Iterator[Batch]:
     """Push plans through a graph that runs ahead; give each batch back beside its plan."""
     ahead: deque[_Planned] = deque()
+    damage: list[DamageError] = []
 
     def feed() -> tuple[Arrays, ...]:
-        planned = next(plans)  # Its StopIteration ends the graph's epoch behind the last batch.
+        try:
+            planned = next(plans)  # Its StopIteration ends the graph's epoch behind the last batch.
+        except DamageError as error:
+            damage.append(error)  # Raised below, once the batches before it are delivered.
+            raise StopIteration from error
         ahead.append(planned)
         return planned.arrays
 
@@ -171,6 +176,8 @@ def _stream(
         try:
             views = graph.run()
         except StopIteration:
+            if damage:
+                raise damage[0] from None
             return
         except RuntimeError as error:
             if not ahead:

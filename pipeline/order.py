@@ -77,16 +77,11 @@ class Order:
         self._lane_bounds = bounds // config.num_lanes
         shortest = self.num_samples // config.num_lanes
         self.steps_per_epoch = shortest // config.lane_share
-        if self.steps_per_epoch == 0:
-            raise ConfigError(
-                f"the data set holds {self.num_samples} samples, too few for a step of "
-                f"{config.lane_share} from each of {config.num_lanes} lanes; lower global_batch."
-            )
         self._epoch = lru_cache(maxsize=2)(self._permute_shards)
 
     @property
     def remainder(self) -> int:
-        """Samples of an epoch that fill no step; fewer than global_batch + num_lanes."""
+        """Samples of an epoch that fill no step; fewer than global_batch."""
         return self.num_samples - self.steps_per_epoch * self.config.global_batch
 
     def global_batch(self, epoch: int, step: int) -> Ints:

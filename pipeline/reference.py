@@ -12,13 +12,19 @@ from pipeline.pretext.jigsaw import JigsawConfig, JigsawPlan
 def crop_view(encoded: bytes, crop: NDArray[np.int32], px: int) -> NDArray[np.uint8]:
     """Decode all of an image, cut the crop, resize it (bilinear with antialias).
 
+    Beyond the edges of the crop its outermost pixels are repeated, as DALI does; Pillow alone would
+    leave what lies there out of the mean.
+
     Returns:
         uint8 (px, px, 3).
     """
     top, left, height, width = (int(v) for v in crop)
     with Image.open(io.BytesIO(encoded)) as image:
-        cut = image.convert("RGB").crop((left, top, left + width, top + height))
-    return np.asarray(cut.resize((px, px), Image.Resampling.BILINEAR))
+        cut = np.asarray(image.convert("RGB"))[top : top + height, left : left + width]
+    reach = -(-max(height, width) // px) + 1  # At least half the width of the filter.
+    padded = Image.fromarray(np.pad(cut, ((reach, reach), (reach, reach), (0, 0)), mode="edge"))
+    box = (reach, reach, reach + width, reach + height)
+    return np.asarray(padded.resize((px, px), Image.Resampling.BILINEAR, box=box))
 
 
 def jigsaw_views(encoded: list[bytes], config: JigsawConfig, plan: JigsawPlan) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 10.0, 8.0, 22.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 10.0, 8.0, 22.0
 _MAX_POINTS = 400
 _ROW_HEIGHT = 26.0
 _ROW_LEFT = 92.0
@@ -104,8 +104,8 @@ def line_chart(series: Series, *, width: float, height: float) -> LineChart:
     finite = [v for v in values if math.isfinite(v)] or [0.0]
     reach = finite if series.rule is None else [*finite, series.rule]
     low, high = (0.0 if series.from_zero else min(reach)), max(reach)
-    y_values = ticks(low, high, at_most=5)
-    x_values = [v for v in ticks(0, steps[-1], at_most=5) if v <= steps[-1]]
+    y_values = ticks(low, high, at_most=int(height / 36))
+    x_values = [v for v in ticks(0, steps[-1], at_most=int(width / 72)) if v <= steps[-1]]
     box = Box(width, height, _LEFT, _TOP, width - _RIGHT, height - _BOTTOM)
 
     def x(value: float) -> float:
@@ -123,7 +123,12 @@ def line_chart(series: Series, *, width: float, height: float) -> LineChart:
         box=box,
         x_ticks=tuple(Tick(x(v), number(v)) for v in x_values),
         y_ticks=tuple(Tick(y(v), number(v) + series.unit) for v in y_values),
-        path=_path([(x(s), y(v) if math.isfinite(v) else math.nan) for s, v in zip(steps, values)]),
+        path=_path(
+            [
+                (x(s), y(v) if math.isfinite(v) else math.nan)
+                for s, v in zip(steps, values, strict=True)
+            ]
+        ),
         rule=None if rule is None else Tick(y(rule), series.rule_label),
         summary=_describe(series),
     )
@@ -132,7 +137,13 @@ def line_chart(series: Series, *, width: float, height: float) -> LineChart:
 def dot_chart(
     scores: dict[str, dict[str, float]], best: dict[str, float], chance: float
 ) -> DotChart:
-    """Place the scores of all trunks, trunk name to layer name to percent."""
+    """Place the scores of all trunks on all layers.
+
+    Args:
+        scores: Trunk to layer to percent; the same layers for each trunk.
+        best: Trunk to its highest score.
+        chance: Percent.
+    """
     layers = list(next(iter(scores.values())))
     found = [score for by_layer in scores.values() for score in by_layer.values()]
     x_values = ticks(min(found), max(found), at_most=6)
@@ -148,12 +159,11 @@ def dot_chart(
         dots = tuple(
             Dot(trunk, x(by_layer[layer]), by_layer[layer] == best[trunk])
             for trunk, by_layer in scores.items()
-            if layer in by_layer
         )
         places = [dot.x for dot in dots]
         y = box.top + _ROW_HEIGHT * (position + 0.5)
         rows.append(DotRow(layer, y, dots, min(places), max(places)))
-    marks = tuple(Tick(x(v), number(v) + "%") for v in x_values)
+    marks = tuple(Tick(x(v), number(v) + "\N{NO-BREAK SPACE}%") for v in x_values)
     return DotChart(box, marks, tuple(rows), x(chance) if low <= chance <= high else None)
 
 
@@ -178,7 +188,7 @@ def number(value: float) -> str:
     >>> number(12000.0), number(0.0005), number(2.5)
     ('12,000', '0.0005', '2.5')
     """
-    if value and abs(value) < 1e-4:
+    if value and not 1e-4 <= abs(value) < 1e6:
         return f"{value:.3g}"
     digits = 0 if abs(value) >= 1000 else 6
     text = f"{value:,.{digits}f}"
@@ -208,7 +218,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _describe(series: Series) -> str:
-    finite = [(v, s) for s, v in zip(series.steps, series.values) if math.isfinite(v)]
+    finite = [(v, s) for v, s in zip(series.values, series.steps, strict=True) if math.isfinite(v)]
     if not finite:
         return f"{series.title}: no finite value in {len(series.values)} records."
     (first, at_first), (last, at_last) = finite[0], finite[-1]
@@ -217,7 +227,7 @@ def _describe(series: Series) -> str:
     gaps = f" {lost} records are not finite." if lost else ""
 
     def show(value: float) -> str:
-        return f"{float(f'{value:.3g}'):,.10g}{series.unit}"
+        return number(float(f"{value:.3g}")) + series.unit
 
     return (
         f"From {show(first)} at step {at_first:,} to {show(last)} at step {at_last:,}; "

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     model = {key: value.contiguous() for key, value in checkpoint.model.items()}
     safetensors.torch.save_file(model, partial / "model.safetensors")
     torch.save(checkpoint.optimizer, partial / "optimizer.pt")
-    hashes = {name: _hash(partial / name) for name in ("model.safetensors", "optimizer.pt")}
+    names = ("model.safetensors", "optimizer.pt")
+    hashes = {name: _hash((partial / name).read_bytes()) for name in names}
     state = {"step": checkpoint.step, "progress": checkpoint.progress, "xxh3": hashes}
-    (partial / "state.json").write_text(json.dumps(state))
+    sealed = {"state": state, "xxh3": _hash(json.dumps(state).encode())}
+    (partial / "state.json").write_text(json.dumps(sealed))
     for path in (*partial.iterdir(), partial):
         _flush(path)
     if final.exists():  # A replay after a resume from an older checkpoint.
@@ -64,7 +67,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     for path in found:
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
             logger.warning("checkpoint %s is damaged and passed over: %s", path, error)
     if found:
         raise ConfigError(
@@ -74,9 +77,12 @@ def load_newest(folder: Path) -> Checkpoint | None:
 
 
 def _load(path: Path) -> Checkpoint:
-    state = json.loads((path / "state.json").read_text())
+    sealed = json.loads((path / "state.json").read_text())
+    state = sealed["state"]
+    if _hash(json.dumps(state).encode()) != sealed["xxh3"]:
+        raise ValueError("state.json does not match its hash")
     for name, expected in state["xxh3"].items():
-        if _hash(path / name) != expected:
+        if _hash((path / name).read_bytes()) != expected:
             raise ValueError(f"{name} does not match its hash")
     return Checkpoint(
         step=state["step"],
@@ -86,8 +92,8 @@ def _load(path: Path) -> Checkpoint:
     )
 
 
-def _hash(path: Path) -> str:
-    return xxhash.xxh3_64_hexdigest(path.read_bytes())
+def _hash(data: bytes) -> str:
+    return xxhash.xxh3_64_hexdigest(data)
 
 
 def _flush(path: Path) -> None:

@@ -208,7 +208,7 @@ def _tile_sheet(tiles: NDArray[np.uint8], order: NDArray[np.int64], what: str) -
 
 
 def _filter_sheet(weights_O3KK: Tensor, alt: str) -> Picture:
-    """Lay filters on a grid, one pixel a weight; middle gray is 0, each filter has its own scale."""
+    """Lay filters on a grid, one pixel a weight; middle gray is 0, each has its own scale."""
     peak = weights_O3KK.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
     shown = (weights_O3KK / peak * 127 + 128).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     count, side = shown.shape[:2]

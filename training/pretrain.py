@@ -4,7 +4,6 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import safetensors.torch
 import torch
@@ -26,6 +25,7 @@ from training.models.heads import JigsawHead
 from training.models.trunks import Trunk, TrunkConfig, build_trunk
 from training.models.views import normalize
 from training.optimizer import build_optimizer, learning_rate
+from training.precision import autocast
 from training.run import Pretraining, TrainConfig, write_json
 
 TRUNK_FILE = "trunk.safetensors"
@@ -174,8 +174,7 @@ def _step(job: _Job, model: nn.Module, batch: Batch, lr: float) -> Answered:
     for group in job.optimizer.param_groups:
         group["lr"] = lr
     labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
-    bf16 = _use_bf16(job.run.train.precision, device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+    with autocast(job.run.train.precision, device):
         logits = model(batch.views, labels)
     loss = F.cross_entropy(logits.float(), labels.flatten())
     job.optimizer.zero_grad(set_to_none=True)
@@ -238,15 +237,6 @@ class _Clock:
             return by_step
         by_time = self._ranks.from_first(self.spent() / self._limit)
         return min(1.0, max(by_step, by_time))
-
-
-def _use_bf16(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> bool:
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    found = torch.cpu.get_capabilities()  # Without bf16 instructions, autocast only slows down.
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def _summarize(job: _Job) -> PretrainResult:

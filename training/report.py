@@ -1,5 +1,6 @@
 """A run as one HTML page that stands alone: what went in, what was learned, what it is worth."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import jinja2
 import torch
 
 from pipeline.config import ConfigError
+from pipeline.crawl.plan import LeftOut
 from pipeline.shards.manifest import Manifest, write_atomic
 from pipeline.shards.store import Store
 from training.charts import DotChart, LineChart, Series, dot_chart, line_chart
@@ -69,7 +71,7 @@ class Page:
     results: Results
     summary: Sequence[str]
     sheet: Sequence[Picture] | str
-    left_out: Sequence[Mapping[str, str]] | str
+    left_out: Sequence[LeftOut] | str
     puzzles: Sequence[Puzzle] | str
     curves: Sequence[LineChart]
     records: Sequence[Record]
@@ -89,7 +91,7 @@ def write_report(run: Path, on_progress: Callable[[str], None]) -> Path:
         on_progress: Gets the name of each part before it is made.
 
     Raises:
-        ConfigError: The folder holds no run, or a file of it cannot be read.
+        ConfigError: The folder holds no run, or a file of it is damaged or of another version.
     """
     on_progress("reading the run")
     results = read_results(run)
@@ -144,9 +146,17 @@ def _curves(results: Results) -> list[LineChart]:
         return []
     steps = [record.step for record in records]
     pretext = results.config.pretext
-    chance = 100 * pretext.chance if pretext else None
+    chance = pretext.chance if pretext else None
     main = [
-        Series("loss", "Loss", steps, [r.loss for r in records], from_zero=False),
+        Series(
+            "loss",
+            "Loss",
+            steps,
+            [r.loss for r in records],
+            from_zero=False,
+            rule=-math.log(chance) if chance else None,
+            rule_label="chance",
+        ),
         Series(
             "accuracy",
             "Pretext accuracy",
@@ -154,7 +164,7 @@ def _curves(results: Results) -> list[LineChart]:
             [100 * r.accuracy for r in records],
             from_zero=True,
             unit=_PERCENT,
-            rule=chance,
+            rule=100 * chance if chance else None,
             rule_label="chance",
         ),
     ]
@@ -221,8 +231,9 @@ def _render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["percent"] = _PERCENT
     environment.filters |= {"count": "{:,}".format, "duration": _duration, "signed": _signed}
-    return environment.get_template("report.html").render(page=page, percent=_PERCENT)
+    return environment.get_template("report.html").render(page=page)
 
 
 def _duration(seconds: float) -> str:

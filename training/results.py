@@ -1,10 +1,10 @@
-"""What a run's folder holds, read for people: each file that is there, a reason for each that is not."""
+"""Read what a run has left in its folder, finished or not, for the report."""
 
 import itertools
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,8 @@ import yaml
 
 from pipeline.config import ConfigError
 from pipeline.crawl.folder import LEDGER_NAME
-from pipeline.shards.manifest import Manifest, manifest_path, read_manifest
+from pipeline.crawl.plan import LeftOut
+from pipeline.shards.manifest import Manifest, read_manifest
 from pipeline.shards.store import DamageError
 from training.metrics import Record, read_metrics
 from training.pretrain import RESULT_FILE as PRETRAIN_FILE
@@ -22,7 +23,12 @@ from training.run import RunConfig, read_run
 from training.transfer.evaluate import RESULT_FILE as TRANSFER_FILE
 
 CHAIN_FILE = "results.json"
-"""Written by a chain of stages: `seconds` of each stage, `commands`, and why a stage was skipped."""
+"""Of a chain of stages: `seconds` of each, `commands`, and why one was skipped."""
+
+_TRANSFER_KEYS = (
+    *("metric", "chance", "classes", "train_images", "test_images"),
+    *("layers", "images_per_s", "config", "seconds"),
+)
 
 T = TypeVar("T")
 
@@ -47,17 +53,18 @@ class Results:
     @property
     def shard_folder(self) -> Path:
         """Folder of the shards that the run read."""
-        return manifest_path(self.config.data.manifest).parent
+        path = self.config.data.manifest
+        return path.parent if path.is_file() else path
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Duration of each stage that is known."""
-        known = {}
+        """Duration of each stage that is known, in the order of the chain."""
+        seconds = dict(self.chain.get("seconds", {}))
         if self.pretrain:
-            known["pretrain"] = self.pretrain.seconds
+            seconds.setdefault("pretrain", self.pretrain.seconds)
         if self.transfer:
-            known["transfer"] = self.transfer["seconds"]
-        return {**known, **self.chain.get("seconds", {})}
+            seconds.setdefault("transfer", self.transfer["seconds"])
+        return seconds
 
     @property
     def skipped(self) -> str | None:
@@ -70,7 +77,7 @@ def read_results(folder: Path) -> Results:
     """Read what a run has left so far.
 
     Raises:
-        ConfigError: The folder holds no run, or a file of it cannot be read.
+        ConfigError: The folder holds no run, or a file of it is damaged or of another version.
     """
     path = folder / "config.yaml"
     try:
@@ -83,7 +90,7 @@ def read_results(folder: Path) -> Results:
             f"run (={folder}) holds no config.yaml of a run; give the out folder of a run."
         )
     config = read_run(folder)
-    pretrain = _read_json(folder / PRETRAIN_FILE)
+    pretrain = _read_json(folder / PRETRAIN_FILE, [f.name for f in fields(PretrainResult)])
     return Results(
         folder=folder,
         config=config,
@@ -92,8 +99,8 @@ def read_results(folder: Path) -> Results:
         started=started,
         records=read_metrics(folder),
         pretrain=PretrainResult(**pretrain) if pretrain else None,
-        transfer=_read_json(folder / TRANSFER_FILE),
-        chain=_read_json(folder / CHAIN_FILE) or {},
+        transfer=_read_json(folder / TRANSFER_FILE, _TRANSFER_KEYS),
+        chain=_read_json(folder / CHAIN_FILE, []) or {},
         manifest=or_reason(lambda: read_manifest(config.data.manifest)),
     )
 
@@ -106,8 +113,8 @@ def or_reason(make: Callable[[], T]) -> T | str:
         return str(error)
 
 
-def read_left_out(shard_folder: Path, limit: int) -> list[dict[str, str]]:
-    """Read the first inputs that no shard holds: path, verdict, and reason or winner.
+def read_left_out(shard_folder: Path, limit: int) -> list[LeftOut]:
+    """Read the first inputs that no shard holds.
 
     Raises:
         ConfigError: The shards have no ledger beside them, or a damaged one.
@@ -115,8 +122,11 @@ def read_left_out(shard_folder: Path, limit: int) -> list[dict[str, str]]:
     path = shard_folder / LEDGER_NAME
     try:
         with path.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in itertools.islice(lines, limit)]
-    except (OSError, ValueError):
+            return [
+                LeftOut(**{"reason": None, "winner": None, **json.loads(line)})
+                for line in itertools.islice(lines, limit)
+            ]
+    except (OSError, ValueError, TypeError):
         raise ConfigError(f"ledger (={path}) cannot be read; shard again.") from None
 
 
@@ -125,11 +135,14 @@ def commands(results: Results) -> list[str]:
     chained = results.chain.get("commands")
     if chained:
         return list(chained)
-    manifest = results.manifest
-    sources = manifest.config.get("sources", ["SRC"]) if isinstance(manifest, Manifest) else ["SRC"]
-    shards = shlex.quote(str(results.shard_folder))
+    manifest, shards = results.manifest, shlex.quote(str(results.shard_folder))
+    if isinstance(manifest, Manifest):
+        sources = shlex.join(manifest.config.get("sources", ["SRC"]))
+        shard = f"tessera shard {sources} --out {shards} --config shard.yaml"
+    else:
+        shard = f"tessera shard SRC --out {shards}"
     return [
-        f"tessera shard {shlex.join(sources)} --out {shards} --config shard.yaml",
+        shard,
         "tessera pretrain pretrain.yaml",
         *(["tessera transfer transfer.yaml"] if results.transfer else []),
         f"tessera report {shlex.quote(str(results.config.out))}",
@@ -155,7 +168,8 @@ def _dump(raw: Mapping[str, Any]) -> str:
     return text
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
+    """Read a mapping that has at least `keys`; None where there is no file."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -163,5 +177,11 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         raw = None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path.name} (={path}) is no JSON of ours; run that stage again.")
+        raise ConfigError(f"{path.name} (={path}) is damaged; run that stage again.")
+    lacking = [key for key in keys if key not in raw]
+    if lacking:
+        raise ConfigError(
+            f"{path.name} (={path}) lacks {', '.join(lacking)}: it is of another version; run that "
+            "stage again."
+        )
     return raw

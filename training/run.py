@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import Field
@@ -16,7 +16,20 @@ from pipeline.order import OrderConfig
 from pipeline.shards.manifest import write_atomic
 from training.models.trunks import TrunkConfig
 from training.optimizer import OptimConfig
+from training.precision import Precision
 from training.transfer.config import TransferConfig
+
+_MAY_CHANGE = (
+    "out",
+    "data.",  # The loader compares fingerprints: shards may have moved, not changed.
+    "train.workers",
+    "train.max_minutes",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.max_failures",
+    "transfer",
+)
+"""Keys that may differ between a stop and a resume: they change no sample and no view."""
 
 
 class DataConfig(Config):
@@ -41,7 +54,7 @@ class TrainConfig(Config):
     """Processes under Ray, one GPU each where there are GPUs; at most order.num_lanes."""
     max_failures: int = Field(0, ge=0)
     """Restarts from the newest checkpoint under Ray before the run is given up."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """Of the forward pass; auto takes bf16 where the processor has it. Weights stay in fp32."""
     log_every: int = Field(20, gt=0)
     """Steps between records."""
@@ -161,15 +174,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _refuse_other(theirs: dict[str, Any], ours: dict[str, Any], record: Path) -> None:
-    # What does not change results may change between a stop and a resume.
-    for key in sorted(set(theirs) | set(ours)):
-        if key in ("out", "transfer", "data"):
-            continue
-        if theirs.get(key) != ours.get(key):
+    before, now = _flat(theirs), _flat(ours)
+    for key in sorted(set(before) | set(now)):
+        if not key.startswith(_MAY_CHANGE) and before.get(key) != now.get(key):
             raise ConfigError(
-                f"{key} (={ours.get(key)}) differs from that of the run in {record} "
-                f"(={theirs.get(key)}); resume with the same config, or choose another out."
+                f"{key} (={now.get(key)}) differs from that of the run in {record} "
+                f"(={before.get(key)}); resume with the same config, or choose another out."
             )
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
 
 
 def _commit() -> str | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pipeline.config import Config
+from training.precision import Precision
 
 
 class TransferConfig(Config):
@@ -22,14 +23,20 @@ class TransferConfig(Config):
     """At most so many training images of each class, the smallest keys first."""
     test_per_class: int | None = Field(None, ge=1)
     """At most so many test images of each class, the smallest keys first."""
-    pooled_dim: int = Field(gt=0)
-    """Stage maps are averaged over a square grid of places, the finest that gives at most so many
-    numbers, or one place where a single one gives more."""
+    max_train: int | None = Field(None, ge=2)
+    """At most so many training images in all: every class gets the same share of them."""
+    max_test: int | None = Field(None, ge=1)
+    """At most so many test images in all: every class gets the same share of them."""
+    map_side: int = Field(gt=1)
+    """Besides the average over all places, every stage gives the averages over a grid of so many
+    places on a side."""
     costs: tuple[float, ...] = Field(min_length=1)
     """Values of the SVM's C; the best in cross-validation is taken, for each stage."""
     folds: int = Field(3, ge=2)
     """Parts of the cross-validation."""
     batch: int = Field(64, gt=0)
     """Images in one pass of the trunk."""
+    precision: Precision = "fp32"
+    """Of the forward pass; auto takes bf16 where the processor has it."""
     threads: int = Field(2, gt=0)
     """CPU threads that decode, and processes that fit SVMs."""

@@ -115,12 +115,15 @@ def split_by_hash(keys: list[str], labels: NDArray[np.int64], config: TransferCo
     hashes = np.array([xxhash.xxh3_64_intdigest(f"split:{k}".encode()) for k in keys], np.uint64)
     limit = np.uint64(config.test_share * 2**64)
     train, test = [], []
-    for label in np.unique(labels[labels >= 0]):
+    classes = np.unique(labels[labels >= 0])
+    most_train = _cap(config.train_per_class, config.max_train, len(classes))
+    most_test = _cap(config.test_per_class, config.max_test, len(classes))
+    for label in classes:
         members = np.flatnonzero(labels == label)
         members = members[np.argsort(hashes[members], kind="stable")]
         num_test = int((hashes[members] < limit).sum())
-        train.append(members[num_test:][: config.train_per_class])
-        test.append(members[:num_test][: config.test_per_class])
+        train.append(members[num_test:][:most_train])
+        test.append(members[:num_test][:most_test])
         if not len(train[-1]) or not len(test[-1]):
             raise ConfigError(
                 f"class {label} has {len(members)} images, of which test_share "
@@ -128,6 +131,13 @@ def split_by_hash(keys: list[str], labels: NDArray[np.int64], config: TransferCo
                 "one. Add images or change test_share."
             )
     return Split(np.concatenate(train), np.concatenate(test))
+
+
+def _cap(per_class: int | None, in_all: int | None, num_classes: int) -> int | None:
+    """Return how many images a class may give, or None for all."""
+    caps = [per_class] if per_class else []
+    caps += [max(1, in_all // num_classes)] if in_all else []
+    return min(caps, default=None)
 
 
 def _labelled_images(folder: Path, config: TransferConfig) -> _Images:

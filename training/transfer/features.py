@@ -1,6 +1,6 @@
 """Frozen features: every stage of a trunk, over the whole set, in one pass."""
 
-# Shapes: N images, C channels, S places on a side of a pooled map.
+# Shapes: N images, C channels, H/W map size.
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +19,7 @@ from pipeline.loader import whole_batches
 from pipeline.shards.store import Store
 from training.models.trunks import STAGES, Trunk
 from training.models.views import normalize
+from training.precision import autocast
 from training.transfer.config import TransferConfig
 
 Features = dict[str, NDArray[np.float32]]
@@ -76,18 +77,12 @@ def extract_features(
     parts: dict[str, list[Tensor]] = {}
     done = 0
     for batch in whole_batches(store, sample_ids, options, px=config.view_px):
-        for stage, map_NCHW in zip(STAGES, trunk.stages(normalize(batch.views)), strict=True):
-            for name, pooled in _pool(stage, map_NCHW.float(), config.pooled_dim).items():
-                parts.setdefault(name, []).append(pooled.cpu())
+        with autocast(config.precision, device):
+            maps = trunk.stages(normalize(batch.views))
+        for stage, map_NCHW in zip(STAGES, maps, strict=True):
+            for kind, side in (("gap", 1), ("map", config.map_side)):
+                pooled = F.adaptive_avg_pool2d(map_NCHW.float(), side).flatten(1)
+                parts.setdefault(f"{stage}.{kind}", []).append(pooled.cpu())
         done += len(batch.sample_ids)
         on_progress(done)
     return {name: torch.cat(rows).numpy() for name, rows in parts.items()}
-
-
-def _pool(stage: str, map_NCHW: Tensor, pooled_dim: int) -> dict[str, Tensor]:
-    pooled = {f"{stage}.gap": map_NCHW.mean(dim=(2, 3))}
-    side = int((pooled_dim / map_NCHW.shape[1]) ** 0.5)
-    side = min(side, *map_NCHW.shape[2:])
-    if side > 1:
-        pooled[f"{stage}.map"] = F.adaptive_avg_pool2d(map_NCHW, side).flatten(1)
-    return pooled

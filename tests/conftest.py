@@ -1,0 +1,67 @@
+import io
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from pipeline.crawl.build import shard_specs, write_shard
+from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.folder import finish_folder, start_folder
+from pipeline.crawl.gate import examine
+from pipeline.crawl.plan import Examined, make_plan
+from pipeline.crawl.sources import list_sources
+
+CLASSES = ("bar", "disc", "ring", "wedge")
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """A folder of 3 shards: 198 JPEGs of 4 classes, 60 to 300 px, some gray, some 4:4:4."""
+    crawl = tmp_path_factory.mktemp("sources") / "crawl"
+    for number in range(198):
+        path = crawl / CLASSES[number % 4] / f"{number:03}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+    config = ShardConfig(samples_per_shard=70)
+    plan = make_plan([Examined(s, examine(s.file, config)) for s in list_sources([crawl])], config)
+    out = tmp_path_factory.mktemp("shards")
+    specs = shard_specs(plan, out, config)
+    start_folder(out, [crawl], config, specs)
+    made = finish_folder(out, [crawl], config, plan, [write_shard(spec) for spec in specs])
+    assert (len(made.shards), made.num_samples) == (3, 198)
+    return out
+
+
+@pytest.fixture
+def own_shards(shards, tmp_path):
+    """A copy of `shards` that a test may damage."""
+    return shutil.copytree(shards, tmp_path / "shards")
+
+
+def picture(number):
+    """Draw one object of class `number % 4` on a cloudy ground."""
+    rng = np.random.default_rng(number)
+    width, height = (int(side) for side in rng.integers(60, 301, 2))
+    ground = Image.fromarray(rng.integers(40, 216, (5, 5, 3), dtype=np.uint8))
+    image = ground.resize((width, height), Image.Resampling.BICUBIC)
+    side = min(width, height)
+    left, top = (int(v) for v in rng.uniform(0.1, 0.3, 2) * side)
+    box = (left, top, left + side // 2, top + side // 2)
+    colour = tuple(int(v) for v in rng.integers(0, 256, 3))
+    draw = ImageDraw.Draw(image)
+    match CLASSES[number % 4]:
+        case "bar":
+            draw.rectangle((left, top, left + side // 2, top + side // 8), fill=colour)
+        case "disc":
+            draw.ellipse(box, fill=colour)
+        case "ring":
+            draw.ellipse(box, outline=colour, width=max(2, side // 16))
+        case "wedge":
+            draw.pieslice(box, 20, 110, fill=colour)
+    sink = io.BytesIO()
+    gray = number % 9 == 0
+    image.convert("L" if gray else "RGB").save(
+        sink, "JPEG", quality=85, subsampling=0 if number % 5 == 0 else 2
+    )
+    return sink.getvalue()

@@ -1,0 +1,83 @@
+"""Take one training step and write what each rank has then; started plainly or by torchrun.
+
+python gradient_of_ranks.py SHARDS OUT
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeline.config import parse
+from pipeline.dali.graph import GraphOptions
+from pipeline.loader import Place, PretextLoader
+from pipeline.order import Order
+from pipeline.shards.store import Store
+from training.ddp import joined
+from training.pretrain import _Clock, _Job, _step
+from training.run import RunConfig, pretraining_of
+
+CONFIG = {
+    "seed": 0,
+    "trunk": {"name": "small"},
+    "order": {"global_batch": 12, "num_lanes": 3, "window": 20},  # 2 ranks get 8 and 4.
+    "pretext": {
+        "name": "jigsaw",
+        "crop_px": 33,
+        "tile_px": 10,
+        "num_permutations": 7,
+        "puzzles_per_image": 2,
+    },
+    "optim": {"name": "sgd", "lr": 0.1},
+    "train": {"epochs": 1, "precision": "fp32"},
+}
+
+
+class MeanColours(torch.nn.Module):
+    """Answer by a linear layer on the mean colour of every tile: no BatchNorm, which sees ranks."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(9 * 3, 7).double()
+
+    def forward(self, views, labels):
+        means = views.double().mean(dim=(2, 3)).flatten(1) / 255
+        return self.linear(means).repeat_interleave(labels.shape[1], dim=0)
+
+
+def main(shards, out):
+    run = pretraining_of(
+        parse(RunConfig, {**CONFIG, "out": out, "data": {"manifest": shards}}, "config")
+    )
+    store = Store(shards)
+    order = Order(store.manifest.shard_counts, run.order, seed=0)
+    with joined() as ranks:
+        place = Place(ranks.rank, ranks.world_size)
+        loader = PretextLoader(store, order, run.pretext, seed=0, place=place)
+        options = GraphOptions(
+            max_batch=loader.max_batch(), num_threads=1, device_id=None, prefetch=1
+        )
+        batch = next(loader.batches(options))
+
+        torch.manual_seed(ranks.rank)  # wrap() must give every rank the first one's weights.
+        model = MeanColours()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1)
+        clock = _Clock(run.train, ranks, order.steps_per_epoch, 0)
+        job = _Job(run, ranks, order, loader, model, optimizer, 0, clock)
+        _step(job, ranks.wrap(model), batch, 0.1)
+
+        images = ranks.sum(torch.tensor([float(len(batch.sample_ids)), 1.0]))
+        first = ranks.from_first(float(ranks.rank + 5))
+        ranks.barrier()
+        left = {
+            "weight": model.linear.weight.detach(),
+            "gradient": model.linear.weight.grad,
+            "images": len(batch.sample_ids),
+            "sum": images,
+            "first": first,
+        }
+        torch.save(left, out / f"{ranks.rank}_of_{ranks.world_size}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

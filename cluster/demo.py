@@ -22,9 +22,7 @@ from cluster.stages import (
 from pipeline.config import ConfigError, load, override
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.synthetic import FOLDER_NAME, render_crawl
-from pipeline.shards.manifest import read_manifest
 from training.run import RunConfig
-from training.transfer.evaluate import require_classes
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
 _NUM_IMAGES = 4000
@@ -61,18 +59,13 @@ def demo(
         images = out / FOLDER_NAME
         if not images.exists():
             _render(out, console)
-    shards = out / "shards"
     _shard(images, out, shard_config, console, commands=_commands(images, out, overrides))
     run_pretrain(config, console, resume=True, local=False)
-    no_labels = _why_no_transfer(shards)
-    if no_labels:
-        add_results(out, "transfer", time.monotonic(), transfer={"skipped": no_labels})
-    else:
-        run_transfer(config, console)
+    skipped = _transfer_or_reason(config, console)
     run_report(out, console)
     _last_screen(out, console)
-    if no_labels:
-        raise ConfigError(f"the transfer was skipped: {no_labels}")
+    if skipped:
+        raise ConfigError(f"the transfer was skipped: {skipped}")
 
 
 def _overrides(out: Path, minutes: float | None) -> list[str]:
@@ -113,10 +106,13 @@ def _shard(
     add_results(out, "shard", started, ledger=ledger_json(manifest.ledger), commands=commands)
 
 
-def _why_no_transfer(shards: Path) -> str | None:
+def _transfer_or_reason(config: RunConfig, console: Console) -> str | None:
+    """Transfer, or return why the images allow none: no labels, or too few of each."""
+    started = time.monotonic()
     try:
-        require_classes(read_manifest(shards), shards)
+        run_transfer(config, console)
     except ConfigError as error:
+        add_results(config.out, "transfer", started, transfer={"skipped": str(error)})
         return str(error)
     return None
 

@@ -2,6 +2,7 @@
 
 # Shapes: B batch, T tiles (grid * grid, in reading order), P puzzles of one image.
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +26,7 @@ class JigsawConfig(Config):
     """Tiles on a side."""
     crop_px: int = Field(255, gt=0)
     """Side of the square view that is cut into cells; a multiple of grid."""
-    tile_px: int = Field(64, gt=0)
+    tile_px: int = Field(64, gt=1)
     """Side of the tile, cut at random inside its cell; the gap hides edge continuity."""
     min_scale: float = Field(0.7, gt=0, le=1)
     """Smallest side of the crop as a share of the image's short side, drawn up to 1. A scale that
@@ -50,6 +51,12 @@ class JigsawConfig(Config):
             raise ValueError(
                 f"tile_px (={self.tile_px}) must be at most the cell of {self.cell_px} px "
                 f"(crop_px {self.crop_px} / grid {self.grid}); lower tile_px or raise crop_px."
+            )
+        if self.num_permutations > math.factorial(self.num_tiles):
+            raise ValueError(
+                f"num_permutations (={self.num_permutations}) exceeds the "
+                f"{math.factorial(self.num_tiles)} permutations of {self.num_tiles} tiles "
+                f"({self.num_tiles}!); lower it or raise grid."
             )
         return self
 

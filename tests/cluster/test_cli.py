@@ -137,7 +137,7 @@ def test_an_out_folder_that_is_not_empty_is_one_line(tmp_path, shards):
         ({"optim__name": "adamw2"}, ["optim"]),
         ({"train__workers": "many"}, ["train.workers (=many)"]),
         ({"pretext__tile_px": 44}, ["tile_px (=44)", "129 / grid 3"]),
-        ({"order__num_lanes": 7}, ["global_batch (=128)", "num_lanes (=7)"]),
+        ({"order__num_lanes": 7}, ["global_batch (=64)", "num_lanes (=7)"]),
         ({"order__global_batch": 4096}, ["fewer than one global_batch (=4096)"]),
         ({"train__workers": 9}, ["world_size (=9) exceeds num_lanes (=8)"]),
         ({"data__manifest": "nowhere"}, ["nowhere", "tessera shard"]),

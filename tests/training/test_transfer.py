@@ -80,9 +80,16 @@ def test_caps_hold_for_every_class(changes, train, test):
             assert np.bincount(LABELS[rows]).tolist() == [cap] * 4
 
 
-def test_a_class_with_nothing_to_test_on_is_named():
+def test_a_class_that_is_too_small_for_the_folds_is_left_out():
     labels = np.where(np.arange(400) == 7, 4, LABELS)
-    with pytest.raises(ConfigError, match=r"^class 4 has 1 images, of which test_share \(=0.3\)"):
+    split = split_by_hash(KEYS, labels, config_of())
+    for side in (split.train, split.test):
+        assert np.unique(labels[side]).tolist() == [0, 1, 2, 3]
+
+
+def test_fewer_than_two_classes_that_are_large_enough_are_refused():
+    labels = np.where(np.arange(400) == 7, 1, 0)
+    with pytest.raises(ConfigError, match=r"^1 of 2 classes have folds \(=3\) training images"):
         split_by_hash(KEYS, labels, config_of())
 
 

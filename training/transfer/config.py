@@ -20,9 +20,9 @@ class TransferConfig(Config):
     test_share: float = Field(gt=0, lt=1)
     """Share of the images that are tested on; which ones is decided by the hash in their key."""
     train_per_class: int | None = Field(None, ge=2)
-    """At most so many training images of each class, the smallest keys first."""
+    """At most so many training images of each class."""
     test_per_class: int | None = Field(None, ge=1)
-    """At most so many test images of each class, the smallest keys first."""
+    """At most so many test images of each class."""
     max_train: int | None = Field(None, ge=2)
     """At most so many training images in all: every class gets the same share of them."""
     max_test: int | None = Field(None, ge=1)

@@ -48,6 +48,8 @@ class _Images:
     sample_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     split: Split
+    left_out: list[str]
+    """Classes with too few images."""
 
 
 def transfer(config: RunConfig, device: torch.device, on_progress: Progress) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def transfer(config: RunConfig, device: torch.device, on_progress: Progress) -> 
         **{f"best_{name}": s.best for name, s in scores.items()},
         "chance": 100 / len(np.unique(images.labels)),
         "classes": len(np.unique(images.labels)),
+        "classes_left_out": images.left_out,
         "train_images": len(images.split.train),
         "test_images": len(images.split.test),
         "layers": {n: {k: asdict(v) for k, v in s.layers.items()} for n, s in scores.items()},
@@ -107,10 +110,11 @@ def require_classes(manifest: Manifest, folder: Path) -> None:
 def split_by_hash(keys: list[str], labels: NDArray[np.int64], config: TransferConfig) -> Split:
     """Decide by its key which side an image is on, so that adding images moves none.
 
-    The smallest hashes of a class go to the test. Images without a label are left out.
+    The smallest hashes of a class go to the test. Images without a label are left out, and so are
+    classes with fewer training images than folds, or without a test image.
 
     Raises:
-        ConfigError: A class has no image on one of the sides.
+        ConfigError: Fewer than 2 classes are left.
     """
     hashes = np.array([xxhash.xxh3_64_intdigest(f"split:{k}".encode()) for k in keys], np.uint64)
     limit = np.uint64(config.test_share * 2**64)
@@ -124,12 +128,14 @@ def split_by_hash(keys: list[str], labels: NDArray[np.int64], config: TransferCo
         num_test = int((hashes[members] < limit).sum())
         train.append(members[num_test:][:most_train])
         test.append(members[:num_test][:most_test])
-        if not len(train[-1]) or not len(test[-1]):
-            raise ConfigError(
-                f"class {label} has {len(members)} images, of which test_share "
-                f"(={config.test_share}) puts {num_test} into the test: both sides need at least "
-                "one. Add images or change test_share."
-            )
+        if len(train[-1]) < config.folds or not len(test[-1]):
+            del train[-1], test[-1]
+    if len(train) < 2:
+        raise ConfigError(
+            f"{len(train)} of {len(classes)} classes have folds (={config.folds}) training images "
+            f"and a test image at test_share (={config.test_share}); a transfer needs 2 such "
+            "classes. Add images or lower folds."
+        )
     return Split(np.concatenate(train), np.concatenate(test))
 
 
@@ -148,7 +154,9 @@ def _labelled_images(folder: Path, config: TransferConfig) -> _Images:
     used = np.concatenate([split.train, split.test])
     rows = np.arange(len(used))
     here = Split(rows[: len(split.train)], rows[len(split.train) :])
-    return _Images(store, used, labels[used], here)
+    left_out = set(np.unique(labels[labels >= 0])) - set(np.unique(labels[used]))
+    names = store.manifest.classes or ()
+    return _Images(store, used, labels[used], here, [names[k] for k in sorted(left_out)])
 
 
 def _fresh_trunk(config: RunConfig, device: torch.device) -> Trunk:

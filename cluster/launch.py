@@ -1,5 +1,6 @@
 """Run `train()` under Ray Train, and follow it."""
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,12 +47,17 @@ def pretrain_on_ray(config: RunConfig, on_record: OnRecord) -> None:
             failure_config=ray.train.FailureConfig(max_failures=run.train.max_failures),
         ),
     )
-    with following(config, on_record):
-        try:
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with following(config, on_record):
             trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            _explain(error)
-            raise
+    except ray.train.TrainingFailedError as error:
+        _explain(error)
+        raise
+    except SystemExit:  # Ray's own handler of Ctrl-C aborts the run, then exits.
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)  # Ray leaves its own behind.
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -18,7 +20,10 @@ _CONFIG_VARIABLE = "TESSERA_CONFIG"
 _CHECKOUT = Path(__file__).parent.parent
 # Ray also leaves out what .gitignore names, and folders such as .venv.
 _EXCLUDES = [".git", "runs", "data", "*.tar", "*.parquet"]
+# The Python of the same path as here where the cluster has one, else the one on its PATH.
+_ENTRYPOINT = "$(command -v {python} || command -v python) -m cluster.jobs"
 _POLL_SECONDS = 1.0
+_PATIENCE_SECONDS = 60
 
 
 def submit(config: RunConfig, address: str, console: Console) -> int:
@@ -41,18 +46,31 @@ def submit(config: RunConfig, address: str, console: Console) -> int:
             f"address (={address}) has no Ray head that takes jobs: {reason} Start one with "
             "`ray start --head`, whose dashboard address is the one to give."
         ) from None
-    job = client.submit_job(
-        entrypoint=f"{Path(sys.executable).name} -m cluster.jobs",
-        runtime_env={
-            "working_dir": str(_CHECKOUT),
-            "excludes": _EXCLUDES,
-            "env_vars": {_CONFIG_VARIABLE: absolute(config).model_dump_json()},
-        },
-        metadata={"out": str(config.out)},
-    )
+    logging.getLogger("ray").setLevel(logging.ERROR)  # It names every file that it leaves out.
+    job = _submit(client, config)
     console.print(f"job {job} at {address}; stop it with: ray job stop {job} --address {address}")
     asyncio.run(_print_logs(client, job, console))
     return _exit_code(client, job, console)
+
+
+def _submit(client: JobSubmissionClient, config: RunConfig) -> str:
+    """Submit, and wait a while for a head that has just started and takes no jobs yet."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=_ENTRYPOINT.format(python=shlex.quote(sys.executable)),
+                runtime_env={
+                    "working_dir": str(_CHECKOUT),
+                    "excludes": _EXCLUDES,
+                    "env_vars": {_CONFIG_VARIABLE: absolute(config).model_dump_json()},
+                },
+                metadata={"out": str(config.out)},
+            )
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_SECONDS)
 
 
 async def _print_logs(client: JobSubmissionClient, job: str, console: Console) -> None:

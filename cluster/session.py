@@ -29,6 +29,7 @@ def ensure_ray() -> bool:
         return True
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # One machine, loopback only.
     ray.init(
+        "local",  # Not a cluster that happens to run on this machine.
         num_cpus=max(_MIN_CPUS, os.cpu_count() or 1),
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,

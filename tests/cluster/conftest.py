@@ -11,6 +11,7 @@ def local_ray():
     import ray  # Costs a second; only tests that need it should pay.
 
     ray.init(
+        "local",
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=100 * 2**20,

@@ -17,8 +17,8 @@ help:  ## List the targets
 
 install: .venv/installed  ## Build .venv from constraints.txt (about 6 GB)
 
-demo: .venv/installed  ## The whole chain; IMAGES=folder for your own pictures, OUT=folder for the results
-	$(BIN)/tessera demo --out $(OUT) $(if $(IMAGES),--images "$(IMAGES)")
+demo: .venv/installed  ## The whole chain; IMAGES=folder of your own, OUT=folder of results, RESUME=1 to go on
+	$(BIN)/tessera demo --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(RESUME),--resume)
 
 test: .venv/installed  ## Every test but the slow ones
 	$(BIN)/pytest -m "not slow"

@@ -118,6 +118,12 @@ def run_transfer(config: RunConfig, console: Console) -> dict[str, Any]:
     with bar(console, "transfer", counts=True) as line:
         result = transfer(config, device, lambda what, done, total: line.update(done, total, what))
     add_results(config.out, "transfer", started, transfer=result)
+    if result["classes_left_out"]:
+        console.print(
+            f"transfer: {len(result['classes_left_out'])} classes have too few images and are not "
+            f"scored: {', '.join(result['classes_left_out'][:5])}",
+            highlight=False,
+        )
     console.print(
         f"transfer: best layer {result['best_pretrained']:.1f} %, random trunk "
         f"{result['best_random']:.1f} % ({result['metric']})",

@@ -20,7 +20,7 @@ class Bar:
 
     def __init__(self, progress: Progress, console: Console, name: str) -> None:
         self._progress, self._console, self._name = progress, console, name
-        self._task: TaskID = progress.add_task(name, total=None, note="")
+        self._task: TaskID = progress.add_task(name, total=None, note="starting")
         self._tenth = -1
 
     def update(self, done: float, total: float, note: str = "") -> None:

@@ -18,6 +18,8 @@ from pipeline.crawl.plan import Examined, make_plan
 from pipeline.crawl.sources import list_sources
 from training.run import RunConfig, pretraining_of
 
+pytestmark = pytest.mark.multiprocess
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo"
 

@@ -22,12 +22,11 @@ from cluster.stages import (
 from pipeline.config import ConfigError, load, override
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.synthetic import FOLDER_NAME, render_crawl
-from training.run import RunConfig
+from training.run import RunConfig, pretraining_of
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
 _NUM_IMAGES = 4000
 _SEED = 0
-_WORKERS = 2  # As in configs/demo/pretrain.yaml.
 
 
 def demo(
@@ -73,7 +72,8 @@ def _overrides(out: Path, minutes: float | None) -> list[str]:
     found = [override("out", str(out)), override("data.manifest", str(out / "shards"))]
     if minutes is not None:
         found.append(override("train.max_minutes", minutes))
-    if 0 < torch.cuda.device_count() < _WORKERS:
+    wanted = pretraining_of(load(RunConfig, CONFIGS / "pretrain.yaml")).train.workers
+    if 0 < torch.cuda.device_count() < wanted:
         found.append(override("train.workers", torch.cuda.device_count()))
     return found
 

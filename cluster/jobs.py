@@ -12,6 +12,7 @@ from pathlib import Path
 from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 
+from cluster.errors import clear_errors
 from cluster.stages import run_pretrain, run_transfer
 from pipeline.config import ConfigError, parse
 from training.run import RunConfig, absolute
@@ -99,7 +100,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from cluster.errors import clear_errors
-
     with clear_errors():
         main()

@@ -12,7 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config import ConfigError, parse
 from pipeline.shards.store import DamageError
-from training.metrics import Record, read_metrics
+from training.metrics import Record, last_record
 from training.pretrain import check, train
 from training.run import RunConfig, absolute, pretraining_of
 
@@ -68,10 +68,10 @@ def following(config: RunConfig, on_record: OnRecord) -> Iterator[None]:
     def follow() -> None:
         seen = None
         while not ended.wait(_POLL_SECONDS):
-            records = read_metrics(config.out)
-            if records and records[-1] != seen:
-                seen = records[-1]
-                on_record(seen)
+            newest = last_record(config.out)
+            if newest is not None and newest != seen:
+                seen = newest
+                on_record(newest)
 
     thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
     thread.start()

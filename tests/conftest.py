@@ -16,19 +16,29 @@ CLASSES = ("bar", "disc", "ring", "wedge")
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory):
+def make_shards():
+    """A function (images, out, config) that shards a folder as the stage does, without Ray."""
+
+    def make(images, out, config):
+        sources = list_sources([images])
+        plan = make_plan([Examined(s, examine(s.file, config)) for s in sources], config)
+        specs = shard_specs(plan, out, config)
+        start_folder(out, [images], config, specs)
+        return finish_folder(out, [images], config, plan, [write_shard(spec) for spec in specs])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory, make_shards):
     """A folder of 3 shards: 198 JPEGs of 4 classes, 60 to 300 px, some gray, some 4:4:4."""
     crawl = tmp_path_factory.mktemp("sources") / "crawl"
     for number in range(198):
         path = crawl / CLASSES[number % 4] / f"{number:03}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(number))
-    config = ShardConfig(samples_per_shard=70)
-    plan = make_plan([Examined(s, examine(s.file, config)) for s in list_sources([crawl])], config)
     out = tmp_path_factory.mktemp("shards")
-    specs = shard_specs(plan, out, config)
-    start_folder(out, [crawl], config, specs)
-    made = finish_folder(out, [crawl], config, plan, [write_shard(spec) for spec in specs])
+    made = make_shards(crawl, out, ShardConfig(samples_per_shard=70))
     assert (len(made.shards), made.num_samples) == (3, 198)
     return out
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FILE_NAME = "metrics.jsonl"
+_TAIL_BYTES = 4096  # Several records; one has about 250.
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,18 @@ def read_metrics(folder: Path) -> list[Record]:
     """Read the records of a run; a line cut by a kill ends the list."""
     path = folder / FILE_NAME
     return list(_parse(path.read_text(encoding="utf-8"))) if path.exists() else []
+
+
+def last_record(folder: Path) -> Record | None:
+    """Read the newest whole record of a run from the end of its file, whatever its length."""
+    path = folder / FILE_NAME
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode().splitlines()
+    found = (record for line in reversed(lines) for record in _parse(line))
+    return next(found, None)
 
 
 def _parse(text: str) -> Iterator[Record]:

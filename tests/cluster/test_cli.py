@@ -10,12 +10,7 @@ import yaml
 from PIL import Image
 
 from pipeline.config import load
-from pipeline.crawl.build import shard_specs, write_shard
 from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.folder import finish_folder, start_folder
-from pipeline.crawl.gate import examine
-from pipeline.crawl.plan import Examined, make_plan
-from pipeline.crawl.sources import list_sources
 from training.run import RunConfig, pretraining_of
 
 pytestmark = pytest.mark.multiprocess
@@ -59,20 +54,15 @@ def config(tmp_path, shards):
 
 
 @pytest.fixture
-def flat_shards(tmp_path):
+def flat_shards(tmp_path, make_shards):
     """Shards without labels: the images lie directly in the source."""
     images = tmp_path / "flat"
     images.mkdir()
     for number in range(4):
         noise = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(noise).save(images / f"{number}.jpg")
-    settings, out = ShardConfig(), tmp_path / "flat-shards"
-    plan = make_plan(
-        [Examined(s, examine(s.file, settings)) for s in list_sources([images])], settings
-    )
-    specs = shard_specs(plan, out, settings)
-    start_folder(out, [images], settings, specs)
-    finish_folder(out, [images], settings, plan, [write_shard(spec) for spec in specs])
+    out = tmp_path / "flat-shards"
+    make_shards(images, out, ShardConfig())
     return out
 
 

@@ -17,11 +17,11 @@ from pipeline.crawl.encode import encode_jpeg
 from pipeline.crawl.gate import hash_content
 from pipeline.crawl.plan import Plan, Sample
 from pipeline.dali.decode import decode_rgb
-from pipeline.shards.index import ShardIndex, encode_index
+from pipeline.shards.index import ShardIndex, encode_index, hash_spans
 from pipeline.shards.manifest import ShardInfo, write_atomic
 from pipeline.shards.tar import walk_tar
 
-_FORMAT_VERSION = 1  # Raise when equal specs would give other bytes: old shards are rewritten.
+_FORMAT_VERSION = 2  # Raise when equal specs would give other bytes: old shards are rewritten.
 
 
 class ShardReport(ShardInfo):
@@ -110,6 +110,7 @@ def write_shard(spec: ShardSpec) -> ShardReport:
         partial.unlink(missing_ok=True)
     report = ShardReport(
         name=spec.tar_path.name,
+        index=spec.index_path.name,
         num_samples=len(spec.samples),
         num_bytes=num_bytes,
         sha256=sha256,
@@ -184,12 +185,15 @@ def _index_tar(buffer: memoryview, spec: ShardSpec, sizes: list[tuple[int, int]]
     images = members[::2]
     hashes = [xxhash.xxh3_64_intdigest(buffer[m.offset : m.offset + m.size]) for m in images]
     widths, heights = np.array(sizes, np.int32).T
+    starts = np.array([member.start for member in images], np.int64)
     return ShardIndex(
         keys=tuple(sample.key for sample in spec.samples),
+        starts=starts,
         offsets=np.array([member.offset for member in images], np.int64),
         sizes=np.array([member.size for member in images], np.int64),
         widths=widths,
         heights=heights,
         hashes=np.array(hashes, np.uint64),
+        span_hashes=hash_spans(buffer, starts),
         labels=np.array([sample.label for sample in spec.samples], np.int32),
     )

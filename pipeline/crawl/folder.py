@@ -93,7 +93,7 @@ def finish_folder(
     write_atomic(out / LEDGER_NAME, "".join(json.dumps(row) + "\n" for row in rows).encode())
     by_name = sorted(reports, key=lambda report: report.name)
     made = Manifest(
-        version=1,
+        version=2,
         shards=tuple(ShardInfo(**report.model_dump(exclude={"plan_id"})) for report in by_name),
         classes=plan.classes,
         ledger=plan.ledger,

@@ -56,25 +56,23 @@ class ShardInfo(Config):
     """One tar and its index, as written."""
 
     name: str
-    """File name of the tar; the index has the same stem and the ending .parquet."""
+    """Where the tar lies: a path relative to the manifest's folder, an absolute path, or a URL."""
+    index: str
+    """Where its index lies: a path relative to the manifest's folder."""
     num_samples: int = Field(gt=0)
     num_bytes: int = Field(gt=0)
     """Size of the tar."""
-    sha256: str
-    """Of the tar."""
+    sha256: str | None
+    """Of the tar; None where it was indexed without reading the images, which are then read and
+    hashed on first use."""
     index_sha256: str
     """Of the index."""
-
-    @property
-    def index_name(self) -> str:
-        """File name of the index."""
-        return str(Path(self.name).with_suffix(".parquet"))
 
 
 class Manifest(Config):
     """A set of shards in a fixed order; sample ids count through it shard by shard."""
 
-    version: Literal[1]
+    version: Literal[2]
     shards: tuple[ShardInfo, ...] = Field(min_length=1)
     classes: tuple[str, ...] | None
     """Names of the labels, or None where the source gives no labels."""
@@ -96,8 +94,9 @@ class Manifest(Config):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that name the content and order of the shards."""
-        text = "\n".join(f"{shard.num_samples} {shard.sha256}" for shard in self.shards)
+        """16 hex digits that name the shards' content and order, and what the labels mean."""
+        rows = [f"{s.num_samples} {s.sha256 or s.index_sha256}" for s in self.shards]
+        text = "\n".join([*rows, *(self.classes or ())])
         return xxhash.xxh3_64_hexdigest(text.encode())
 
     @property

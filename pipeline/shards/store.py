@@ -115,7 +115,7 @@ def _open_shard(folder: Path, info: ShardInfo) -> _OpenShard:
     _check_size(path, info)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    index = read_index(folder / info.index_name, sha256=info.index_sha256)
+    index = read_index(folder / info.index, sha256=info.index_sha256)
     return _OpenShard(index, np.frombuffer(mapped, dtype=np.uint8))
 
 

@@ -19,6 +19,8 @@ class Member:
     """One regular file of a tar."""
 
     name: str
+    start: int
+    """First byte in the tar that belongs to it: its header, or the extension header before that."""
     offset: int
     """First byte of the content in the tar."""
     size: int
@@ -45,7 +47,7 @@ def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
         ShardError: A header checksum is wrong, a member is cut or of another type (a link, a
             device), the end mark is missing, or something follows it.
     """
-    offset = 0
+    offset = first = 0
     override: dict[str, str] = {}  # path and size for the next member
     while True:
         header = _read_header(buffer, offset, shard)
@@ -57,7 +59,7 @@ def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
         if start + size > len(buffer):
             raise _damage(shard, offset, f"member {header.name!r} is cut")
         if is_file:
-            yield Member(override.get("path", header.name), start, size)
+            yield Member(override.get("path", header.name), first, start, size)
             override = {}
         elif header.kind in _EXTENSIONS:
             override |= _read_extension(header.kind, buffer[start : start + size], shard, offset)
@@ -66,6 +68,8 @@ def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
         else:
             raise _damage(shard, offset, f"member {header.name!r} is no regular file")
         offset = start + -(-size // _BLOCK) * _BLOCK
+        if header.kind not in _EXTENSIONS:
+            first = offset
 
 
 def _read_extension(kind: bytes, content: memoryview, shard: str, offset: int) -> dict[str, str]:

@@ -65,7 +65,7 @@ def build(crawl: Path, out: Path, config: ShardConfig = CONFIG):
 
 
 def index_of(folder: Path, shard: ShardInfo) -> ShardIndex:
-    return read_index(folder / shard.index_name, sha256=shard.index_sha256)
+    return read_index(folder / shard.index, sha256=shard.index_sha256)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

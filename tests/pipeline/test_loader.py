@@ -217,7 +217,7 @@ def break_sample(folder, sample_id, *, rehash):
     number = int(np.searchsorted(ends, sample_id, side="right"))
     info = manifest.shards[number]
     row = sample_id - int(ends[number] - info.num_samples)
-    index = read_index(folder / info.index_name, sha256=info.index_sha256)
+    index = read_index(folder / info.index, sha256=info.index_sha256)
     tar = bytearray((folder / info.name).read_bytes())
     payload = np.s_[index.offsets[row] : index.offsets[row] + index.sizes[row]]
     tar[payload] = bytes(int(index.sizes[row]))
@@ -226,7 +226,7 @@ def break_sample(folder, sample_id, *, rehash):
         hashes = index.hashes.copy()
         hashes[row] = xxhash.xxh3_64_intdigest(bytes(tar[payload]))
         encoded = encode_index(dataclasses.replace(index, hashes=hashes))
-        (folder / info.index_name).write_bytes(encoded)
+        (folder / info.index).write_bytes(encoded)
         raw = json.loads((folder / "manifest.json").read_text())
         raw["shards"][number]["index_sha256"] = hashlib.sha256(encoded).hexdigest()
         (folder / "manifest.json").write_text(json.dumps(raw))

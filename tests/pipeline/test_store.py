@@ -23,7 +23,7 @@ def scratch(shards, tmp_path_factory):
 @pytest.fixture(scope="module")
 def indexes(shards):
     manifest = read_manifest(shards)
-    return [read_index(shards / s.index_name, sha256=s.index_sha256) for s in manifest.shards]
+    return [read_index(shards / s.index, sha256=s.index_sha256) for s in manifest.shards]
 
 
 def edit_manifest(folder, change):
@@ -147,8 +147,8 @@ def swap_indexes(folder):
             r"manifest.json: ledger: inputs \(=198\) must equal accepted \(=190\)",
         ),
         (
-            lambda folder: edit_manifest(folder, lambda raw: raw.update(version=2)),
-            r"manifest.json: version \(=2\): Input should be 1",
+            lambda folder: edit_manifest(folder, lambda raw: raw.update(version=1)),
+            r"manifest.json: version \(=1\): Input should be 2",
         ),
         (
             lambda folder: (folder / "manifest.json").write_text("{"),

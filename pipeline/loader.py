@@ -98,7 +98,7 @@ class PretextLoader:
         samples = self._store.read(ids)
         draws = Draws(self._seed, epoch, ids)
         plan = plan_jigsaw(self._pretext, samples.heights, samples.widths, draws)
-        arrays = (samples.payloads, [*plan.crops], [*plan.anchors], [*plan.gray])
+        arrays = (samples.payloads, plan.crops, plan.anchors, plan.gray)
         return _Planned(epoch, step, ids, samples, plan.labels, arrays)
 
     def _positions(self) -> Iterator[tuple[int, int]]:
@@ -134,7 +134,8 @@ def whole_batches(
             ids = sample_ids[start : start + options.max_batch]
             samples = store.read(ids)
             crops = central_squares(samples.heights, samples.widths)
-            yield _Planned(0, step, ids, samples, samples.labels, (samples.payloads, [*crops]))
+            arrays = (samples.payloads, crops)
+            yield _Planned(0, step, ids, samples, samples.labels, arrays)
 
     yield from _stream(plans(), lambda feed: whole_graph(feed, options, px=px), store)
 

@@ -9,11 +9,15 @@ import torch.utils.dlpack
 from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
-from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.pipeline import Pipeline, do_not_convert
 from torch import Tensor
 
-Arrays = Sequence[NDArray[np.generic]]
-Feed = Callable[[], tuple[Arrays, ...]]
+from pipeline.dali.resample import tile_operator, windows
+
+Arrays = Sequence[NDArray[np.generic]] | NDArray[np.generic]
+"""One array for each image of a batch: a list where their lengths differ, else batch first."""
+Feed = Callable[[], tuple[Any, ...]]
+"""Gives `Arrays` for each input of a graph; StopIteration ends the graph."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,26 +69,89 @@ class Graph:
         return torch.utils.dlpack.from_dlpack(out.as_tensor())
 
 
-def decode_crop(encoded: DataNode, crop: DataNode, options: GraphOptions, *, px: int) -> DataNode:
-    """Decode a rectangle of an image and resize it to a square, antialiased, bilinear.
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which tiles are cut from a crop."""
+
+    px: int
+    """Side that the crop is resized to before it is cut."""
+    num_tiles: int
+    tile_px: int
+    """Side of a tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """One more array that the feed gives for every image."""
+
+    dtype: types.DALIDataType
+    ndim: int
+
+
+@do_not_convert  # A graph with conditionals would rewrite what it calls, the feed too.
+def cut_crops(
+    feed: Feed, cut: Cut, options: GraphOptions, extras: Sequence[Extra] = ()
+) -> tuple[DataNode, list[DataNode]]:
+    """Decode the crop of each image, resize it (antialiased, bilinear), cut its tiles.
+
+    The GPU resizes all of the crop and slices it. The CPU decodes only the rectangle that the tiles
+    need and resamples only their pixels: the same within 1 of 255, at a fifth of the cost.
 
     Args:
-        encoded: uint8 1-D, the bytes of one image.
-        crop: int32 (4,): top, left, height, width in pixels of the image.
-        options: Names the decoder's device.
-        px: Side of the result.
+        feed: Gives for each batch the encoded images (uint8, 1-D), crops int32 (B, 4) (top, left,
+            height, width), anchors int32 (B, T, 2) (top, left of every tile in the resized crop),
+            and the extras.
+        cut: Geometry.
+        options: Device, threads, batch.
+        extras: What the feed gives beyond that.
 
     Returns:
-        uint8 HWC RGB, (px, px, 3).
+        uint8 FHWC RGB, (T, tile_px, tile_px, 3) for each image, and the extras.
     """
-    # The gate applied EXIF orientation; a tag left in a passed-through file is 1 or absent.
-    pixels = fn.decoders.image_slice(
+    ints = types.INT32
+    if options.device_id is None:
+
+        def windowed() -> tuple[Arrays, ...]:
+            encoded, crops, anchors, *rest = feed()
+            rectangles, geometry = windows(crops, anchors, px=cut.px, tile_px=cut.tile_px)
+            return encoded, rectangles, geometry, anchors, *rest
+
+        wanted = [Extra(types.UINT8, 1), Extra(ints, 1), Extra(ints, 1), Extra(ints, 2), *extras]
+        encoded, rectangle, geometry, anchors, *rest = _source(windowed, wanted)
+        pixels = _decode(encoded, rectangle, options)
+        tiles = tile_operator(cut.num_tiles, cut.tile_px)(pixels, geometry, anchors)
+        return fn.reshape(tiles, layout="FHWC"), rest
+
+    wanted = [Extra(types.UINT8, 1), Extra(ints, 1), Extra(ints, 2), *extras]
+    encoded, crop, anchors, *rest = _source(feed, wanted)
+    pixels = _decode(encoded, crop, options)
+    side = [cut.px, cut.px]
+    resized = fn.resize(pixels, size=side, interp_type=types.INTERP_LINEAR, antialias=True)
+    shape = [cut.tile_px, cut.tile_px]
+    slices = [
+        fn.slice(resized, start=anchors[t], shape=shape, axes=[0, 1]) for t in range(cut.num_tiles)
+    ]
+    return fn.reshape(fn.stack(*slices), layout="FHWC"), rest
+
+
+def _source(feed: Feed, wanted: Sequence[Extra]) -> list[DataNode]:
+    return fn.external_source(
+        source=feed,
+        num_outputs=len(wanted),
+        no_copy=True,
+        dtype=[array.dtype for array in wanted],
+        ndim=[array.ndim for array in wanted],
+    )
+
+
+def _decode(encoded: DataNode, rectangle: DataNode, options: GraphOptions) -> DataNode:
+    # The gate applied EXIF orientation; in shards of others the tag is passed over.
+    return fn.decoders.image_slice(
         encoded,
-        start=crop[0:2],
-        shape=crop[2:4],
+        start=rectangle[0:2],
+        shape=rectangle[2:4],
         axes=[0, 1],
         device=options.decoder,
         output_type=types.RGB,
         adjust_orientation=False,
     )
-    return fn.resize(pixels, size=[px, px], interp_type=types.INTERP_LINEAR, antialias=True)

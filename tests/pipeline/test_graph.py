@@ -70,7 +70,7 @@ def options_for(encoded, **changes):
 
 def run_once(build, encoded, *arrays, **changes):
     """Push one batch through a graph."""
-    batch = ([np.frombuffer(data, np.uint8) for data in encoded], *([*a] for a in arrays))
+    batch = ([np.frombuffer(data, np.uint8) for data in encoded], *arrays)
     feed = iter([batch])
     return build(lambda: next(feed), options_for(encoded, **changes)).run().numpy()
 
@@ -124,6 +124,25 @@ def test_a_whole_view_is_that_of_the_reference(jpegs, px):
     assert_close(run_whole(jpegs, crops, px), expected)
 
 
+# One pixel, sides below the filter's width, far up, far down, long and thin.
+TINY_AND_HUGE = [(1, 1), (2, 3), (3, 200), (40, 40), (1900, 2100), (64, 2500)]
+
+
+@pytest.mark.parametrize("size", TINY_AND_HUGE)
+@pytest.mark.parametrize("config", GEOMETRIES, ids=["paper", "small"])
+def test_any_size_gives_the_tiles_of_the_reference(size, config):
+    encoded = [encode(photo(11, *size), format="PNG")] * 8
+    plan = plan_jigsaw(config, *sizes_of(encoded), Draws(5, 0, np.arange(8)))
+    assert_close(run_tiles(encoded, config, plan), jigsaw_views(encoded, config, plan))
+
+
+def test_crops_that_are_not_square_are_those_of_the_reference():
+    encoded = [encode(photo(5, 300, 200), format="PNG")]
+    crops = np.array([[10, 20, 150, 260]], np.int32)
+    expected = crop_view(encoded[0], crops[0], 96)[None]
+    assert_close(run_whole(encoded, crops, 96), expected)
+
+
 def indexed(height, width):
     """A lossless image whose every pixel says where it stands."""
     rows, columns = np.mgrid[:height, :width]
@@ -170,7 +189,7 @@ def test_a_batch_stays_valid_after_later_runs(jpegs):
     payloads = [np.frombuffer(data, np.uint8) for data in jpegs]
     half = len(jpegs) // 2
     parts = [np.s_[:half], np.s_[half:], *[np.s_[:half]] * 6]
-    batches = iter([(payloads[part], [*crops[part]]) for part in parts])
+    batches = iter([(payloads[part], crops[part]) for part in parts])
     graph = whole_graph(lambda: next(batches), options_for(jpegs, prefetch=2), px=64)
     views = [graph.run() for _ in parts]
     before = views[1].clone()

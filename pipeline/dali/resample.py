@@ -1,0 +1,194 @@
+"""The resampling kernel of the CPU graph: antialiased tiles, compiled, on DALI's own threads.
+
+DALI's resize costs more than the decode on the CPU. This kernel computes the same pixels (within 1
+of 255), but only those that lie in a tile, and it runs inside the graph, without Python.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from nvidia.dali import types
+from nvidia.dali.plugin.numba import NumbaFunction
+
+_GROUP = 4  # Taps are summed four at a time: the widest filter of a scale up to 1.5.
+
+# Division by zero cannot happen (px > 0), and NaN cannot arise from uint8.
+_compiled = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
+_inlined = njit(fastmath=True, error_model="numpy", nogil=True, inline="always")
+
+
+def windows(
+    crops: NDArray[np.int32], anchors: NDArray[np.int32], *, px: int, tile_px: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Find the rectangle of each image that its tiles are made of: all that must be decoded.
+
+    Args:
+        crops: int32 (B, 4): top, left, height, width of the crop in the image.
+        anchors: int32 (B, T, 2): top, left of each tile in the crop resized to `px`.
+        px: Side that the crop is resized to.
+        tile_px: Side of a tile.
+
+    Returns:
+        int32 (B, 4), top, left, height, width in the image; and int32 (B, 5), what the kernel must
+        know: top, left of that rectangle in the crop, height, width of the crop, px.
+    """
+    sides = crops[:, 2:].astype(np.int64)
+    scale = sides / px
+    reach = np.maximum(scale, 1.0)
+    taps = _GROUP * -(-(np.ceil(2 * reach).astype(np.int64) + 1) // _GROUP)
+    last_start = np.maximum(sides - taps, 0)
+
+    def starts(places: NDArray[np.int32]) -> NDArray[np.int64]:
+        first = np.floor((places + 0.5) * scale - reach + 0.5).astype(np.int64)
+        return np.clip(first, 0, last_start)
+
+    low = starts(anchors.min(axis=1))
+    high = np.minimum(starts(anchors.max(axis=1) + tile_px - 1) + taps, sides)
+    rectangles = np.concatenate([crops[:, :2] + low, high - low], axis=1)
+    px_column = np.full((len(crops), 1), px)
+    return rectangles.astype(np.int32), np.concatenate([low, sides, px_column], 1).astype(np.int32)
+
+
+@functools.cache
+def tile_operator(num_tiles: int, tile_px: int) -> Any:
+    """Compile the operator that cuts tiles from a decoded rectangle; once in a process.
+
+    Inside a pipeline it is called with the pixels (uint8 HWC), geometry int32 (5,) of `windows`
+    and anchors int32 (T, 2), and gives uint8 (T, tile_px, tile_px, 3).
+    """
+
+    def shape(outs: Any, _: Any) -> None:
+        for out in outs[0]:
+            out[0] = num_tiles
+            out[1] = tile_px
+            out[2] = tile_px
+            out[3] = 3
+
+    def run(out: Any, pixels: Any, geometry: Any, anchors: Any) -> None:
+        cut_tiles(out, pixels, geometry, anchors)
+
+    return NumbaFunction(
+        run_fn=run,
+        setup_fn=shape,
+        out_types=[types.UINT8],
+        in_types=[types.UINT8, types.INT32, types.INT32],
+        outs_ndim=[4],
+        ins_ndim=[3, 1, 2],
+    )
+
+
+@_compiled
+def cut_tiles(  # noqa: ANN201 - compiled: returns nothing
+    out: Any, pixels: Any, geometry: Any, anchors: Any
+):
+    """Fill `out` with the tiles of one image, resampled with a triangle as wide as the scale.
+
+    Args:
+        out: uint8 (T, S, S, 3), written.
+        pixels: uint8 (H, W, 3), the rectangle of `windows`.
+        geometry: int32 (5,) of `windows`.
+        anchors: int32 (T, 2): top, left of each tile in the crop resized to px.
+    """
+    top, left, height, width, px = geometry
+    rows_start, rows_weight = _taps(px, height)
+    columns_start, columns_weight = _taps(px, width)
+    num_tiles, tile_px = out.shape[0], out.shape[1]
+    line = np.zeros((pixels.shape[1] + columns_weight.shape[1]) * 3 + 4, np.float32)
+    sums = np.empty(tile_px * 3 + 1, np.float32)
+    for t in range(num_tiles):
+        first_row, first_column = anchors[t, 0], anchors[t, 1]
+        starts = columns_start[first_column : first_column + tile_px]
+        weights = columns_weight[first_column : first_column + tile_px]
+        begin = max(starts[0] - left, 0)
+        length = min(starts[-1] + weights.shape[1] - left, pixels.shape[1]) - begin
+        for y in range(tile_px):
+            row = rows_start[first_row + y] - top
+            _sum_rows(line, pixels, row, rows_weight[first_row + y], begin * 3, length * 3)
+            _sum_columns(out[t, y].reshape(tile_px * 3), line, starts, weights, sums)
+
+
+@_compiled
+def _taps(px: Any, side: Any):  # noqa: ANN202 - compiled
+    """First source pixel and weights of each of `px` places along an axis of `side` pixels.
+
+    Beyond the edge of the crop its outermost pixel is repeated. Returns int64 (px,) and float32
+    (px, K), K a multiple of the group.
+    """
+    scale = side / px
+    reach = max(scale, 1.0)
+    taps = int(np.ceil(2 * reach)) + 1
+    taps = _GROUP * ((taps + _GROUP - 1) // _GROUP)
+    starts = np.empty(px, np.int64)
+    weights = np.zeros((px, taps), np.float32)
+    for i in range(px):
+        center = (i + 0.5) * scale
+        first = int(np.floor(center - reach + 0.5))
+        start = min(max(first, 0), max(side - taps, 0))
+        total = 0.0
+        for k in range(first, first + taps):
+            total += max(0.0, 1.0 - abs(k + 0.5 - center) / reach)
+        for k in range(first, first + taps):
+            weight = max(0.0, 1.0 - abs(k + 0.5 - center) / reach)
+            weights[i, min(max(k, 0), side - 1) - start] += np.float32(weight / total)
+        starts[i] = start
+    return starts, weights
+
+
+@_inlined
+def _sum_rows(  # noqa: ANN202, PLR0913 - compiled
+    line: Any, pixels: Any, row: Any, weights: Any, begin: Any, length: Any
+):
+    """Mix the rows of one output row into `line`; slices without offsets, so that it vectorises."""
+    last, stride = pixels.shape[0] - 1, pixels.shape[1] * 3
+    flat = pixels.reshape(pixels.size)
+    for k in range(0, len(weights), _GROUP):
+        a = min(max(row + k, 0), last) * stride + begin
+        b = min(max(row + k + 1, 0), last) * stride + begin
+        c = min(max(row + k + 2, 0), last) * stride + begin
+        d = min(max(row + k + 3, 0), last) * stride + begin
+        row_a, row_b = flat[a : a + length], flat[b : b + length]
+        row_c, row_d = flat[c : c + length], flat[d : d + length]
+        wa, wb, wc, wd = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
+        if k == 0:
+            line[:length] = 0
+        for x in range(length):
+            line[x] += (
+                wa * np.float32(row_a[x])
+                + wb * np.float32(row_b[x])
+                + wc * np.float32(row_c[x])
+                + wd * np.float32(row_d[x])
+            )
+
+
+@_inlined
+def _sum_columns(  # noqa: ANN202 - compiled
+    out: Any, line: Any, starts: Any, weights: Any, sums: Any
+):
+    """Mix the columns of one output row; `out` is uint8 (S * 3,), `sums` is room to work in.
+
+    Four neighbouring floats are summed at once, one more than a pixel has: the compiler makes
+    vectors of them, and the fourth is overwritten by the next pixel. Unsigned indices: a signed one
+    is tested for Python's counting from the end.
+    """
+    num, group, begin = len(starts), weights.shape[1], starts[0]
+    for x in range(num):
+        p = np.uint64((starts[x] - begin) * 3)
+        q = np.uint64(x * 3)
+        s0 = s1 = s2 = s3 = np.float32(0.5)  # Rounds to the nearest when cut to an integer.
+        for k in range(0, group, _GROUP):
+            wa, wb, wc, wd = weights[x, k], weights[x, k + 1], weights[x, k + 2], weights[x, k + 3]
+            s0 += wa * line[p] + wb * line[p + _U3] + wc * line[p + _U6] + wd * line[p + _U9]
+            s1 += wa * line[p + _U1] + wb * line[p + _U4] + wc * line[p + _U7] + wd * line[p + _U10]
+            s2 += wa * line[p + _U2] + wb * line[p + _U5] + wc * line[p + _U8] + wd * line[p + _U11]
+            s3 += wa * line[p + _U3] + wb * line[p + _U6] + wc * line[p + _U9] + wd * line[p + _U12]
+            p += _U12
+        sums[q], sums[q + _U1], sums[q + _U2], sums[q + _U3] = s0, s1, s2, s3
+    for x in range(num * 3):
+        out[x] = np.uint8(np.int32(sums[x]))
+
+
+_U1, _U2, _U3, _U4, _U5, _U6 = (np.uint64(n) for n in range(1, 7))
+_U7, _U8, _U9, _U10, _U11, _U12 = (np.uint64(n) for n in range(7, 13))

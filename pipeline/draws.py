@@ -46,7 +46,8 @@ class Draws:
     """
 
     seed: int
-    epoch: int
+    epoch: int | NDArray[np.int64]
+    """One for all samples, or int64 (B,)."""
     sample_ids: NDArray[np.int64]
     """int64 (B,)."""
 
@@ -61,7 +62,7 @@ class Draws:
         batch = len(self.sample_ids)
         ids = np.repeat(self.sample_ids.astype(np.uint64), num_blocks)
         blocks = np.tile(np.arange(num_blocks, dtype=np.uint64), batch)
-        epochs = np.full(len(ids), self.epoch, dtype=np.uint64)
+        epochs = np.broadcast_to(np.asarray(self.epoch, np.uint64), (batch,)).repeat(num_blocks)
         words = philox(
             np.stack([ids & _LOW, ids >> _SHIFT, epochs, blocks]),
             (hashed & 0xFFFFFFFF, hashed >> 32),

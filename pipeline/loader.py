@@ -1,26 +1,31 @@
 """Order + store + draws + graph -> batches; the whole state is (epoch, step)."""
 
-from collections import deque
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import ConfigError
-from pipeline.dali.decode import decode_rgb
-from pipeline.dali.graph import Arrays, Feed, Graph, GraphOptions
+from pipeline.counters import LoaderCounters
+from pipeline.dali.graph import GraphOptions
 from pipeline.dali.tiles import tile_graph
 from pipeline.dali.whole import whole_graph
 from pipeline.draws import Draws
-from pipeline.order import Order
+from pipeline.mixture import Mixture, Place, Share
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
-from pipeline.shards.store import DamageError, Samples, Store
+from pipeline.quarantine import STOP_AT_DAMAGE, DamagePolicy, EpochCounts, Quarantine
+from pipeline.running import Planned, run_plans, undecodable
+from pipeline.shards.cache import ShardCache
+from pipeline.shards.store import Damage, DamageError, Samples, Store
 
 PretextConfig = JigsawConfig
 """Any pretext; becomes a union told apart by `name` when there are several."""
+
+_MAX_SPARES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +42,69 @@ class Batch:
     """(B, ...): what the pretext asks, or the class numbers in an evaluation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which share of a step is ours."""
+class Loader(Protocol):
+    """What training asks of a loader."""
 
-    rank: int
-    world_size: int
+    counters: LoaderCounters
+    cache: ShardCache | None
+    """Of remote shards."""
+
+    @property
+    def max_batch(self) -> int:
+        """Size of this rank's share of a step."""
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step over all ranks."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch, the same on every rank."""
+
+    @property
+    def remainder(self) -> int:
+        """Samples of an epoch that fill no step."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the position behind the last batch that was taken."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to a position."""
+
+    def batches(self, options: GraphOptions) -> Iterator[Batch]:
+        """Yield batches for ever, from the current position on."""
+
+    def close(self) -> None:
+        """Let go of shards, threads and files."""
 
 
 class PretextLoader:
     """Batches of a pretext, from any position, in the same order on any number of ranks.
 
     Iterating never ends: epochs follow each other. `state()` is the position behind the last batch
-    that was taken, whatever was computed ahead.
+    that was taken, whatever was computed ahead. A damaged sample stops the run, or is replaced by a
+    sample that the order names for its place.
     """
 
     def __init__(
-        self, store: Store, order: Order, pretext: PretextConfig, *, seed: int, place: Place
+        self,
+        data: Mixture,
+        pretext: PretextConfig,
+        *,
+        seed: int,
+        place: Place,
+        policy: DamagePolicy = STOP_AT_DAMAGE,
     ) -> None:
-        order.lanes_of(place.rank, place.world_size)  # Refuses more ranks than lanes at once.
-        self._store, self._order, self._pretext = store, order, pretext
-        self._seed, self._place = seed, place
+        self.max_batch = data.batch_size(place)  # Refuses more ranks than lanes at once.
+        self.global_batch, self.remainder = data.global_batch, data.remainder
+        self.steps_per_epoch = data.steps_per_epoch
+        self.counters = LoaderCounters()
+        self.cache: ShardCache | None = None
+        self._data, self._pretext, self._seed, self._place = data, pretext, seed, place
+        self._quarantine = Quarantine(policy, place.rank)
         self._epoch, self._step = 0, 0
+        self._counts = EpochCounts(first_step=0)
+        self._asked_for = (-1, -1)
 
     def state(self) -> dict[str, Any]:
         """Return the position and what it belongs to; under 256 bytes of JSON."""
@@ -77,29 +123,81 @@ class PretextLoader:
                     "samples would change in the middle of a run. Start a new run."
                 )
         self._epoch, self._step = state["epoch"], state["step"]
+        self._counts = EpochCounts(first_step=self._step)
 
     def batches(self, options: GraphOptions) -> Iterator[Batch]:
         """Yield batches for ever, from the current position on."""
         plans = (self._plan(epoch, step) for epoch, step in self._positions())
-        for batch in _stream(
-            plans, lambda feed: tile_graph(feed, self._pretext, options), self._store
-        ):
-            self._epoch, self._step = self._after(batch.epoch, batch.step)
-            yield batch
+        build = lambda feed: tile_graph(feed, self._pretext, options)  # noqa: E731
+        for done, views in run_plans(plans, build, self._repair, self.counters):
+            self._advance(done)
+            yield Batch(done.epoch, done.step, done.sample_ids, views, done.labels)
 
-    def max_batch(self) -> int:
-        """Return the size of our share of a step."""
-        lanes = self._order.lanes_of(self._place.rank, self._place.world_size)
-        return len(lanes) * self._order.config.lane_share
+    def close(self) -> None:
+        """Let go of all shards, and of the cache."""
+        self._data.close()
+        if self.cache is not None:
+            self.cache.close()
 
-    def _plan(self, epoch: int, step: int) -> "_Planned":
-        place = self._place
-        ids = self._order.rank_batch(epoch, step, rank=place.rank, world_size=place.world_size)
-        samples = self._store.read(ids)
-        draws = Draws(self._seed, epoch, ids)
+    def _plan(self, epoch: int, step: int) -> Planned:
+        started, read_before = time.perf_counter(), self.counters.read_s
+        share = self._data.share(epoch, step, self._place)
+        self._fetch_early(share, epoch, step)
+        ids, samples = self._read_whole(share, epoch, step)
+        draws = Draws(self._seed, share.epochs, ids)
         plan = plan_jigsaw(self._pretext, samples.heights, samples.widths, draws)
         arrays = (samples.payloads, plan.crops, plan.anchors, plan.gray)
-        return _Planned(epoch, step, ids, samples, plan.labels, arrays)
+        spent = time.perf_counter() - started
+        self.counters.plan_s += spent - (self.counters.read_s - read_before)
+        replaced = int((ids != share.sample_ids).sum())
+        return Planned(epoch, step, ids, replaced, samples, plan.labels, arrays)
+
+    def _read_whole(
+        self, share: Share, epoch: int, step: int
+    ) -> tuple[NDArray[np.int64], Samples]:
+        """Read a step's samples, with others in the place of damaged ones."""
+        ids, attempts = share.sample_ids.copy(), [0] * len(share.sample_ids)
+        bad = self._quarantine.reasons
+        started = time.perf_counter()
+        while True:
+            for position in np.flatnonzero([i in bad for i in ids.tolist()]) if bad else ():
+                while int(ids[position]) in bad:
+                    if attempts[position] == _MAX_SPARES:
+                        raise DamageError(f"no whole sample found in {_MAX_SPARES} places.")
+                    ids[position] = self._data.spare(share, position, attempts[position])
+                    attempts[position] += 1
+            samples = self._data.read(ids)
+            if not samples.damaged:
+                break
+            for damage in samples.damaged.values():
+                self._quarantine.admit(damage, epoch=epoch, step=step)
+        self.counters.read_s += time.perf_counter() - started
+        return ids, samples
+
+    def _repair(self, failed: Planned, error: RuntimeError) -> Planned:
+        """Plan a step again whose graph failed, without the images that do not decode."""
+        damaged = _undecodable(self._data, failed, error)
+        for damage in damaged:
+            self._quarantine.admit(damage, epoch=failed.epoch, step=failed.step)
+        return self._plan(failed.epoch, failed.step)
+
+    def _advance(self, done: Planned) -> None:
+        counts, steps = self._counts, self._data.steps_per_epoch
+        counts.delivered += len(done.sample_ids) - done.replaced
+        counts.replaced += done.replaced
+        self._quarantine.judge(counts, samples_per_epoch=steps * self.max_batch)
+        self._epoch, self._step = self._after(done.epoch, done.step)
+        if self._epoch != done.epoch:
+            counts.close(done.epoch, planned=(steps - counts.first_step) * self.max_batch)
+            self._counts = EpochCounts(first_step=0)
+
+    def _fetch_early(self, share: Share, epoch: int, step: int) -> None:
+        """Ask for remote shards each time a lane of the first set enters another window."""
+        config = self._data.sets[0].order.config
+        window = (epoch, step * config.lane_share // config.window)
+        if window != self._asked_for:
+            self._data.prefetch(share, self._place)
+            self._asked_for = window
 
     def _positions(self) -> Iterator[tuple[int, int]]:
         epoch, step = self._epoch, self._step
@@ -108,16 +206,15 @@ class PretextLoader:
             epoch, step = self._after(epoch, step)
 
     def _after(self, epoch: int, step: int) -> tuple[int, int]:
-        return (epoch, step + 1) if step + 1 < self._order.steps_per_epoch else (epoch + 1, 0)
+        return (epoch, step + 1) if step + 1 < self._data.steps_per_epoch else (epoch + 1, 0)
 
     def _identity(self) -> dict[str, Any]:
-        config = self._order.config
         return {
-            "fingerprint": self._store.manifest.fingerprint,
+            "fingerprint": self._data.fingerprint,
             "seed": self._seed,
-            "global_batch": config.global_batch,
-            "num_lanes": config.num_lanes,
-            "window": config.window,
+            "global_batch": self._data.global_batch,
+            "num_lanes": self._data.num_lanes,
+            "window": self._data.sets[0].order.config.window,
         }
 
 
@@ -126,18 +223,28 @@ def whole_batches(
 ) -> Iterator[Batch]:
     """Yield the given samples in the given order, each once, the last batch short.
 
-    A view is the central square of the image, resized to `px`: uint8 (B, px, px, 3).
+    A view is the central square of the image, resized to `px`: uint8 (B, px, px, 3). An evaluation
+    replaces nothing.
+
+    Raises:
+        DamageError: A sample is damaged or does not decode.
     """
 
-    def plans() -> Iterator[_Planned]:
+    def plans() -> Iterator[Planned]:
         for step, start in enumerate(range(0, len(sample_ids), options.max_batch)):
             ids = sample_ids[start : start + options.max_batch]
-            samples = store.read(ids)
+            samples = store.read(ids).require_whole()
             crops = central_squares(samples.heights, samples.widths)
             arrays = (samples.payloads, crops)
-            yield _Planned(0, step, ids, samples, samples.labels, arrays)
+            yield Planned(0, step, ids, 0, samples, samples.labels, arrays)
 
-    yield from _stream(plans(), lambda feed: whole_graph(feed, options, px=px), store)
+    def stop(failed: Planned, error: RuntimeError) -> Planned:
+        damaged = _undecodable(store, failed, error)
+        raise DamageError("; ".join(str(damage) for damage in damaged)) from error
+
+    build = lambda feed: whole_graph(feed, options, px=px)  # noqa: E731
+    for done, views in run_plans(plans(), build, stop, LoaderCounters()):
+        yield Batch(done.epoch, done.step, done.sample_ids, views, done.labels)
 
 
 def central_squares(heights: NDArray[np.int32], widths: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -146,53 +253,14 @@ def central_squares(heights: NDArray[np.int32], widths: NDArray[np.int32]) -> ND
     return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    epoch: int
-    step: int
-    sample_ids: NDArray[np.int64]
-    samples: Samples
-    labels: NDArray[np.int64]
-    arrays: tuple[Arrays, ...]
+def _undecodable(data: Mixture | Store, failed: Planned, error: RuntimeError) -> list[Damage]:
+    """Name the samples of a failed batch that do not decode.
 
-
-def _stream(
-    plans: Iterator[_Planned], build: Callable[[Feed], Graph], store: Store
-) -> Iterator[Batch]:
-    """Push plans through a graph that runs ahead; give each batch back beside its plan."""
-    ahead: deque[_Planned] = deque()
-    damage: list[DamageError] = []
-
-    def feed() -> tuple[Arrays, ...]:
-        try:
-            planned = next(plans)  # Its StopIteration ends the graph's epoch behind the last batch.
-        except DamageError as error:
-            damage.append(error)  # Raised below, once the batches before it are delivered.
-            raise StopIteration from error
-        ahead.append(planned)
-        return planned.arrays
-
-    graph = build(feed)
-    while True:
-        try:
-            views = graph.run()
-        except StopIteration:
-            if damage:
-                raise damage[0] from None
-            return
-        except RuntimeError as error:
-            if not ahead:
-                raise
-            raise DamageError(_blame(ahead[0], store, error)) from error
-        done = ahead.popleft()
-        yield Batch(done.epoch, done.step, done.sample_ids, views, done.labels)
-
-
-def _blame(planned: _Planned, store: Store, error: RuntimeError) -> str:
-    """Name the samples of a failed batch that do not decode; DALI names none."""
-    pairs = zip(planned.sample_ids, planned.samples.payloads, strict=True)
-    bad = [int(i) for i, payload in pairs if decode_rgb(payload.tobytes()) is None]
-    if not bad:
-        return f"the graph failed at epoch {planned.epoch}, step {planned.step}: {error}"
-    names = "; ".join(store.describe(sample_id) for sample_id in bad)
-    return f"{names}: the image does not decode, though it did when it was sharded."
+    Raises:
+        DamageError: All of them decode: the graph failed for another reason.
+    """
+    ids = [int(failed.sample_ids[position]) for position in undecodable(failed)]
+    if not ids:
+        raise DamageError(f"the graph failed at epoch {failed.epoch}, step {failed.step}: {error}")
+    detail = "the image does not decode, though its bytes are those that were written."
+    return [data.damage(sample_id, "decode", detail) for sample_id in ids]

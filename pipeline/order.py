@@ -1,5 +1,6 @@
 """Which sample stands where: a pure function of (sample counts, seed, epoch, step)."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ from pipeline.config import Config, ConfigError
 Ints = NDArray[np.int64]
 
 _FEISTEL_ROUNDS = 6
+_SPARES_IN_WINDOW = 8
 
 
 class OrderConfig(Config):
@@ -84,6 +86,12 @@ class Order:
         """Samples of an epoch that fill no step; fewer than global_batch."""
         return self.num_samples - self.steps_per_epoch * self.config.global_batch
 
+    @property
+    def shards_at_once(self) -> int:
+        """About how many shards all lanes read from at one step."""
+        mean = self.num_samples / len(self._counts)
+        return self.config.num_lanes * (2 + math.ceil(self.config.window / mean))
+
     def global_batch(self, epoch: int, step: int) -> Ints:
         """Ids of one step, lane by lane.
 
@@ -100,6 +108,60 @@ class Order:
             divide num_lanes.
         """
         return self._lanes(epoch, step, self.lanes_of(rank, world_size))
+
+    def spare(self, epoch: int, step: int, slot: int, attempt: int) -> int:
+        """Name a sample that takes the place of a damaged one; try attempt 0, 1, 2 and so on.
+
+        The first attempts stay in the window that the damaged sample stands in, whose shards are
+        open anyway; later ones search the whole set. A pure function of the place, so the same for
+        every world size and after every resume.
+
+        Args:
+            epoch: Of the damaged sample.
+            step: Of the damaged sample.
+            slot: Its position in the global batch.
+            attempt: Counts from 0.
+        """
+        share = self.config.lane_share
+        lane, inside = divmod(slot, share)
+        place = step * share + inside
+        first, size = 0, self.num_samples
+        if attempt < _SPARES_IN_WINDOW:
+            start, end = int(self._lane_bounds[lane]), int(self._lane_bounds[lane + 1])
+            first = start + place // self.config.window * self.config.window
+            size = min(end - first, self.config.window)
+        key = _key(self._seed, epoch, f"spare {lane} {place} {attempt}")
+        position = first + int(key % np.uint64(size))
+        return int(self._ids_at(epoch, np.array([position]))[0])
+
+    def slots_of(self, rank: int, world_size: int) -> Ints:
+        """Positions in the global batch of each sample of a rank's batch, int64 (B,)."""
+        share = self.config.lane_share
+        lanes = self.lanes_of(rank, world_size)
+        return (lanes[:, None] * share + np.arange(share)).ravel()
+
+    def shards_ahead(self, epoch: int, step: int, lanes: Ints, *, samples: int) -> Ints:
+        """Shards that lanes need from a step on, for about `samples` samples of each lane.
+
+        Stops at the end of the epoch. The shards of one lane follow each other as they are read;
+        lanes take turns.
+
+        Returns:
+            int64 (S,), each shard once, the first needed first.
+        """
+        order = self._epoch(epoch)
+        share, window = self.config.lane_share, self.config.window
+        first = step * share // window * window  # A window is read in any order.
+        last = -(-(step * share + -(-samples // share) * share) // window) * window
+        begin = self._lane_bounds[lanes] + first
+        end = np.minimum(self._lane_bounds[lanes] + last, self._lane_bounds[lanes + 1])
+        low = np.searchsorted(order.ends, begin, side="right")
+        high = np.searchsorted(order.ends, end - 1, side="right") + 1
+        depth = int((high - low).max(initial=0))
+        turns = low[None, :] + np.arange(depth)[:, None]
+        places = turns[turns < high[None, :]]
+        _, firsts = np.unique(places, return_index=True)
+        return order.shards[places[np.sort(firsts)]]
 
     def lanes_of(self, rank: int, world_size: int) -> Ints:
         """Lanes that a rank owns, ascending.

@@ -1,4 +1,7 @@
+import dataclasses
+import hashlib
 import io
+import json
 import shutil
 
 import numpy as np
@@ -11,6 +14,7 @@ from pipeline.crawl.folder import finish_folder, start_folder
 from pipeline.crawl.gate import examine
 from pipeline.crawl.plan import Examined, make_plan
 from pipeline.crawl.sources import list_sources
+from pipeline.shards.index import encode_index, hash_spans, read_index
 
 CLASSES = ("bar", "disc", "ring", "wedge")
 
@@ -47,6 +51,24 @@ def shards(tmp_path_factory, make_shards):
 def own_shards(shards, tmp_path):
     """A copy of `shards` that a test may damage."""
     return shutil.copytree(shards, tmp_path / "shards")
+
+
+@pytest.fixture(scope="session")
+def vouch():
+    """A function (folder) that makes indexes and manifest anew for tars as they are now."""
+
+    def renew(folder):
+        raw = json.loads((folder / "manifest.json").read_text())
+        for shard in raw["shards"]:
+            index = read_index(folder / shard["index"], sha256=shard["index_sha256"])
+            tar = memoryview((folder / shard["name"]).read_bytes())
+            spans = hash_spans(tar, index.starts)
+            encoded = encode_index(dataclasses.replace(index, span_hashes=spans))
+            (folder / shard["index"]).write_bytes(encoded)
+            shard["index_sha256"] = hashlib.sha256(encoded).hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(raw))
+
+    return renew
 
 
 def picture(number):

@@ -4,6 +4,7 @@
 
 import base64
 import io
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import assert_never
 
+from pipeline.data import open_loader
 from pipeline.dali.graph import GraphOptions
 from pipeline.draws import Draws
-from pipeline.loader import Batch, Place, PretextLoader
-from pipeline.order import Order
+from pipeline.loader import Batch
+from pipeline.mixture import Place
 from pipeline.pretext.jigsaw import JigsawConfig, JigsawPlan, plan_jigsaw
 from pipeline.pretext.permutations import max_min_hamming_set
 from pipeline.shards.store import Store
@@ -96,7 +98,7 @@ def contact_sheet(store: Store, num: int) -> list[Picture]:
     """Show `num` samples, evenly spaced over all shards; the same ones every time."""
     total = store.manifest.num_samples
     ids = np.unique(np.linspace(0, total - 1, min(num, total)).round().astype(np.int64))
-    samples = store.read(ids)
+    samples = store.read(ids).require_whole()
     classes = store.manifest.classes
     pictures = []
     for sample_id, payload, label in zip(ids, samples.payloads, samples.labels, strict=True):
@@ -129,9 +131,9 @@ def filters(random: Tensor, pretrained: Tensor) -> Filters:
 
 
 def _jigsaw_puzzles(run: Pretraining, config: JigsawConfig, store: Store, num: int) -> list[Puzzle]:
-    batch = _first_batch(run, store, num)
+    batch = _first_batch(run, num)
     ids = batch.sample_ids[:num]
-    samples = store.read(ids)
+    samples = store.read(ids).require_whole()
     draws = Draws(run.seed, batch.epoch, ids)
     plan = plan_jigsaw(config, samples.heights, samples.widths, draws)
     perms = max_min_hamming_set(
@@ -145,17 +147,19 @@ def _jigsaw_puzzles(run: Pretraining, config: JigsawConfig, store: Store, num: i
     ]
 
 
-def _first_batch(run: Pretraining, store: Store, num: int) -> Batch:
+def _first_batch(run: Pretraining, num: int) -> Batch:
     """Run the graph on the CPU for a rank whose share of a step is at least `num` if it can be.
 
     Any number of ranks shares the same global batches, so many ranks make the share small.
     """
-    order = Order(store.manifest.shard_counts, run.order, seed=run.seed)
     num_lanes = -(-num // run.order.lane_share)
     place = Place(rank=0, world_size=max(1, run.order.num_lanes // num_lanes))
-    loader = PretextLoader(store, order, run.pretext, seed=run.seed, place=place)
-    options = GraphOptions(max_batch=loader.max_batch(), num_threads=1, device_id=None, prefetch=1)
-    return next(loader.batches(options))
+    loader = open_loader(
+        run.data, run.order, run.pretext, seed=run.seed, place=place, ledger=None
+    )
+    options = GraphOptions(max_batch=loader.max_batch, num_threads=1, device_id=None, prefetch=1)
+    with closing(loader):
+        return next(loader.batches(options))
 
 
 def _puzzle(

@@ -1,7 +1,7 @@
 """Pretraining: batches in, a trunk out. The loop reads top to bottom."""
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from typing_extensions import assert_never
 
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import Batch, Place, PretextConfig, PretextLoader
-from pipeline.order import Order
+from pipeline.data import check_data, open_loader
+from pipeline.loader import Batch, Loader, PretextConfig
+from pipeline.mixture import Place
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.permutations import max_min_hamming_set
-from pipeline.shards.manifest import read_manifest, write_atomic
-from pipeline.shards.store import Store
+from pipeline.quarantine import FILE_NAME as QUARANTINE_FILE
+from pipeline.shards.manifest import write_atomic
 from training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from training.ddp import Ranks, joined
 from training.metrics import Answered, Meter, MetricsWriter, read_metrics
@@ -77,8 +78,7 @@ def check(run: Pretraining) -> None:
     Raises:
         ConfigError: The shards are not there or too few, or there are more workers than lanes.
     """
-    counts = read_manifest(run.data.manifest).shard_counts
-    Order(counts, run.order, seed=run.seed).lanes_of(0, run.train.workers)
+    check_data(run.data, run.order, seed=run.seed, world_size=run.train.workers)
 
 
 def train(run: Pretraining) -> None:
@@ -89,7 +89,7 @@ def train(run: Pretraining) -> None:
     """
     with joined() as ranks:
         job = _start(run, ranks)
-        with _metrics_of(job) as log:
+        with closing(job.loader), _metrics_of(job) as log:
             _loop(job, log)
         if ranks.is_first:
             export_trunk(job.model.trunk, run.out / TRUNK_FILE)
@@ -103,8 +103,7 @@ class _Job:
 
     run: Pretraining
     ranks: Ranks
-    order: Order
-    loader: PretextLoader
+    loader: Loader
     model: PretextModel
     optimizer: torch.optim.Optimizer
     step: int
@@ -114,10 +113,10 @@ class _Job:
 
 def _start(run: Pretraining, ranks: Ranks) -> _Job:
     # Data.
-    store = Store(run.data.manifest)
-    order = Order(store.manifest.shard_counts, run.order, seed=run.seed)
-    place = Place(ranks.rank, ranks.world_size)
-    loader = PretextLoader(store, order, run.pretext, seed=run.seed, place=place)
+    place, ledger = Place(ranks.rank, ranks.world_size), run.out / QUARANTINE_FILE
+    loader = open_loader(
+        run.data, run.order, run.pretext, seed=run.seed, place=place, ledger=ledger
+    )
 
     # Model. Every rank starts from the same weights.
     torch.manual_seed(run.seed)
@@ -133,8 +132,8 @@ def _start(run: Pretraining, ranks: Ranks) -> _Job:
         optimizer.load_state_dict(checkpoint.optimizer)
         loader.restore(checkpoint.progress["loader"])
         step, seconds = checkpoint.step, checkpoint.progress["seconds"]
-    clock = _Clock(run.train, ranks, run.train.epochs * order.steps_per_epoch, seconds)
-    return _Job(run, ranks, order, loader, model, optimizer, step, clock)
+    clock = _Clock(run.train, ranks, run.train.epochs * loader.steps_per_epoch, seconds)
+    return _Job(run, ranks, loader, model, optimizer, step, clock)
 
 
 def _loop(job: _Job, log: MetricsWriter | None) -> None:
@@ -143,7 +142,7 @@ def _loop(job: _Job, log: MetricsWriter | None) -> None:
     meter = Meter(ranks)
     batches = job.loader.batches(
         GraphOptions(
-            max_batch=job.loader.max_batch(),
+            max_batch=job.loader.max_batch,
             num_threads=run.data.threads,
             device_id=ranks.device.index,
             prefetch=run.data.prefetch,
@@ -180,7 +179,7 @@ def _step(job: _Job, model: nn.Module, batch: Batch, lr: float) -> Answered:
     job.optimizer.zero_grad(set_to_none=True)
     # DDP averages over ranks, and a rank's batch may be a lane's share larger than another's:
     # weighted by size, the average is the gradient of the global batch.
-    share = len(batch.sample_ids) * job.ranks.world_size / job.order.config.global_batch
+    share = len(batch.sample_ids) * job.ranks.world_size / job.loader.global_batch
     torch.autograd.backward(loss * share)
     job.optimizer.step()
     return Answered(loss.detach(), logits.detach().argmax(dim=1) == labels.flatten())
@@ -242,15 +241,15 @@ class _Clock:
 def _summarize(job: _Job) -> PretrainResult:
     records = read_metrics(job.run.out)
     last = records[-max(1, len(records) // 10) :]
-    images = job.step * job.order.config.global_batch
+    images = job.step * job.loader.global_batch
     return PretrainResult(
         steps=job.step,
-        epochs=job.step / job.order.steps_per_epoch,
+        epochs=job.step / job.loader.steps_per_epoch,
         seconds=records[-1].seconds,
         images_per_s=images / records[-1].seconds,
         starvation=sum(r.starvation for r in records) / len(records),
         loss=sum(r.loss for r in last) / len(last),
         accuracy=sum(r.accuracy for r in last) / len(last),
         chance=job.run.pretext.chance,
-        remainder=job.order.remainder,
+        remainder=job.loader.remainder,
     )

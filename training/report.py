@@ -11,6 +11,7 @@ import torch
 
 from pipeline.config import ConfigError
 from pipeline.crawl.plan import LeftOut
+from pipeline.data import open_store
 from pipeline.shards.manifest import Manifest, write_atomic
 from pipeline.shards.store import Store
 from training.charts import DotChart, LineChart, Series, dot_chart, line_chart
@@ -95,8 +96,9 @@ def write_report(run: Path, on_progress: Callable[[str], None]) -> Path:
     """
     on_progress("reading the run")
     results = read_results(run)
+    config = results.config
     on_progress("sample images")
-    store = or_reason(lambda: Store(results.config.data.manifest))
+    store = or_reason(lambda: open_store(config.data.first_manifest, config.data.cache))
     sheet = store if isinstance(store, str) else or_reason(lambda: contact_sheet(store, _SAMPLES))
     on_progress("puzzles")
     shown = store if isinstance(store, str) else or_reason(lambda: _puzzles(results, store))

@@ -14,7 +14,7 @@ import yaml
 from pipeline.config import ConfigError
 from pipeline.crawl.folder import LEDGER_NAME
 from pipeline.crawl.plan import LeftOut
-from pipeline.shards.manifest import Manifest, read_manifest
+from pipeline.shards.manifest import Manifest, folder_of, read_manifest
 from pipeline.shards.store import DamageError
 from training.metrics import Record, read_metrics
 from training.pretrain import RESULT_FILE as PRETRAIN_FILE
@@ -53,8 +53,7 @@ class Results:
     @property
     def shard_folder(self) -> Path:
         """Folder of the shards that the run read."""
-        path = self.config.data.manifest
-        return path.parent if path.is_file() else path
+        return Path(folder_of(self.config.data.first_manifest))
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -101,7 +100,7 @@ def read_results(folder: Path) -> Results:
         pretrain=PretrainResult(**pretrain) if pretrain else None,
         transfer=_read_json(folder / TRANSFER_FILE, _TRANSFER_KEYS),
         chain=_read_json(folder / CHAIN_FILE, []) or {},
-        manifest=or_reason(lambda: read_manifest(config.data.manifest)),
+        manifest=or_reason(lambda: read_manifest(config.data.first_manifest)),
     )
 
 

@@ -11,8 +11,10 @@ import yaml
 from pydantic import Field
 
 from pipeline.config import Config, ConfigError, parse
+from pipeline.data import DataConfig
 from pipeline.loader import PretextConfig
 from pipeline.order import OrderConfig
+from pipeline.shards.fetch import is_remote
 from pipeline.shards.manifest import write_atomic
 from training.models.trunks import TrunkConfig
 from training.optimizer import OptimConfig
@@ -30,17 +32,6 @@ _MAY_CHANGE = (
     "transfer",
 )
 """Keys that may differ between a stop and a resume: they change no sample and no view."""
-
-
-class DataConfig(Config):
-    """Which shards are read, and how."""
-
-    manifest: Path
-    """A folder of shards, or the manifest in it."""
-    threads: int = Field(1, gt=0)
-    """CPU threads that decode, for each rank."""
-    prefetch: int = Field(2, gt=0)
-    """Batches decoded ahead of the training step."""
 
 
 class TrainConfig(Config):
@@ -121,10 +112,10 @@ def absolute(config: RunConfig) -> RunConfig:
     """Resolve the paths of a config, for processes that start in another folder."""
     raw = config.model_dump(mode="json")
     raw["out"] = str(config.out.absolute())
-    raw["data"]["manifest"] = str(config.data.manifest.absolute())
+    raw["data"] = config.data.absolute()
     transfer = raw["transfer"]
     for key in ("manifest", "weights"):
-        if transfer and transfer[key]:
+        if transfer and transfer[key] and not is_remote(transfer[key]):
             transfer[key] = str(Path(transfer[key]).absolute())
     return parse(RunConfig, raw, "config")
 

@@ -1,4 +1,4 @@
-"""The index of a shard: where each sample lies, how large its image is, and the hash of its bytes."""
+"""The index of a shard: where each sample lies, the size of its image, the hash of its bytes."""
 
 import hashlib
 import io

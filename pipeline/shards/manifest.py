@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from pipeline.config import Config, ConfigError, parse
+from pipeline.shards.fetch import FetchConfig, FetchError, is_remote, join, read_bytes
 
 FILE_NAME = "manifest.json"
 
@@ -105,23 +106,31 @@ class Manifest(Config):
         return np.array([shard.num_samples for shard in self.shards], dtype=np.int64)
 
 
-def manifest_path(path: Path) -> Path:
-    """Accept a folder of shards or the manifest in it."""
-    return path / FILE_NAME if path.is_dir() else path
+def manifest_location(location: str | Path) -> str:
+    """Accept a folder of shards or the manifest in it, as a path or a URL."""
+    text = str(location)
+    is_folder = not text.endswith(".json") if is_remote(text) else Path(text).is_dir()
+    return join(text.rstrip("/") + "/", FILE_NAME) if is_folder else text
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read `manifest.json` of a shard folder, given the folder or the file.
+def folder_of(location: str | Path) -> str:
+    """Return the folder that a manifest's relative names count from."""
+    return manifest_location(location).rpartition("/")[0] or "."
+
+
+def read_manifest(location: str | Path) -> Manifest:
+    """Read `manifest.json` of a shard folder, given the folder or the file, as a path or a URL.
 
     Raises:
         ConfigError: The file is missing, no JSON, edited or of another version.
     """
-    file = manifest_path(path)
+    file = manifest_location(location)
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
+        raw = json.loads(read_bytes(file, FetchConfig()).decode("utf-8"))
+    except (OSError, FetchError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"manifest (={file}) cannot be read: {error.strerror}. "
+            f"manifest (={file}) cannot be read: {cause}. "
             "Make shards first: tessera shard SRC... --out DIR"
         ) from None
     except ValueError:
@@ -129,7 +138,7 @@ def read_manifest(path: Path) -> Manifest:
     if not isinstance(raw, dict):
         raise ConfigError(f"manifest (={file}) is not a mapping; shard again.")
     stored = raw.pop("fingerprint", None)
-    manifest = parse(Manifest, raw, str(file))
+    manifest = parse(Manifest, raw, file)
     if stored != manifest.fingerprint:
         raise ConfigError(
             f"manifest (={file}) has fingerprint (={stored}), its shards give "

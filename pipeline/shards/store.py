@@ -1,31 +1,55 @@
-"""Sample ids into verified bytes: mmapped tars, checked against their index when they are read."""
+"""Sample ids into verified bytes: mapped tars, each span checked against its hash when read."""
 
 import mmap
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from pipeline.config import ConfigError
+from pipeline.shards.cache import CachedFile, ShardCache, Wanted
+from pipeline.shards.fetch import FetchError, is_remote, join
+from pipeline.shards.first_use import complete_index
 from pipeline.shards.index import ShardIndex, read_index
-from pipeline.shards.manifest import Manifest, ShardInfo, manifest_path, read_manifest
+from pipeline.shards.manifest import Manifest, ShardInfo, folder_of, read_manifest
 
-_MAX_OPEN = 512
-"""Shards kept mapped; each costs one mapping and about 45 bytes a sample, no file descriptor."""
+_MIN_OPEN = 512
+"""Shards kept mapped; each costs one mapping and about 60 bytes a sample, no file descriptor."""
+_MAX_OPEN = 16_384  # Linux allows a process 65,530 mappings.
+_NOTHING: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+Reason = Literal["hash", "header", "shard", "decode"]
+"""Bytes differ from their hash; no size can be read; the shard or its index is not there or another
+one; the bytes are whole but the decoder refuses them."""
 
 
 class DamageError(RuntimeError):
-    """Bytes on the disk are not the bytes that were written; names shard, key and offset."""
+    """Bytes are not the bytes that were written; names shard, key and offset."""
 
 
 @dataclass(frozen=True, slots=True)
-class _OpenShard:
-    index: ShardIndex
-    data: NDArray[np.uint8]
-    """The whole tar, mapped read-only."""
+class Damage:
+    """A sample that cannot be used."""
+
+    sample_id: int
+    shard: str
+    key: str
+    """Empty where the shard's index cannot be read."""
+    offset: int
+    """First byte of the image in the tar, -1 where the index cannot be read."""
+    reason: Reason
+    detail: str
+
+    def __str__(self) -> str:
+        where = f"shard {self.shard}"
+        if self.offset >= 0:
+            where += f", key {self.key}, offset {self.offset}"
+        return f"{where}: {self.detail}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,52 +57,110 @@ class Samples:
     """Rows of the index for a batch of samples, and their bytes."""
 
     payloads: list[NDArray[np.uint8]]
-    """Views of the mapped tars, uint8 1-D, one encoded image each."""
+    """Views of the mapped tars, uint8 1-D, one encoded image each; empty where damaged."""
     heights: NDArray[np.int32]
     """(B,), px."""
     widths: NDArray[np.int32]
     """(B,), px."""
     labels: NDArray[np.int64]
     """(B,), class numbers, -1 where there is none."""
+    damaged: dict[int, Damage]
+    """By position in the batch."""
+
+    def require_whole(self) -> Self:
+        """Return the samples where all of them can be used.
+
+        Raises:
+            DamageError: Names the first that cannot.
+        """
+        for damage in self.damaged.values():
+            raise DamageError(str(damage))
+        return self
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all images."""
+        return sum(payload.size for payload in self.payloads)
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenShard:
+    index: ShardIndex
+    ends: NDArray[np.int64]
+    """(N,), byte behind each sample's span."""
+    data: NDArray[np.uint8]
+    """The whole tar, mapped read-only."""
+    pins: tuple[CachedFile, ...]
 
 
 class Store:
-    """Read samples of a shard folder by id; every payload is checked against its hash."""
+    """Read samples of a set of shards by id; the span of every sample is checked against its hash.
 
-    def __init__(self, path: Path) -> None:
-        self.manifest: Manifest = read_manifest(path)
-        self._folder = manifest_path(path).parent
+    Args:
+        location: A folder of shards or the manifest in it, as a path or a URL. Where shards have a
+            URL, a cache must be given before the first read: `use`.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        self.manifest: Manifest = read_manifest(location)
+        self._folder = folder_of(location)
+        self._cache: ShardCache | None = None
         self._starts = np.concatenate([[0], np.cumsum(self.manifest.shard_counts)])
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        for shard in self.manifest.shards:
-            _check_size(self._folder / shard.name, shard)
+        self._max_open = _MIN_OPEN
+        self._unusable: dict[int, str] = {}
+        self.is_remote = any(is_remote(self._url(shard.name)) for shard in self.manifest.shards)
+        """Whether a shard has a URL."""
 
-    def read(self, sample_ids: NDArray[np.int64]) -> Samples:
-        """Read a batch.
+    def use(self, cache: ShardCache) -> None:
+        """Keep remote shards in a cache, which the stores of a process share."""
+        self._cache = cache
+
+    def keep_open(self, num: int) -> None:
+        """Keep more shards mapped than usual, for an order that reads from many at a time."""
+        self._max_open = min(max(self._max_open, num), _MAX_OPEN)
+
+    def check(self) -> None:
+        """Look at the size of every local shard, before anything is started.
 
         Raises:
-            DamageError: A payload does not match the hash in its index.
-            ConfigError: A shard or an index is missing or another one than the manifest's.
+            ConfigError: A shard is missing or has another size than its manifest says.
         """
-        shards = np.searchsorted(self._starts, sample_ids, side="right") - 1
-        rows = sample_ids - self._starts[shards]
-        places = [(self._shard(int(s)), int(r)) for s, r in zip(shards, rows, strict=True)]
-        payloads = []
-        for sample_id, (shard, row) in zip(sample_ids, places, strict=True):
-            offset = shard.index.offsets[row]
-            payload = shard.data[offset : offset + shard.index.sizes[row]]
-            if xxhash.xxh3_64_intdigest(payload.data) != shard.index.hashes[row]:
-                raise DamageError(
-                    f"{self.describe(int(sample_id))}: the bytes do not match their hash; the "
-                    "shard was damaged after it was written. Restore it or shard again."
-                )
-            payloads.append(payload)
-        return Samples(
-            payloads=payloads,
-            heights=np.array([s.index.heights[r] for s, r in places], dtype=np.int32),
-            widths=np.array([s.index.widths[r] for s, r in places], dtype=np.int32),
-            labels=np.array([s.index.labels[r] for s, r in places], dtype=np.int64),
-        )
+        for shard in self.manifest.shards:
+            if not is_remote(self._url(shard.name)):
+                _check_size(Path(self._url(shard.name)), shard)
+
+    def read(self, sample_ids: NDArray[np.int64]) -> Samples:
+        """Read a batch; what is damaged is named in the result, and nothing is raised for it."""
+        numbers = np.searchsorted(self._starts, sample_ids, side="right") - 1
+        rows = sample_ids - self._starts[numbers]
+        batch = len(sample_ids)
+        payloads, damaged = [_NOTHING] * batch, {}
+        sizes = np.zeros((2, batch), np.int32)
+        labels = np.full(batch, -1, np.int64)
+        for b, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
+            found = self._read_one(number, row)
+            if isinstance(found, Damage):
+                damaged[b] = found
+                continue
+            payloads[b], index = found, self._open[number].index
+            sizes[0, b], sizes[1, b] = index.heights[row], index.widths[row]
+            labels[b] = index.labels[row]
+        return Samples(payloads, sizes[0], sizes[1], labels, damaged)
+
+    def prefetch(self, shards: NDArray[np.int64]) -> None:
+        """Begin to fetch remote shards, the next needed first; replaces what was asked before."""
+        if self._cache is None:
+            return
+        wanted = []
+        for number in shards.tolist():
+            info = self.manifest.shards[number]
+            url, index_url = self._url(info.name), self._url(info.index)
+            if is_remote(index_url) and number not in self._open:
+                wanted.append(Wanted(index_url, None, info.index_sha256))
+            if is_remote(url) and number not in self._open:
+                wanted.append(Wanted(url, info.num_bytes, info.sha256))
+        self._cache.prefetch(wanted)
 
     def labels(self) -> NDArray[np.int64]:
         """Class number of every sample in id order, int64 (N,), -1 where there is none."""
@@ -89,34 +171,109 @@ class Store:
         """Key of every sample in id order."""
         return [k for s in range(len(self.manifest.shards)) for k in self._shard(s).index.keys]
 
-    def describe(self, sample_id: int) -> str:
-        """Name shard, key and offset of a sample."""
+    def damage(self, sample_id: int, reason: Reason, detail: str) -> Damage:
+        """Describe damage that was found behind the store."""
         number = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
-        index, row = self._shard(number).index, sample_id - int(self._starts[number])
-        return (
-            f"shard {self.manifest.shards[number].name}, key {index.keys[row]}, "
-            f"offset {index.offsets[row]}"
-        )
+        return self._damage(number, sample_id - int(self._starts[number]), reason, detail)
+
+    def close(self) -> None:
+        """Let go of all shards; views handed out before stay valid."""
+        for shard in self._open.values():
+            _release(shard)
+        self._open.clear()
+
+    def _read_one(self, number: int, row: int) -> NDArray[np.uint8] | Damage:
+        if number in self._unusable:
+            return self._damage(number, row, "shard", self._unusable[number])
+        try:
+            shard = self._shard(number)
+            whole = _is_whole(shard, row)
+            if not whole and self._forget(number):  # A cached copy had gone bad: fetch it anew.
+                shard = self._shard(number)
+                whole = _is_whole(shard, row)
+        except (ConfigError, FetchError, OSError) as error:
+            self._unusable[number] = str(error)
+            return self._damage(number, row, "shard", str(error))
+        if not whole:
+            detail = (
+                "the bytes do not match their hash; the shard was damaged after it was written. "
+                "Restore it or shard again."
+            )
+            return self._damage(number, row, "hash", detail)
+        if not shard.index.widths[row]:
+            return self._damage(number, row, "header", "no width and height can be read from it.")
+        offset = shard.index.offsets[row]
+        return shard.data[offset : offset + shard.index.sizes[row]]
+
+    def _damage(self, number: int, row: int, reason: Reason, detail: str) -> Damage:
+        name, sample_id = self.manifest.shards[number].name, int(self._starts[number]) + row
+        shard = self._open.get(number)
+        if shard is None:
+            return Damage(sample_id, name, "", -1, reason, detail)
+        index = shard.index
+        return Damage(sample_id, name, index.keys[row], int(index.offsets[row]), reason, detail)
+
+    def _forget(self, number: int) -> bool:
+        """Throw a damaged shard out of the cache; whether it can be fetched again."""
+        url = self._url(self.manifest.shards[number].name)
+        if self._cache is None or not is_remote(url):
+            return False
+        _release(self._open.pop(number))
+        self._cache.discard(url)
+        return True
 
     def _shard(self, number: int) -> _OpenShard:
         shard = self._open.get(number)
         if shard is None:
-            shard = _open_shard(self._folder, self.manifest.shards[number])
+            shard = self._open_shard(self.manifest.shards[number])
             self._open[number] = shard
-            if len(self._open) > _MAX_OPEN:  # Views handed out keep their mapping alive.
-                self._open.popitem(last=False)
+            if len(self._open) > self._max_open:  # Views handed out keep their mapping alive.
+                _release(self._open.popitem(last=False)[1])
         else:
             self._open.move_to_end(number)
         return shard
 
+    def _open_shard(self, info: ShardInfo) -> _OpenShard:
+        pins: list[CachedFile] = []
+        try:
+            index_path = self._local(info.index, None, info.index_sha256, pins)
+            path = self._local(info.name, info.num_bytes, info.sha256, pins)
+            _check_size(path, info)
+            index = read_index(index_path, sha256=info.index_sha256)
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if info.sha256 is None:
+                index = complete_index(index, memoryview(mapped), index_path)
+        except BaseException:
+            for pin in pins:
+                pin.release()
+            raise
+        ends = np.append(index.starts[1:], info.num_bytes)
+        return _OpenShard(index, ends, np.frombuffer(mapped, dtype=np.uint8), tuple(pins))
 
-def _open_shard(folder: Path, info: ShardInfo) -> _OpenShard:
-    path = folder / info.name
-    _check_size(path, info)
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    index = read_index(folder / info.index, sha256=info.index_sha256)
-    return _OpenShard(index, np.frombuffer(mapped, dtype=np.uint8))
+    def _local(
+        self, name: str, num_bytes: int | None, sha256: str | None, pins: list[CachedFile]
+    ) -> Path:
+        url = self._url(name)
+        if not is_remote(url):
+            return Path(url)
+        if self._cache is None:
+            raise ConfigError(f"shard (={url}) has a URL: its store must be given a cache.")
+        pins.append(self._cache.get(url, num_bytes=num_bytes, sha256=sha256))
+        return pins[-1].path
+
+    def _url(self, name: str) -> str:
+        return join(self._folder, name)
+
+
+def _is_whole(shard: _OpenShard, row: int) -> bool:
+    span = shard.data[shard.index.starts[row] : shard.ends[row]]
+    return xxhash.xxh3_64_intdigest(span.data) == int(shard.index.span_hashes[row])
+
+
+def _release(shard: _OpenShard) -> None:
+    for pin in shard.pins:
+        pin.release()
 
 
 def _check_size(path: Path, info: ShardInfo) -> None:

@@ -1,21 +1,37 @@
 """Walk the headers of a tar: where each member lies, and a clear error where the tar is damaged."""
 
+import re
+import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 _BLOCK = 512
+_ZEROS = bytes(_BLOCK)
 _FILE_TYPES = (b"0", b"\0")
 _FOLDER = b"5"
-_EXTENSIONS = (b"x", b"g", b"L", b"K")  # PAX for the next member, PAX for all, GNU names
-_CHECKSUM = slice(148, 156)
+_PAX, _GNU_NAME = b"x", b"L"
+_EXTENSIONS = (_PAX, b"g", _GNU_NAME, b"K")  # PAX for the next member, PAX for all, GNU names
+_MAX_EXTENSION = 2**20  # bytes; real ones have some hundred
+_AT_ONCE = 1024  # headers verified together: half a megabyte stays in the cache
+_DIGITS = np.arange(18, -1, -3, dtype=np.int32)  # bits below each digit of a checksum of seven
+_find_record = re.compile(rb"path=|size=|GNU\.sparse\.").search
+_read_fields = struct.Struct("124x12s20xc355x").unpack_from  # size and type of a header
 
 
 class ShardError(ValueError):
     """A shard that is not as it was written; the message names the shard and the byte offset."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+def shard_error(shard: str, offset: int, what: str) -> ShardError:
+    """Name shard, byte and damage."""
+    return ShardError(f"shard (={shard}) is damaged at byte {offset}: {what}. Shard again.")
+
+
+class Member(NamedTuple):  # A dataclass takes five times as long to make.
     """One regular file of a tar."""
 
     name: str
@@ -27,15 +43,31 @@ class Member:
     """Bytes of the content."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    name: str
-    kind: bytes
-    size: int
+class _DamageError(Exception):
+    def __init__(self, offset: int, what: str) -> None:
+        self.offset, self.what = offset, what
+
+
+@dataclass(slots=True)
+class _Trail:
+    """Where the sizes in the headers led, in the order of the tar; not verified yet."""
+
+    headers: list[int] = field(default_factory=list)
+    """Offset of every header."""
+    files: list[int] = field(default_factory=list)
+    """Position in `headers` of every regular file's."""
+    starts: list[int] = field(default_factory=list)
+    """First byte that belongs to each file."""
+    sizes: list[int] = field(default_factory=list)
+    """Bytes of each file."""
+    names: dict[int, str] = field(default_factory=dict)
+    """By position in `headers`: the name that an extension gives."""
+    pending: dict[str, str] = field(default_factory=dict)
+    """What extensions say about the next member: path, size."""
 
 
 def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
-    """Yield the regular files of a tar in order; reads headers only.
+    """List the regular files of a tar in order; reads headers only, and verifies every one.
 
     Directories are skipped, PAX and GNU long-name headers are applied to the member they precede.
 
@@ -45,94 +77,191 @@ def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
 
     Raises:
         ShardError: A header checksum is wrong, a member is cut or of another type (a link, a
-            device), the end mark is missing, or something follows it.
+            device), the end mark is missing, or something follows it. Names the first such place.
     """
+    trail = _Trail()
+    damage: _DamageError | None = None
+    try:
+        _follow(buffer, trail)
+    except _DamageError as error:
+        damage = error
+    try:  # A size that lies leads astray: the header that holds it is at fault.
+        names = _verify(buffer, trail)
+    except _DamageError as error:
+        damage = error
+    if damage is not None:
+        raise shard_error(shard, damage.offset, damage.what)
+    files = np.array(trail.files, np.int64)
+    offsets = (np.array(trail.headers, np.int64)[files] + _BLOCK).tolist()
+    return map(Member._make, zip(names, trail.starts, offsets, trail.sizes, strict=True))
+
+
+def _follow(buffer: memoryview, trail: _Trail) -> None:
+    """Go from header to header by the sizes in them, up to the end mark."""
+    end = len(buffer)
     offset = first = 0
-    override: dict[str, str] = {}  # path and size for the next member
-    while True:
-        header = _read_header(buffer, offset, shard)
-        if header is None:
-            return _check_end(buffer, offset, shard)
-        start = offset + _BLOCK
-        is_file = header.kind in _FILE_TYPES
-        size = int(override.get("size", header.size)) if is_file else header.size
-        if start + size > len(buffer):
-            raise _damage(shard, offset, f"member {header.name!r} is cut")
+    headers, files, starts, sizes = trail.headers, trail.files, trail.starts, trail.sizes
+    while offset + _BLOCK <= end:
+        size_field, kind = _read_fields(buffer, offset)
+        try:
+            size = int(size_field.rstrip(b"\0"), 8)
+        except ValueError:
+            if buffer[offset : offset + _BLOCK] == _ZEROS:
+                return _check_end(buffer, offset)
+            size = _unusual_size(size_field)
+        headers.append(offset)
+        is_file = kind in _FILE_TYPES
+        if is_file and trail.pending:
+            size = _apply_pending(trail, size)
+        body = offset + _BLOCK
+        following = body + ((size + 511) & -512)
+        if size < 0 or body + size > end:
+            raise _bad_size(buffer, offset, size)
         if is_file:
-            yield Member(override.get("path", header.name), first, start, size)
-            override = {}
-        elif header.kind in _EXTENSIONS:
-            override |= _read_extension(header.kind, buffer[start : start + size], shard, offset)
-        elif header.kind == _FOLDER:
-            override = {}
-        else:
-            raise _damage(shard, offset, f"member {header.name!r} is no regular file")
-        offset = start + -(-size // _BLOCK) * _BLOCK
-        if header.kind not in _EXTENSIONS:
-            first = offset
+            files.append(len(headers) - 1)
+            starts.append(first)
+            sizes.append(size)
+            first = following
+        # Most PAX headers hold a time and nothing else: passing those by makes the walk fast.
+        elif kind != _PAX or size > _MAX_EXTENSION or _find_record(buffer, body, body + size):
+            is_extension = _read_special(buffer, offset, size, kind, trail)
+            first = first if is_extension else following
+        offset = following
+    raise _DamageError(offset, "the tar ends without its end mark")
 
 
-def _read_extension(kind: bytes, content: memoryview, shard: str, offset: int) -> dict[str, str]:
-    """Read what an extension header says about the name and size of the next member."""
-    if kind == b"x":
-        return _parse_pax(content, shard, offset)
-    if kind == b"L":
-        return {"path": _text(bytes(content))}
-    return {}  # Defaults for all members and targets of links name no file of ours.
+def _unusual_size(size_field: bytes) -> int:
+    """Read GNU's binary form for 8 GiB and more, or an empty field; -1 where it is neither."""
+    if size_field[0] == 0x80:
+        return int.from_bytes(size_field[1:], "big")
+    digits = size_field.strip(b" \0")
+    return int(digits or b"0", 8) if not digits.strip(b"01234567") else -1
 
 
-def _read_header(buffer: memoryview, offset: int, shard: str) -> _Header | None:
-    """Read one header; None at the block of zeros that ends the tar."""
-    block = bytes(buffer[offset : offset + _BLOCK])
-    if len(block) < _BLOCK:
-        raise _damage(shard, offset, "the tar ends without its end mark")
-    if not block.strip(b"\0"):
-        return None
-    stored = _number(block[_CHECKSUM])
-    if stored != sum(block) - sum(block[_CHECKSUM]) + 8 * ord(" "):
-        raise _damage(shard, offset, "the header checksum is wrong")
-    size = _number(block[124:136])
-    if size is None:
-        raise _damage(shard, offset, "the size is no number")
-    name = _text(block[:100])
-    if block[257:263] == b"ustar\0" and block[345]:
-        name = f"{_text(block[345:500])}/{name}"
-    return _Header(name, block[156:157], size)
+def _bad_size(buffer: memoryview, offset: int, size: int) -> _DamageError:
+    if size < 0:
+        return _DamageError(offset, "the size is no number")
+    return _DamageError(offset, f"member {_name_at(buffer, offset)!r} is cut")
 
 
-def _check_end(buffer: memoryview, offset: int, shard: str) -> None:
-    if bytes(buffer[offset:]).strip(b"\0"):
-        raise _damage(shard, offset, "something follows the end mark")
+def _name_at(buffer: memoryview, offset: int) -> str:
+    return _full_name(bytes(buffer[offset : offset + _BLOCK]))
 
 
-def _parse_pax(content: memoryview, shard: str, offset: int) -> dict[str, str]:
+def _check_end(buffer: memoryview, offset: int) -> None:
+    if np.frombuffer(buffer[offset:], np.uint8).any():
+        raise _DamageError(offset, "something follows the end mark")
+
+
+def _apply_pending(trail: _Trail, size: int) -> int:
+    """Give the file whose header was read last what extensions say of it; returns its size."""
+    pending, trail.pending = trail.pending, {}
+    if "path" in pending:
+        trail.names[len(trail.headers) - 1] = pending["path"]
+    return int(pending.get("size", size))
+
+
+def _read_special(buffer: memoryview, offset: int, size: int, kind: bytes, trail: _Trail) -> bool:
+    """Take in a header that is no file's; returns whether it belongs to the member behind it."""
+    if kind == _FOLDER:
+        trail.pending = {}
+        return False
+    if kind not in _EXTENSIONS:
+        raise _DamageError(offset, f"member {_name_at(buffer, offset)!r} is no regular file")
+    if size > _MAX_EXTENSION:
+        raise _DamageError(offset, f"an extension header of {size} bytes is absurd")
+    body = bytes(buffer[offset + _BLOCK : offset + _BLOCK + size])
+    if kind == _PAX:
+        _parse_pax(body, offset, trail.pending)
+    elif kind == _GNU_NAME:
+        trail.pending["path"] = _text(body)
+    return True
+
+
+def _parse_pax(body: bytes, offset: int, pending: dict[str, str]) -> None:
     """Read `path` and `size` of a PAX header, whose records are "length key=value", a line each."""
-    rest, found = bytes(content), {}
-    while rest:
-        length, _, _ = rest.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(rest):
-            raise _damage(shard, offset, "the PAX header is malformed")
-        record = rest[len(length) + 1 : int(length) - 1]
-        key, _, value = record.partition(b"=")
-        if key in (b"path", b"size"):
-            found[_text(key)] = _text(value)
-        rest = rest[int(length) :]
-    if not found.get("size", "0").isdecimal():
-        raise _damage(shard, offset, "the PAX header is malformed")
-    return found
+    position, end = 0, len(body)
+    while position < end:
+        space = body.find(b" ", position, position + 20)
+        length = body[position:space]
+        after = position + int(length) if length.isdigit() else 0
+        if not position < space < after <= end:
+            raise _DamageError(offset, "the PAX header is malformed")
+        key, _, value = body[space + 1 : after - 1].partition(b"=")
+        if key == b"path":
+            pending["path"] = _text(value)
+        elif key == b"size":
+            if not value.isdigit() or len(value) > 20:
+                raise _DamageError(offset, "the PAX header is malformed")
+            pending["size"] = value.decode()
+        elif key.startswith(b"GNU.sparse."):
+            raise _DamageError(offset, "the member is sparse, no plain file")
+        position = after
 
 
-def _number(field: bytes) -> int | None:
-    """Read an octal number, or GNU's binary form for 8 GiB and more."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    digits = field.strip(b" \0")
-    return int(digits or b"0", 8) if not digits.strip(b"01234567") else None
+def _verify(buffer: memoryview, trail: _Trail) -> list[str]:
+    """Verify the checksum of every header on the trail; returns the names of the files."""
+    if not trail.headers:
+        return []
+    blocks = np.frombuffer(buffer, np.uint8, len(buffer) // _BLOCK * _BLOCK).reshape(-1, _BLOCK)
+    rows = np.array(trail.headers, np.int64) // _BLOCK
+    files = np.array(trail.files, np.int64)
+    names: list[str] = []
+    for start in range(0, len(rows), _AT_ONCE):
+        headers = blocks[rows[start : start + _AT_ONCE]]
+        right = _are_checksums_right(headers)
+        if not right.all():
+            offset = trail.headers[start + int(right.argmin())]
+            raise _DamageError(offset, "the header checksum is wrong")
+        first, last = np.searchsorted(files, (start, start + _AT_ONCE))
+        names += _read_names(headers[files[first:last] - start])
+    for position, name in trail.names.items():
+        names[int(np.searchsorted(files, position))] = name
+    return names
+
+
+def _are_checksums_right(headers: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Compare the stored checksum of uint8 (N, 512) headers with the sum of their bytes.
+
+    The field must hold what writers write, six digits and then NUL space or space NUL, or seven
+    digits and NUL: a reader that takes blanks for zeros overlooks a flipped bit there.
+
+    Returns:
+        bool (N,).
+    """
+    stored = headers[:, 148:156]
+    total = headers.sum(axis=1, dtype=np.int32) - stored.sum(axis=1, dtype=np.int32) + 8 * ord(" ")
+    expected = (ord("0") + ((total[:, None] >> _DIGITS) & 7)).astype(np.uint8)
+    end, last = stored[:, 6], stored[:, 7]
+    blank = ((end == 0) & (last == ord(" "))) | ((end == ord(" ")) & (last == 0))
+    six = (stored[:, :6] == expected[:, 1:]).all(axis=1) & blank
+    seven = (stored[:, :7] == expected).all(axis=1) & (last == 0)
+    right: NDArray[np.bool_] = six | seven
+    return right
+
+
+def _read_names(headers: NDArray[np.uint8]) -> list[str]:
+    """Read the names in uint8 (N, 512) headers."""
+    fields = np.ascontiguousarray(headers[:, :100]).view("S100")[:, 0].tolist()
+    joined = b"\n".join(fields)  # To decode them together is six times as fast.
+    if b"\0" in joined or joined.count(b"\n") >= len(fields):
+        names = [_text(field) for field in fields]
+    else:
+        names = joined.decode("utf-8", "surrogateescape").split("\n")
+    for row in np.flatnonzero(headers[:, 345]).tolist():
+        names[row] = _full_name(headers[row].tobytes())
+    return names
+
+
+def _full_name(header: bytes) -> str:
+    """Read the name in a header, with the prefix that USTAR keeps apart."""
+    name = _text(header[:100])
+    if header[345] and header[257:263] == b"ustar\0":
+        return f"{_text(header[345:500])}/{name}"
+    return name
 
 
 def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-
-
-def _damage(shard: str, offset: int, what: str) -> ShardError:
-    return ShardError(f"shard (={shard}) is damaged at byte {offset}: {what}. Shard again.")
+    if b"\0" in field:
+        field = field[: field.index(b"\0")]
+    return str(field, "utf-8", "surrogateescape")

@@ -10,9 +10,8 @@ import torch
 
 from pipeline.config import parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import Place, PretextLoader
-from pipeline.order import Order
-from pipeline.shards.store import Store
+from pipeline.data import open_loader
+from pipeline.mixture import Place
 from training.ddp import joined
 from training.pretrain import _Clock, _Job, _step
 from training.run import RunConfig, pretraining_of
@@ -49,21 +48,19 @@ def main(shards, out):
     run = pretraining_of(
         parse(RunConfig, {**CONFIG, "out": out, "data": {"manifest": shards}}, "config")
     )
-    store = Store(shards)
-    order = Order(store.manifest.shard_counts, run.order, seed=0)
     with joined() as ranks:
         place = Place(ranks.rank, ranks.world_size)
-        loader = PretextLoader(store, order, run.pretext, seed=0, place=place)
+        loader = open_loader(run.data, run.order, run.pretext, seed=0, place=place, ledger=None)
         options = GraphOptions(
-            max_batch=loader.max_batch(), num_threads=1, device_id=None, prefetch=1
+            max_batch=loader.max_batch, num_threads=1, device_id=None, prefetch=1
         )
         batch = next(loader.batches(options))
 
         torch.manual_seed(ranks.rank)  # wrap() must give every rank the first one's weights.
         model = MeanColours()
         optimizer = torch.optim.SGD(model.parameters(), lr=1)
-        clock = _Clock(run.train, ranks, order.steps_per_epoch, 0)
-        job = _Job(run, ranks, order, loader, model, optimizer, 0, clock)
+        clock = _Clock(run.train, ranks, loader.steps_per_epoch, 0)
+        job = _Job(run, ranks, loader, model, optimizer, 0, clock)
         _step(job, ranks.wrap(model), batch, 0.1)
 
         images = ranks.sum(torch.tensor([float(len(batch.sample_ids)), 1.0]))

@@ -3,6 +3,7 @@ import io
 import json
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from PIL import Image
 
 from pipeline.config import ConfigError, parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import Place, PretextLoader
-from pipeline.order import Order
+from pipeline.data import open_loader
+from pipeline.mixture import Place
 from pipeline.shards.manifest import Ledger, read_manifest, write_manifest
 from pipeline.shards.store import Store
 from training.figures import puzzles
@@ -186,8 +187,9 @@ def test_the_same_run_gives_the_same_page(page, finished):
 
 def test_puzzles_show_what_training_takes(finished):
     run, store = pretraining_of(finished), Store(finished.data.manifest)
-    order = Order(store.manifest.shard_counts, run.order, seed=run.seed)
-    loader = PretextLoader(store, order, run.pretext, seed=run.seed, place=Place(0, 1))
+    loader = open_loader(
+        run.data, run.order, run.pretext, seed=run.seed, place=Place(0, 1), ledger=None
+    )
     options = GraphOptions(max_batch=64, num_threads=1, device_id=None, prefetch=1)
     batch = next(loader.batches(options))
     shown = puzzles(run, store, 3)
@@ -234,17 +236,18 @@ def test_an_unfinished_run_says_so(run):
 
 
 def test_shards_that_are_gone_leave_the_rest_readable(finished, run):
-    away = finished.data.manifest.rename(finished.data.manifest.with_name("away"))
+    here = Path(finished.data.manifest)
+    away = here.rename(here.with_name("away"))
     try:
         text = _text(run)
     finally:
-        away.rename(finished.data.manifest)
+        away.rename(here)
     assert "shards) cannot be read: No such file or directory. Make shards first" in text
     assert "Scores per layer" in text
 
 
 def test_a_damaged_image_is_named_and_the_ledger_stays(finished, run):
-    tar = finished.data.manifest / read_manifest(finished.data.manifest).shards[0].name
+    tar = Path(finished.data.manifest) / read_manifest(finished.data.manifest).shards[0].name
     whole = tar.read_bytes()
     tar.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
     try:

@@ -5,14 +5,15 @@ from pathlib import Path
 from pydantic import Field
 
 from pipeline.config import Config
+from pipeline.data import Location
 from training.precision import Precision
 
 
 class TransferConfig(Config):
     """Linear SVMs on frozen features of every stage, beside a random trunk."""
 
-    manifest: Path | None = None
-    """Labelled shards; those of the pretraining where this is left out."""
+    manifest: Location | None = None
+    """Labelled shards, as a path or a URL; those of the pretraining where this is left out."""
     weights: Path | None = None
     """Trunk to measure; trunk.safetensors of the run where this is left out."""
     view_px: int = Field(gt=0)

@@ -12,6 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
+from pipeline.data import open_store
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.store import Store
 from training.models.trunks import Trunk, build_trunk
@@ -64,7 +65,7 @@ def transfer(config: RunConfig, device: torch.device, on_progress: Progress) -> 
     if config.transfer is None:
         raise ConfigError("transfer is missing: this stage needs that section of the config.")
     started = time.monotonic()
-    images = _labelled_images(config.transfer.manifest or config.data.manifest, config.transfer)
+    images = _labelled_images(config)
     random = _fresh_trunk(config, device)
     pretrained = _fresh_trunk(config, device)
     load_trunk(pretrained, config.transfer.weights or config.out / "trunk.safetensors")
@@ -93,7 +94,7 @@ def transfer(config: RunConfig, device: torch.device, on_progress: Progress) -> 
     return result
 
 
-def require_classes(manifest: Manifest, folder: Path) -> None:
+def require_classes(manifest: Manifest, location: str | Path) -> None:
     """Refuse shards with fewer than 2 classes.
 
     Raises:
@@ -102,7 +103,7 @@ def require_classes(manifest: Manifest, folder: Path) -> None:
     found = len(manifest.classes) if manifest.classes else 0
     if found < 2:
         raise ConfigError(
-            f"manifest (={folder}) has {found} classes, a transfer needs at least 2. Shard a tree "
+            f"manifest (={location}) has {found} classes, a transfer needs at least 2. Shard a tree "
             "whose last folder level names the classes."
         )
 
@@ -146,11 +147,13 @@ def _cap(per_class: int | None, in_all: int | None, num_classes: int) -> int | N
     return min(caps, default=None)
 
 
-def _labelled_images(folder: Path, config: TransferConfig) -> _Images:
-    store = Store(folder)
-    require_classes(store.manifest, folder)
+def _labelled_images(config: RunConfig) -> _Images:
+    assert config.transfer is not None
+    location = config.transfer.manifest or config.data.first_manifest
+    store = open_store(location, config.data.cache)
+    require_classes(store.manifest, location)
     labels = store.labels()
-    split = split_by_hash(store.keys(), labels, config)
+    split = split_by_hash(store.keys(), labels, config.transfer)
     used = np.concatenate([split.train, split.test])
     rows = np.arange(len(used))
     here = Split(rows[: len(split.train)], rows[len(split.train) :])

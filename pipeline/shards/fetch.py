@@ -1,0 +1,283 @@
+"""Files from any URL, whole and verified: retries, resumed transfers, races against slow ones."""
+
+import asyncio
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fsspec.asyn import get_loop
+from pydantic import Field
+
+from pipeline.config import Config
+from pipeline.shards.location import Wanted, check_scheme, is_remote, join, local_path, shown
+from pipeline.shards.pace import Lap, Pace
+from pipeline.shards.sink import Kind, RequestError, Sink, Watch
+from pipeline.shards.transport import Link, new_link, pull
+
+__all__ = [
+    "Counters",
+    "FetchConfig",
+    "FetchError",
+    "Fetched",
+    "Fetcher",
+    "fetch_file",
+    "is_remote",
+    "join",
+    "read_bytes",
+    "run",
+]
+
+T = TypeVar("T")
+
+_TICK = 0.02
+"""Seconds between two looks at a transfer."""
+_LONGEST_PAUSE = 30.0
+_FIRM_TRIES = 2
+"""A 404 may come from a cache that asked too early, a 403 from a token just being renewed: one
+more try. More would only make a wrong address slow to report."""
+_ADVICE = {
+    "missing": "Check the address.",
+    "forbidden": "Give this machine credentials that may read it.",
+    "exhausted": "Check the network and the server, or raise attempts, timeout or budget.",
+    "corrupt": "It is not the file that was written: upload it again or shard again.",
+}
+
+
+class FetchConfig(Config):
+    """How hard to try to get a file."""
+
+    attempts: int = Field(default=8, ge=1)
+    """Tries for a file; a broken one is resumed by the next."""
+    timeout: float = Field(default=30, gt=0)
+    """Seconds in which a transfer must move before it is given up."""
+    backoff: float = Field(default=0.5, ge=0)
+    """First pause between two tries, s: doubled each time up to 30 s, and drawn from 0 to that."""
+    budget: float = Field(default=600, gt=0)
+    """Seconds for one file altogether."""
+    slow_after: float = Field(default=3, gt=1)
+    """A request this many times slower than usual gets a second one raced against it, for at most
+    a tenth of the files; a very large number races none."""
+    parallel: int = Field(default=4, ge=1)
+    """Files downloaded ahead at a time; those that pause or are late do not count."""
+
+
+class FetchError(RuntimeError):
+    """A file that could not be had; the message names URL, failure, tries and what to do."""
+
+    def __init__(self, message: str, kind: Kind) -> None:
+        super().__init__(message)
+        self.kind: Kind = kind
+
+    def __reduce__(self) -> tuple[type["FetchError"], tuple[str, Kind]]:
+        return FetchError, (str(self), self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A file as it arrived."""
+
+    num_bytes: int
+    sha256: str
+    tries: int
+
+
+@dataclass(slots=True)
+class Counters:
+    """What fetching cost so far."""
+
+    bytes_fetched: int = 0
+    """Bytes that arrived, those of the losers of races among them."""
+    retries: int = 0
+    hedges: int = 0
+    """Second requests that were raced against slow ones."""
+    corrupt: int = 0
+    """Bodies that were not the file that was asked for."""
+
+
+def read_bytes(url: str, config: FetchConfig) -> bytes:
+    """Read a small file, such as a manifest, from a URL or a local path.
+
+    Raises:
+        FetchError: The URL cannot be read.
+        ConfigError: Its scheme is not allowed, or its package is not installed.
+        OSError: The local file cannot be read.
+    """
+    check_scheme(url)
+    if not is_remote(url):
+        return local_path(url).read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "file"
+        fetch_file(url, target, num_bytes=None, sha256=None, config=config)
+        return target.read_bytes()
+
+
+def fetch_file(
+    url: str, target: Path, *, num_bytes: int | None, sha256: str | None, config: FetchConfig
+) -> Fetched:
+    """Copy a URL to `target`: whole, verified and flushed to the disk, or not at all.
+
+    Args:
+        url: Of any scheme that fsspec knows and this package allows.
+        target: Replaced where it exists.
+        num_bytes: Size that the file must have; None where it is not known.
+        sha256: Hash that the file must have; None where it is not known.
+        config: How hard to try.
+
+    Raises:
+        FetchError: It cannot be had, or is another file.
+        ConfigError: Its scheme is not allowed, or its package is not installed.
+        OSError: `target` cannot be written.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{time.monotonic_ns()}.partial")
+
+    async def fetch() -> Fetched:
+        fetcher = Fetcher(config)
+        try:
+            return await fetcher.download(Wanted(url, num_bytes, sha256), partial)
+        finally:
+            await fetcher.close()
+
+    try:
+        fetched = run(fetch())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return fetched
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on fsspec's event loop, a daemon thread; Ctrl-C cancels it."""
+    future = asyncio.run_coroutine_threadsafe(work, get_loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()
+
+
+def _keep(_: int) -> None:
+    """Lend nothing."""
+
+
+class Fetcher:
+    """Downloads that share connections, threads for the disk, and a sense of the usual speed.
+
+    Belongs to fsspec's event loop: the methods run there.
+    """
+
+    def __init__(self, config: FetchConfig) -> None:
+        self.config = config
+        self.counters = Counters()
+        self._pace = Pace(config.slow_after)
+        self._random = random.Random()  # Jitter only, which must differ from node to node.
+        self._threads = ThreadPoolExecutor(2 * config.parallel, thread_name_prefix="fetch")
+        self._link: Link | None = None
+
+    async def close(self) -> None:
+        """End connections and threads."""
+        if self._link is not None:
+            await self._link.session.close()
+        self._threads.shutdown()
+
+    async def thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run a function off the loop; a cancelled wait ends no sooner than the function."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.gather(future, return_exceptions=True)
+            raise
+
+    async def download(
+        self, wanted: Wanted, partial: Path, lend: Callable[[int], None] | None = None
+    ) -> Fetched:
+        """Fill the file `partial`; raises what `fetch_file` does.
+
+        `lend` is called with 1 when the transfer begins to pause or to be late, so that somebody
+        else may use the network, and with -1 when that is over.
+        """
+        check_scheme(wanted.url)
+        deadline = time.monotonic() + self.config.budget
+        sink = Sink(partial, wanted.num_bytes, wanted.sha256)
+        lend = lend or _keep
+        try:
+            for tries in range(1, self.config.attempts + 1):
+                try:
+                    watch = Watch(sink, self.config.timeout, deadline)
+                    await self._race(wanted.url, sink, watch, lend)
+                    digest = sink.check()
+                except RequestError as fault:
+                    pause = self._pause(wanted.url, fault, tries, deadline)
+                    lend(1)
+                    try:
+                        await asyncio.sleep(pause)
+                    finally:
+                        lend(-1)
+                    if fault.restart:
+                        sink.restart()
+                else:
+                    await self.thread(sink.flush)
+                    return Fetched(sink.offset, digest, tries)
+            raise AssertionError("_pause raises after the last try")
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        finally:
+            self.counters.bytes_fetched += sink.received
+            sink.close()
+
+    def _pause(self, url: str, fault: RequestError, tries: int, deadline: float) -> float:
+        """Seconds to wait before the next try; raises where there is none."""
+        self.counters.corrupt += fault.kind == "corrupt"
+        ceiling = min(self.config.backoff * 2 ** min(tries - 1, 32), _LONGEST_PAUSE)
+        pause = max(fault.retry_after, self._random.uniform(0, ceiling))
+        last = _FIRM_TRIES if fault.firm else self.config.attempts
+        if tries >= last or time.monotonic() + pause > deadline:
+            asks = f" and asks to wait {fault.retry_after:.0f} s" if fault.retry_after else ""
+            raise FetchError(
+                f"{shown(url)}: {fault}{asks}, after {tries} {'try' if tries == 1 else 'tries'}. "
+                f"{_ADVICE[fault.kind]}",
+                fault.kind,
+            ) from None
+        self.counters.retries += 1
+        return pause
+
+    async def _race(self, url: str, sink: Sink, watch: Watch, lend: Callable[[int], None]) -> None:
+        """Let one request fill the sink, or two where the first is late."""
+        lap = Lap()
+        tasks = {asyncio.create_task(self._request(url, sink, lap))}
+        raced = False
+        try:
+            while True:
+                done, tasks = await asyncio.wait(
+                    tasks, timeout=_TICK, return_when=asyncio.FIRST_COMPLETED
+                )
+                errors = [task.exception() for task in done]
+                if None in errors:
+                    return
+                for error in errors:
+                    if error is not None and not tasks:
+                        raise error
+                watch.check()
+                if not raced and self._pace.is_late(lap) and self._pace.may_race():
+                    raced = True
+                    self.counters.hedges += 1
+                    lend(1)
+                    tasks.add(asyncio.create_task(self._request(url, sink, Lap())))
+        finally:
+            if raced:
+                lend(-1)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _request(self, url: str, sink: Sink, lap: Lap) -> None:
+        if self._link is None:
+            self._link = await new_link(self.config.timeout, self.thread)
+        await pull(url, sink, lap, self._link)
+        self._pace.finish(lap)

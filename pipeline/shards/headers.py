@@ -1,0 +1,135 @@
+"""Width and height out of the header of an image, without decoding it."""
+
+import struct
+from typing import Literal
+
+MAX_PIXELS = 100_000_000
+"""An image that declares more is not read: decoding it would take 300 MB and more."""
+
+HeaderReason = Literal[
+    "empty",
+    "header",  # no JPEG, PNG or WebP, or one whose header is cut or not what decoders take
+    "too_many_pixels",
+    "truncated",  # the header is whole, and the mark that ends the format is missing
+]
+
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_EOI = b"\xff\xd9"
+_SOS = 0xDA
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # frame headers; the three are tables
+_BARE = frozenset(range(0xD0, 0xD8)) | {0x01}  # restarts and TEM: markers without a length
+_NO_MARKER = frozenset({0x00, 0xFF})  # stuffing and fill bytes
+_COMPONENTS = (1, 3, 4)  # gray, YCbCr, CMYK
+_read_segment = struct.Struct(">BBH").unpack_from  # 0xFF, marker, length with its own two bytes
+_read_frame = struct.Struct(">BHHB").unpack_from  # precision, height, width, components
+_read_ihdr = struct.Struct(">I4sII").unpack_from
+_MAX_VP8_SIDE = 0x3FFF  # The two bits above scale, and are no part of the side.
+
+
+class HeaderError(ValueError):
+    """An image that cannot be used, told from its header."""
+
+    def __init__(self, reason: HeaderReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def read_size(image: memoryview) -> tuple[int, int]:
+    """Read (width, height) in px as stored; takes some microseconds.
+
+    A JPEG's EXIF orientation is not applied, and the loader does not rotate either: an image that
+    a camera tags as turned is trained on as it lies. Bytes behind the end of an image are ignored.
+
+    Args:
+        image: uint8, all bytes of the image.
+
+    Raises:
+        HeaderError: The image is empty, no JPEG, PNG or WebP by its first bytes, declares more
+            than `MAX_PIXELS`, or lacks its end.
+    """
+    start = bytes(image[:16])
+    try:
+        if start.startswith(_JPEG):
+            width, height = _read_jpeg(image)
+        elif start.startswith(_PNG):
+            width, height = _read_png(image)
+        elif start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+            width, height = _read_webp(image)
+        else:
+            raise HeaderError("header" if start else "empty")
+    except (struct.error, IndexError):  # Cut inside it.
+        raise HeaderError("header") from None
+    if not (width and height):
+        raise HeaderError("header")
+    if width * height > MAX_PIXELS:
+        raise HeaderError("too_many_pixels")
+    return width, height
+
+
+def _read_jpeg(image: memoryview) -> tuple[int, int]:
+    position, size, has_end = 2, None, bytes(image[-2:]) == _EOI
+    while not (size and has_end):  # Once both are known, the rest is not looked at.
+        mark, marker, length = _read_segment(image, position)
+        if mark != 0xFF:  # Junk between segments, which decoders skip, too.
+            position += 1
+        elif marker in _NO_MARKER:
+            position += 1 if marker else 2
+        elif marker in _BARE:
+            position += 2
+        elif length < 2 or marker == _EOI[1]:
+            raise HeaderError("header")
+        elif marker == _SOS:
+            return _find_end(image, position, size)
+        else:
+            if marker in _SOF:
+                size = _read_jpeg_frame(image, position + 4, size)
+            position += 2 + length
+    return size
+
+
+def _read_jpeg_frame(
+    image: memoryview, offset: int, earlier: tuple[int, int] | None
+) -> tuple[int, int]:
+    precision, height, width, components = _read_frame(image, offset)
+    if earlier or precision != 8 or components not in _COMPONENTS:
+        raise HeaderError("header")
+    return width, height
+
+
+def _find_end(image: memoryview, scan: int, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Look for the end behind the start of the first scan, where thumbnails have none of theirs.
+
+    Cameras pad with zeros, or add a second image or a trailer of their own.
+    """
+    if size is None:
+        raise HeaderError("header")
+    if bytes(image[scan:]).find(_EOI) < 0:
+        raise HeaderError("truncated")
+    return size
+
+
+def _read_png(image: memoryview) -> tuple[int, int]:
+    length, kind, width, height = _read_ihdr(image, len(_PNG))
+    if length != 13 or kind != b"IHDR":
+        raise HeaderError("header")
+    if bytes(image[-8:-4]) != b"IEND" and b"IEND" not in bytes(image):
+        raise HeaderError("truncated")
+    return width, height
+
+
+def _read_webp(image: memoryview) -> tuple[int, int]:
+    kind, start = bytes(image[12:16]), 20
+    if kind == b"VP8X":
+        width = 1 + int.from_bytes(image[start + 4 : start + 7], "little")
+        height = 1 + int.from_bytes(image[start + 7 : start + 10], "little")
+    elif kind == b"VP8L" and image[start] == 0x2F:
+        bits = int.from_bytes(image[start + 1 : start + 5], "little")
+        width, height = 1 + (bits & _MAX_VP8_SIDE), 1 + (bits >> 14 & _MAX_VP8_SIDE)
+    elif kind == b"VP8 " and bytes(image[start + 3 : start + 6]) == b"\x9d\x01\x2a":
+        width = int.from_bytes(image[start + 6 : start + 8], "little") & _MAX_VP8_SIDE
+        height = int.from_bytes(image[start + 8 : start + 10], "little") & _MAX_VP8_SIDE
+    else:
+        raise HeaderError("header")
+    if 8 + int.from_bytes(image[4:8], "little") > len(image):
+        raise HeaderError("truncated")
+    return width, height

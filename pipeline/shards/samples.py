@@ -1,0 +1,133 @@
+"""The members of a tar into samples, by WebDataset's rule: key, image, label."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.config import ConfigError
+from pipeline.shards.headers import HeaderReason
+from pipeline.shards.tar import Member, shard_error
+
+MAX_LABEL = 1_000_000
+
+Reason = (
+    HeaderReason
+    | Literal[
+        "no_key",  # no dot in the last part of the name, or nothing before the first
+        "no_image",  # no member ends like an image
+        "several_images",  # often names with dots: WebDataset makes one key of many
+    ]
+)
+
+_IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+_is_note = re.compile(r"__[^/]*__(/|$)").match  # of a writer; WebDataset passes them over, too
+
+
+@dataclass(slots=True)
+class RawSample:
+    """Adjacent members of one key, as they lie in the tar."""
+
+    key: str
+    """The name of its only member where that gives no key."""
+    start: int
+    """First byte of the first member."""
+    members: dict[str, Member] = field(default_factory=dict)
+    """By ending: what follows the first dot, in lower case. Empty where there is no key."""
+
+    def find_image(self) -> Member | Reason:
+        """Return the one member that ends like an image, or what forbids to use the sample."""
+        images = [m for end, m in self.members.items() if end.split(".")[-1] in _IMAGE_ENDINGS]
+        if not self.members:
+            return "no_key"
+        if not images:
+            return "no_image"
+        if len(images) > 1:
+            return "several_images"
+        return images[0] if images[0].size else "empty"
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split a member's name into key and ending, both empty where there is no key.
+
+    >>> split_name("a.b/001.seg.PNG"), split_name("a/.jpg"), split_name("README")
+    (('a.b/001', 'seg.png'), ('', ''), ('', ''))
+    """
+    last_part = name.rfind("/") + 1
+    dot = name.find(".", last_part)
+    return (name[:dot], name[dot + 1 :].lower()) if dot > last_part else ("", "")
+
+
+def group_members(members: Iterable[Member], shard: str) -> list[RawSample]:
+    """Join adjacent members of one key, in the order of the tar.
+
+    A member without a key is a sample of its own; it parts no other one.
+
+    Raises:
+        ShardError: A key returns after another one, or repeats an ending: the shard is not in the
+            order of its samples, or some were written twice.
+    """
+    samples: list[RawSample] = []
+    seen: set[str] = set()
+    sample = RawSample("", 0)
+    for member in members:
+        if _is_note(member.name):
+            continue
+        key, ending = split_name(member.name)
+        if not key:
+            samples.append(RawSample(member.name, member.start))
+            continue
+        if key != sample.key:
+            sample = RawSample(key, member.start)
+            samples.append(sample)
+            if key in seen:
+                raise shard_error(shard, member.start, f"key {key!r} occurs twice")
+            seen.add(key)
+        if ending in sample.members:
+            raise shard_error(shard, member.start, f"key {key!r} occurs twice")
+        sample.members[ending] = member
+    return samples
+
+
+def read_label(buffer: memoryview, sample: RawSample, shard: str) -> int | str | None:
+    """Read the class of a sample: a number from .cls or .json, a name from .json, or None.
+
+    A .json that is no mapping, or whose "label" is neither number nor text, gives none.
+
+    Raises:
+        ConfigError: The number is negative or absurd, or .cls holds no number.
+    """
+    number = sample.members.get("cls")
+    if number is not None:
+        text = bytes(buffer[number.offset : number.offset + min(number.size, 32)]).strip()
+        label = int(text) if text.isdigit() else None
+        return _check_label(label, text.decode("ascii", "backslashreplace"), sample, shard)
+    about = sample.members.get("json")
+    if about is None:
+        return None
+    raw = bytes(buffer[about.offset : about.offset + about.size])
+    if b'"label"' not in raw:  # Most have none, and to parse them costs more than all the rest.
+        return None
+    found = _parse_label(raw)
+    return _check_label(found, str(found), sample, shard) if isinstance(found, int) else found
+
+
+def _parse_label(raw: bytes) -> int | str | None:
+    try:
+        about = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    label = about.get("label") if isinstance(about, dict) else None
+    if isinstance(label, bool) or not isinstance(label, int | str):
+        return None
+    return label if label != "" else None
+
+
+def _check_label(label: int | None, shown: str, sample: RawSample, shard: str) -> int:
+    if label is None or not 0 <= label <= MAX_LABEL:
+        raise ConfigError(
+            f"label (={shown}) of key {sample.key} in shard {shard} is no class number from 0 to "
+            f"{MAX_LABEL}; write the shard with such numbers, or without labels."
+        )
+    return label

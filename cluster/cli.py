@@ -22,11 +22,17 @@ app = typer.Typer(
     "the trunk is worth.\n\n"
     "The stages, each a command:\n\n"
     "  [bold]shard[/]     images in, WebDataset shards out; every input accounted for\n\n"
+    "  [bold]index[/]     WebDataset shards of others, used where they lie\n\n"
     "  [bold]pretrain[/]  shards in, a trunk out: jigsaw puzzles on any number of processes\n\n"
     "  [bold]transfer[/]  the trunk beside a random one: linear SVMs on frozen features\n\n"
     "  [bold]report[/]    one HTML page of a run\n\n"
     "[bold]tessera demo[/] runs them all here; [bold]tessera submit[/] sends them to a cluster.",
 )
+
+bench_app = typer.Typer(
+    no_args_is_help=True, help="Measure this machine: the loader beside its peers and its limits."
+)
+app.add_typer(bench_app, name="bench")
 
 _VERSIONS = ("torch", "torchvision", "nvidia-dali-cuda130", "webdataset", "ray")
 
@@ -107,6 +113,49 @@ def shard(
         manifest = run_shard(sources, out, settings, Console(), resume=resume)
         if json_file:
             write_json(json_file, shard_json(manifest.ledger, time.monotonic() - started))
+
+
+@app.command()
+def index(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SHARD...",
+            help="Tars, globs, brace patterns ({000000..000009}) and folders, as paths or URLs; "
+            "quote the patterns.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the manifest and the indexes.")],
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast",
+            help="Read the headers of the tars only; images are looked at when training first "
+            "reads them.",
+        ),
+    ] = False,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option("--skip-damaged", help="Leave damaged shards out instead of refusing all."),
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Make WebDataset shards of others readable where they lie, without rewriting them.
+
+    Damaged shards are named and refused. A sample that cannot be used is quarantined with its
+    reason in OUT/ledger.jsonl. Called again, it scans only what is new or changed.
+
+    Example: tessera index 'laion/{00000..00099}.tar' --out indexes/laion
+    """
+    with clear_errors():
+        import json
+
+        from cluster.index_shards import run_index
+        from pipeline.shards.manifest import write_atomic
+
+        indexed = run_index(inputs, out, Console(), fast=fast, skip_damaged=skip_damaged)
+        if json_file:
+            write_atomic(json_file, (json.dumps(indexed.summary(), indent=1) + "\n").encode())
 
 
 @app.command()
@@ -217,6 +266,52 @@ def demo(
         from cluster.demo import demo as run_demo
 
         run_demo(out, images, minutes, Console(), resume=resume)
+
+
+@bench_app.command("loader")
+def bench_loader(
+    data: Annotated[
+        Path, typer.Option(help="Folder tree of images, or of shards; 64 images or more.")
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The strongest peers only, under a minute.")
+    ] = False,
+    only: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="NAME",
+            help="One measure: tiles, whole, python_overhead, growth, first_batch, restore, cuda.",
+        ),
+    ] = None,
+    cores: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Cores of every contender; all of the machine, if not given."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="cpu|cuda", help="cuda adds measures on the first GPU.")
+    ] = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Measure the loader against its peers, decode only and read only, in one run.
+
+    Every contender does the same work on the same photographs in processes of its own, in turn,
+    round by round, while the others are stopped. Peers that are not installed are named:
+    pip install -e '.[bench]' brings them. The full run takes about 20 minutes.
+
+    Example: tessera bench loader --data pictures/ --quick
+    """
+    with clear_errors():
+        from cluster.screen import bar
+        from pipeline.bench.loader import bench_loader as run_bench
+        from pipeline.bench.loader import make_options
+        from training.run import write_json
+
+        options = make_options(data, quick=quick, only=only, cores=cores, device=device)
+        console = Console()
+        with bar(console, "bench", counts=False) as line:
+            result = run_bench(options, line.update, console.print)
+        if json_file:
+            write_json(json_file, result)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from cluster.launch import following, pretrain_on_ray
 from cluster.screen import bar
 from cluster.session import ensure_ray
 from pipeline.crawl.config import ShardConfig
+from pipeline.quarantine import FILE_NAME as QUARANTINE_FILE
 from pipeline.shards.manifest import Ledger, Manifest
 from training.metrics import Record
 from training.pretrain import RESULT_FILE, check, train
@@ -108,6 +109,12 @@ def run_pretrain(
         f"{result['images_per_s']:.0f} images/s, loader waits {result['starvation']:.1%}",
         highlight=False,
     )
+    if result["replaced"]:
+        console.print(
+            f"pretrain: {result['replaced']} damaged samples were replaced; "
+            f"{run.out / QUARANTINE_FILE} names them",
+            highlight=False,
+        )
     return result
 
 

@@ -18,7 +18,6 @@ from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
 from pipeline.stream import StreamConfig, StreamLoader
 
-
 Location = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
 """A path or a URL; a Path would fold the slashes of a URL."""
 

@@ -1,7 +1,8 @@
 """Order + store + draws + graph -> batches; the whole state is (epoch, step)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -127,17 +128,27 @@ class PretextLoader:
 
     def batches(self, options: GraphOptions) -> Iterator[Batch]:
         """Yield batches for ever, from the current position on."""
-        plans = (self._plan(epoch, step) for epoch, step in self._positions())
-        build = lambda feed: tile_graph(feed, self._pretext, options)  # noqa: E731
-        for done, views in run_plans(plans, build, self._repair, self.counters):
+        for done, views in self._run(self._positions(), options):
             self._advance(done)
             yield Batch(done.epoch, done.step, done.sample_ids, views, done.labels)
+
+    def one_step(self, epoch: int, step: int, options: GraphOptions) -> tuple[Planned, Tensor]:
+        """Plan and run one step as `batches` does; the position stays where it is."""
+        with closing(self._run(iter([(epoch, step)]), options)) as steps:
+            return next(steps)
 
     def close(self) -> None:
         """Let go of all shards, and of the cache."""
         self._data.close()
         if self.cache is not None:
             self.cache.close()
+
+    def _run(
+        self, positions: Iterator[tuple[int, int]], options: GraphOptions
+    ) -> Generator[tuple[Planned, Tensor], None, None]:
+        plans = (self._plan(epoch, step) for epoch, step in positions)
+        build = lambda feed: tile_graph(feed, self._pretext, options)  # noqa: E731
+        yield from run_plans(plans, build, self._repair, self.counters)
 
     def _plan(self, epoch: int, step: int) -> Planned:
         started, read_before = time.perf_counter(), self.counters.read_s
@@ -152,9 +163,7 @@ class PretextLoader:
         replaced = int((ids != share.sample_ids).sum())
         return Planned(epoch, step, ids, replaced, samples, plan.labels, arrays)
 
-    def _read_whole(
-        self, share: Share, epoch: int, step: int
-    ) -> tuple[NDArray[np.int64], Samples]:
+    def _read_whole(self, share: Share, epoch: int, step: int) -> tuple[NDArray[np.int64], Samples]:
         """Read a step's samples, with others in the place of damaged ones."""
         ids, attempts = share.sample_ids.copy(), [0] * len(share.sample_ids)
         bad = self._quarantine.reasons
@@ -164,7 +173,7 @@ class PretextLoader:
                 while int(ids[position]) in bad:
                     if attempts[position] == _MAX_SPARES:
                         raise DamageError(f"no whole sample found in {_MAX_SPARES} places.")
-                    ids[position] = self._data.spare(share, position, attempts[position])
+                    ids[position] = self._data.spare(share, int(position), attempts[position])
                     attempts[position] += 1
             samples = self._data.read(ids)
             if not samples.damaged:

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import xxhash
+from numba import njit, vectorize
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -161,7 +162,8 @@ class Order:
         turns = low[None, :] + np.arange(depth)[:, None]
         places = turns[turns < high[None, :]]
         _, firsts = np.unique(places, return_index=True)
-        return order.shards[places[np.sort(firsts)]]
+        named: Ints = order.shards[places[np.sort(firsts)]]
+        return named
 
     def lanes_of(self, rank: int, world_size: int) -> Ints:
         """Lanes that a rank owns, ascending.
@@ -222,37 +224,37 @@ def permute(values: Ints, sizes: Ints, keys: NDArray[np.uint64]) -> Ints:
     Returns:
         int64 (N,), element n in 0..sizes[n] - 1.
     """
-    b = np.ceil(np.sqrt(sizes)).astype(np.uint64)
-    a = (_u64(sizes) + b - np.uint64(1)) // b
-    out = _encrypt(_u64(values), a, b, keys)
-    astray = np.flatnonzero(out >= _u64(sizes))
-    while len(astray):  # a * b exceeds size by less than b, so few elements walk, and not far.
-        out[astray] = _encrypt(out[astray], a[astray], b[astray], keys[astray])
-        astray = astray[out[astray] >= _u64(sizes[astray])]
-    return out.astype(np.int64)
+    permuted: Ints = _permute_one(values, sizes, keys)
+    return permuted
 
 
-def _encrypt(
-    values: NDArray[np.uint64],
-    a: NDArray[np.uint64],
-    b: NDArray[np.uint64],
-    keys: NDArray[np.uint64],
-) -> NDArray[np.uint64]:
-    left, right = values // b, values % b
-    for turn in range(0, _FEISTEL_ROUNDS, 2):
-        left = (
-            left + (_mix(keys + np.uint64(turn) + (right << np.uint64(8))) >> np.uint64(33))
-        ) % a
-        turned = np.uint64(turn + 1)
-        right = (right + (_mix(keys + turned + (left << np.uint64(8))) >> np.uint64(33))) % b
-    return left * b + right
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mix_one(value: np.uint64) -> np.uint64:
     """Scramble 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood 2014, figure 16)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+# Compiled: in NumPy a step of 64 samples costs more in calls than in arithmetic.
+_mix = vectorize(["uint64(uint64)"], cache=True)(_mix_one)
+_mixed = njit(cache=True)(_mix_one)
+
+
+@vectorize(["int64(int64, int64, uint64)"], cache=True)
+def _permute_one(value: np.int64, size: np.int64, key: np.uint64) -> np.int64:
+    b = np.uint64(math.ceil(math.sqrt(size)))
+    a = (np.uint64(size) + b - np.uint64(1)) // b
+    out = np.uint64(value)
+    while True:  # a * b exceeds size by less than b, so few elements walk, and not far.
+        left, right = out // b, out % b
+        for turn in range(0, _FEISTEL_ROUNDS, 2):
+            mixed = _mixed(key + np.uint64(turn) + (right << np.uint64(8)))
+            left = (left + (mixed >> np.uint64(33))) % a
+            mixed = _mixed(key + np.uint64(turn + 1) + (left << np.uint64(8)))
+            right = (right + (mixed >> np.uint64(33))) % b
+        out = left * b + right
+        if out < np.uint64(size):
+            return np.int64(out)
 
 
 def _key(seed: int, epoch: int, purpose: str) -> np.uint64:

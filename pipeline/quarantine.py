@@ -50,6 +50,8 @@ class Quarantine:
         """
         if self.policy.on_damage == "error":
             raise DamageError(str(damage))
+        if damage.sample_id in self.reasons:
+            return  # A batch that was ahead when another one met it.
         self.reasons[damage.sample_id] = damage.reason
         if self.policy.ledger is not None:
             row = {**asdict(damage), "epoch": epoch, "step": step, "rank": self.rank}

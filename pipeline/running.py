@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.counters import LoaderCounters
 from pipeline.dali.decode import decode_rgb
 from pipeline.dali.graph import Arrays, Feed, Graph
-from pipeline.shards.store import DamageError, Samples
+from pipeline.shards.store import Samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +46,17 @@ def run_plans(
     batch first, as `repair` returns it. An error of `plans` is raised behind the last good batch.
     """
     again: deque[Planned] = deque()
+    pending: Exception | None = None
     while True:
         ahead: deque[Planned] = deque()
-        feed = _Feed(plans, again, ahead, counters)
+        feed = _Feed(plans, again, ahead, counters, pending)
         graph = build(feed)
         try:
             yield from _run(graph, feed, ahead, counters)
         except RuntimeError as error:
-            if feed.error is not None or not ahead or isinstance(error, DamageError):
+            if error is feed.error or not ahead:
                 raise
+            pending = feed.error  # Of a later plan: the batch that failed is to be named first.
             first, *rest = ahead
             again.extendleft(reversed([repair(first, error), *rest]))
             counters.rebuilds += 1
@@ -96,15 +98,19 @@ class _Feed:
         again: deque[Planned],
         ahead: deque[Planned],
         counters: LoaderCounters,
+        error: Exception | None,
     ) -> None:
         self._plans, self._again, self._ahead = plans, again, ahead
         self._counters = counters
         self.seconds = 0.0
-        self.error: Exception | None = None
+        self.error = error
+        """What ended the plans."""
 
     def __call__(self) -> tuple[Arrays, ...]:
         started = time.perf_counter()
         try:
+            if self.error is not None and not self._again:
+                raise self.error
             # The StopIteration of `next` ends the graph behind the last batch.
             planned = self._again.popleft() if self._again else next(self._plans)
         except StopIteration:

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import assert_never
 
-from pipeline.data import open_loader
 from pipeline.dali.graph import GraphOptions
+from pipeline.data import open_loader
 from pipeline.draws import Draws
 from pipeline.loader import Batch
 from pipeline.mixture import Place
@@ -154,9 +154,7 @@ def _first_batch(run: Pretraining, num: int) -> Batch:
     """
     num_lanes = -(-num // run.order.lane_share)
     place = Place(rank=0, world_size=max(1, run.order.num_lanes // num_lanes))
-    loader = open_loader(
-        run.data, run.order, run.pretext, seed=run.seed, place=place, ledger=None
-    )
+    loader = open_loader(run.data, run.order, run.pretext, seed=run.seed, place=place, ledger=None)
     options = GraphOptions(max_batch=loader.max_batch, num_threads=1, device_id=None, prefetch=1)
     with closing(loader):
         return next(loader.batches(options))

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from pipeline.loader import Loader
+from pipeline.shards.cache import CacheStats
 from training.ddp import Ranks
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FILE_NAME = "metrics.jsonl"
-_TAIL_BYTES = 4096  # Several records; one has about 250.
+_TAIL_BYTES = 4096  # Several records; one has about 500.
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,26 @@ class Record:
     images_per_s: float
     """All ranks together."""
     starvation: float
-    """Share of the time that the first rank waited for the loader, 0 to 1."""
+    """Share of the time that the first rank waited for the loader, 0 to 1: the sum of the three
+    below."""
+    planning: float = 0.0
+    """Share that went into order, draws and plans."""
+    reading: float = 0.0
+    """Share that went into opening shards and hashing, or waiting for remote shards."""
+    decode_wait: float = 0.0
+    """Share that was spent waiting for the graph."""
+    in_flight: int = 0
+    """Batches of the first rank that are planned and not yet taken."""
+    read_mb_per_s: float = 0.0
+    """Encoded images of all ranks, 10^6 bytes."""
+    replaced: int = 0
+    """Samples of all ranks that took the place of damaged ones."""
+    cache_hits: int = 0
+    """Remote shards that the first rank found on its node, since the start."""
+    cache_misses: int = 0
+    """Remote shards that it had to wait for, since the start."""
+    cache_mb: float = 0.0
+    """Fetched by the first rank since the start, 10^6 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +77,8 @@ class Answered:
 class Meter:
     """Collect steps on this rank, and make a record of all ranks."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
+    def __init__(self, ranks: Ranks, loader: Loader) -> None:
+        self._ranks, self._loader = ranks, loader
         self._reset()
 
     def add(self, answered: Answered, images: int, waited: float) -> None:
@@ -75,8 +96,12 @@ class Meter:
 
     def record(self, step: int, epoch: int, progress: float, seconds: float, lr: float) -> Record:
         """Sum over ranks, reset, and return the means; every rank must call it at the same step."""
-        loss, right, answers, images = self._ranks.sum(self._sums).tolist()
+        counts = self._loader.counters.since(self._before)
+        extra = torch.tensor([counts.bytes_read, counts.replaced], dtype=torch.float64)
+        sums = torch.cat([self._sums, extra.to(self._ranks.device)])
+        loss, right, answers, images, bytes_read, replaced = self._ranks.sum(sums).tolist()
         elapsed = time.monotonic() - self._since
+        stats = self._loader.cache.stats() if self._loader.cache else CacheStats()
         record = Record(
             step=step,
             epoch=epoch,
@@ -87,6 +112,15 @@ class Meter:
             lr=lr,
             images_per_s=images / elapsed,
             starvation=self._waited / elapsed,
+            planning=counts.plan_s / elapsed,
+            reading=counts.read_s / elapsed,
+            decode_wait=counts.decode_wait_s / elapsed,
+            in_flight=counts.in_flight,
+            read_mb_per_s=bytes_read / elapsed / 1e6,
+            replaced=int(replaced),
+            cache_hits=stats.hits,
+            cache_misses=stats.misses + stats.waits,
+            cache_mb=stats.bytes_fetched / 1e6,
         )
         self._reset()
         return record
@@ -94,6 +128,7 @@ class Meter:
     def _reset(self) -> None:
         self._sums = torch.zeros(4, dtype=torch.float64, device=self._ranks.device)
         self._waited = 0.0
+        self._before = self._loader.counters.copy()
         self._since = time.monotonic()
 
 
@@ -113,8 +148,9 @@ class MetricsWriter:
         """Write one record; it is on the disk when this returns."""
         self._file.write(json.dumps(asdict(record)) + "\n")
         self._file.flush()
-        for name in ("loss", "accuracy", "lr", "images_per_s", "starvation"):
-            self._board.add_scalar(name, getattr(record, name), record.step)
+        for name, value in asdict(record).items():
+            if name not in ("step", "epoch", "progress", "seconds"):
+                self._board.add_scalar(name, value, record.step)
 
     def __enter__(self) -> Self:
         return self

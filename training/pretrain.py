@@ -54,6 +54,8 @@ class PretrainResult:
     """Accuracy of a blind guess."""
     remainder: int
     """Samples of an epoch that fill no step and wait for the next epoch's shuffle."""
+    replaced: int
+    """Samples that took the place of damaged ones, over the whole run."""
 
 
 class PretextModel(nn.Module):
@@ -139,7 +141,7 @@ def _start(run: Pretraining, ranks: Ranks) -> _Job:
 def _loop(job: _Job, log: MetricsWriter | None) -> None:
     run, ranks = job.run, job.ranks
     model = ranks.wrap(job.model).train()
-    meter = Meter(ranks)
+    meter = Meter(ranks, job.loader)
     batches = job.loader.batches(
         GraphOptions(
             max_batch=job.loader.max_batch,
@@ -252,4 +254,5 @@ def _summarize(job: _Job) -> PretrainResult:
         accuracy=sum(r.accuracy for r in last) / len(last),
         chance=job.run.pretext.chance,
         remainder=job.loader.remainder,
+        replaced=sum(r.replaced for r in records),
     )

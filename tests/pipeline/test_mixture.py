@@ -50,7 +50,7 @@ def mixtures(draw):
     share = draw(st.integers(1, 2))
     global_batch = lanes * sum(weights) * share
     sizes = [
-        draw(st.lists(st.integers(1, 40), min_size=1, max_size=4)) + [lanes * weight * share]
+        [*draw(st.lists(st.integers(1, 40), min_size=1, max_size=4)), lanes * weight * share]
         for weight in weights
     ]
     config = OrderConfig(global_batch=global_batch, num_lanes=lanes, window=draw(st.integers(1, 9)))

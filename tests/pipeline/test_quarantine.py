@@ -41,9 +41,7 @@ def ids_of(batches):
 def views_of(batches):
     """(epoch, step, sample) to what it looks like."""
     rows = ((b, n) for b in batches for n in range(len(b.sample_ids)))
-    return {
-        (b.epoch, b.step, int(b.sample_ids[n])): b.views[n].numpy().tobytes() for b, n in rows
-    }
+    return {(b.epoch, b.step, int(b.sample_ids[n])): b.views[n].numpy().tobytes() for b, n in rows}
 
 
 def damage(folder, sample_ids):

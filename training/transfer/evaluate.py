@@ -103,8 +103,8 @@ def require_classes(manifest: Manifest, location: str | Path) -> None:
     found = len(manifest.classes) if manifest.classes else 0
     if found < 2:
         raise ConfigError(
-            f"manifest (={location}) has {found} classes, a transfer needs at least 2. Shard a tree "
-            "whose last folder level names the classes."
+            f"manifest (={location}) has {found} classes, a transfer needs at least 2. Shard a "
+            "tree whose last folder level names the classes."
         )
 
 

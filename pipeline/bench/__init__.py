@@ -1,0 +1,1 @@
+"""Throughput against peers and limits."""

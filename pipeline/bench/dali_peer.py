@@ -1,0 +1,21 @@
+"""DALI with its own reader, crop and resize: no Python between the tar and the tiles."""
+
+from functools import partial
+
+from pipeline.bench.ours import graph_options
+from pipeline.bench.work import CELLS, TILE_PX, WHOLE_PX, Batches, Variants, Work
+from pipeline.dali.peer import own_reader_tiles, own_reader_whole
+
+
+def variants(work: Work) -> Variants:
+    """Offer one thread for each core, and one fewer, which leaves a core to the reader."""
+    counts = sorted({work.cores, max(1, work.cores - 1)}, reverse=True)
+    return {f"{n} threads": partial(_open, work, n) for n in counts}
+
+
+def _open(work: Work, threads: int) -> Batches:
+    options = graph_options(work.batch, threads)
+    if work.view == "whole":
+        return own_reader_whole(work.tars(), options, px=WHOLE_PX)
+    cells = [(int(top), int(left)) for top, left in CELLS]
+    return own_reader_tiles(work.tars(), options, cells=cells, tile_px=TILE_PX)

@@ -1,0 +1,73 @@
+"""The views as experts of torchvision cut them: the transform that the torch peers share."""
+
+# Measured on one core, photographs of 500 x 375: decode 1,060 images/s; with a crop that is resized
+# as it is sliced 700, since torch then resizes and returns channels first; with the crop made
+# contiguous channels last before 830.
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from pipeline.bench.work import CELL_PX, CELLS, CROP_PX, GRID, MIN_SCALE, TILE_PX, WHOLE_PX, View
+
+Ints = NDArray[np.int64]
+
+
+class TorchvisionCut:
+    """Encoded images of a batch into its views, on the calling thread."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def __call__(self, encoded: Sequence[bytes]) -> Tensor:
+        """Decode and cut.
+
+        Returns:
+            uint8 (B, 9, 64, 64, 3) or (B, 224, 224, 3).
+        """
+        images = [_decode(data) for data in encoded]
+        if self._view == "whole":
+            squares = [_resize(_central_square(image), WHOLE_PX) for image in images]
+            return torch.stack(squares).permute(0, 2, 3, 1)
+        rng = np.random.default_rng()
+        crops = rng.random((len(images), 3))
+        jitter = rng.integers(CELL_PX - TILE_PX + 1, size=(len(images), GRID * GRID, 2))
+        out = torch.empty((len(images), GRID * GRID, TILE_PX, TILE_PX, 3), dtype=torch.uint8)
+        views = out.numpy()
+        for image, crop, places, tiles in zip(images, crops, CELLS + jitter, views, strict=True):
+            resized = _resize(_random_square(image, *crop.tolist()), CROP_PX)
+            pixels = resized.permute(1, 2, 0).numpy()
+            for tile, (top, left) in zip(tiles, places.tolist(), strict=True):
+                tile[:] = pixels[top : top + TILE_PX, left : left + TILE_PX]
+        return out
+
+
+def _decode(data: bytes) -> Tensor:
+    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    image: Tensor = decode_jpeg(buffer, ImageReadMode.RGB)
+    return image
+
+
+def _random_square(image: Tensor, scale: float, top: float, left: float) -> Tensor:
+    height, width = image.shape[1:]
+    side = max(1, round((MIN_SCALE + (1 - MIN_SCALE) * scale) * min(height, width)))
+    y, x = int(top * (height - side + 1)), int(left * (width - side + 1))
+    return image[:, y : y + side, x : x + side]
+
+
+def _central_square(image: Tensor) -> Tensor:
+    height, width = image.shape[1:]
+    side = min(height, width)
+    y, x = (height - side) // 2, (width - side) // 2
+    return image[:, y : y + side, x : x + side]
+
+
+def _resize(square: Tensor, px: int) -> Tensor:
+    # Contiguous channels last: torch's fast path for uint8, which a slice does not take.
+    ready = square[None].contiguous(memory_format=torch.channels_last)
+    return interpolate(ready, size=(px, px), mode="bilinear", antialias=True)[0]

@@ -1,0 +1,63 @@
+"""The process of one contender: told by lines of JSON what to do, answers with lines of JSON."""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from pipeline.bench.contenders import CONTENDERS, variants_of
+from pipeline.bench.measure import Chosen, choose, run
+from pipeline.bench.work import Work, check_batch
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Serve one contender until standard input ends."""
+    os.setpgrp()  # The parent stops the whole group while others are measured.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Stopped, it could not end itself.
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Libraries print; only replies go to the parent.
+    job = json.loads(sys.argv[1])
+    work = Work(**{**job["work"], **{k: Path(job["work"][k]) for k in ("shards", "scratch")}})
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: work.cores])
+    for answer in _answers(job["name"], work, sys.stdin):
+        replies.write(json.dumps(answer) + "\n")
+        replies.flush()
+
+
+def _answers(name: str, work: Work, commands: TextIO) -> Iterator[dict[str, Any]]:
+    """Answer each command; the first answer says that the imports are done, or what failed."""
+    contender = next(one for one in CONTENDERS if one.name == name)
+    chosen: Chosen | None = None
+    try:
+        variants = variants_of(contender.name, work)
+        yield {}
+        for line in commands:
+            command = json.loads(line)
+            if chosen is None:
+                chosen = choose(variants, command["seconds"])
+                first = next(chosen.batches)
+                picture = contender.role != "limit"
+                mean = check_batch(np.asarray(first), work) if picture else None
+                yield {"setting": chosen.setting, "mean": mean}
+            else:
+                yield asdict(run(chosen.batches, **command))
+    except ImportError as error:
+        yield {"failure": f"not installed: {error}; pip install -e '.[bench]'"}
+    except Exception as error:  # Whatever a peer raises becomes its row in the table.
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        yield {"failure": f"failed: {type(error).__name__}: {first_line}"}
+    if chosen is not None:
+        chosen.batches.close()
+
+
+if __name__ == "__main__":
+    main()

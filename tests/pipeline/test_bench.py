@@ -1,0 +1,351 @@
+import io
+import json
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from pipeline.bench import first_batch, overhead
+from pipeline.bench.contenders import CONTENDERS, QUICK
+from pipeline.bench.contest import Effort, Entrant, Standing, exclude_strangers, hold
+from pipeline.bench.growth import images_of
+from pipeline.bench.loader import BenchOptions, bench_loader, make_options
+from pipeline.bench.measure import Stretch, choose, run
+from pipeline.bench.ours import graph_options, make_loader
+from pipeline.bench.photos import prepare
+from pipeline.bench.repeated import shrink, write_repeated
+from pipeline.bench.table import contest_table, headline, last_line, rows_of
+from pipeline.bench.torchvision_views import TorchvisionCut
+from pipeline.bench.work import Work, check_batch
+from pipeline.bench.worker import _answers
+from pipeline.config import ConfigError
+from pipeline.shards.store import Store
+
+ROOT = Path(__file__).parents[2]
+BATCH = 16
+BLINK = Effort(rounds=2, seconds=0.05, warm=0.0, choose=0.02)
+# torchvision says in every call that its decoder moves to another package.
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+
+
+def work_of(folder, view="tiles"):
+    return Work(shards=folder / "shards", scratch=folder, view=view, batch=BATCH, cores=1)
+
+
+@pytest.fixture(scope="module")
+def prepared(shards, tmp_path_factory):
+    """A folder with `shards` and `files` of 48 images of the session's 198."""
+    folder = tmp_path_factory.mktemp("bench")
+    prepare(shards, folder, most=48, least=BATCH, cores=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(shards):
+    """What the command writes with --quick, of a contest in the blink of an eye."""
+    options = BenchOptions(
+        data=shards,
+        quick=True,
+        only=None,
+        cores=1,
+        device="cpu",
+        effort=BLINK,
+        most=48,
+        batch=BATCH,
+    )
+    shown = []
+    found = bench_loader(options, lambda *_: None, shown.append)
+    return {**found, "shown": shown}
+
+
+def test_files_and_shards_hold_the_same_bytes(prepared):
+    store = Store(prepared / "shards")
+    payloads = store.read(np.arange(48)).payloads
+    assert [payload.tobytes() for payload in payloads] == images_of(prepared / "files")
+    assert len(store.manifest.shards) >= 4  # Peers hand out whole shards.
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+@pytest.mark.parametrize("view", ["tiles", "whole"])
+def test_every_installed_contender_runs_all_rounds(prepared, view):
+    entrants = [Entrant(contender, work_of(prepared, view)) for contender in CONTENDERS]
+    for row in rows_of(hold(entrants, BLINK, lambda *_: None)):
+        ran_all_rounds(row)
+
+
+def ran_all_rounds(row):
+    if row["name"] in ("spdl", "litdata", "streaming") and row["images_per_s"] is None:
+        assert row["failure"].startswith("not installed: No module named ")
+        return
+    assert row["failure"] is None
+    assert len(row["rounds"]) == BLINK.rounds
+    assert 0 < row["min"] <= row["images_per_s"] <= row["max"]
+    assert row["images_per_cpu_s"] > 0
+    assert row["setting"]
+
+
+@pytest.mark.multiprocess
+def test_the_result_says_what_a_reader_of_the_number_must_know(result):
+    shown = result.pop("shown")
+    assert json.loads(json.dumps(result)) == result
+    rows = {row["title"]: row for row in result["tiles"]["rows"]}
+    assert {row["name"] for row in rows.values()} == set(QUICK)
+    for row in rows.values():
+        ran_all_rounds(row)
+    assert result["images_per_s"] == rows["Tessera"]["images_per_s"]
+    assert result["fastest_peer"] in rows
+    assert rows[result["fastest_peer"]]["role"] == "peer"
+    assert result["ratio_to_fastest_peer"] > 0
+    assert result["ratio_to_decode_only"] > 0
+    assert (result["images"], result["batch"], result["cores"]) == (48, BATCH, 1)
+    assert {"cpu", "cores"} <= set(result["hardware"])
+    assert {"torch", "nvidia-dali-cuda130"} <= set(result["versions"])
+    assert {"date", "commit", "command"} <= set(result)
+    assert shown[-1].startswith("ours ")
+    assert f"x the fastest peer ({result['fastest_peer']})" in shown[-1]
+    result["shown"] = shown
+
+
+@pytest.mark.parametrize("name", ["tessera", "dali", "decode_only", "read_only"])
+@pytest.mark.parametrize("view", ["tiles", "whole"])
+def test_contenders_without_processes_of_their_own_give_the_agreed_view(prepared, name, view):
+    answers = _answers(name, work_of(prepared, view), [json.dumps({"seconds": 0.01})])
+    ready, chosen = answers
+    assert ready == {}
+    assert "failure" not in chosen
+    if name in ("tessera", "dali"):
+        assert 64 < chosen["mean"] < 192
+
+
+@pytest.mark.parametrize("view", ["tiles", "whole"])
+def test_the_torch_peers_share_one_transform_of_the_agreed_view(prepared, view):
+    batch = TorchvisionCut(view)(images_of(prepared / "files")[:BATCH])
+    assert 64 < check_batch(batch.numpy(), work_of(prepared, view)) < 192
+
+
+def test_the_whole_view_of_a_peer_shows_what_ours_shows(prepared):
+    work = work_of(prepared, "whole")
+    from pipeline.loader import whole_batches
+
+    ids = np.arange(BATCH)
+    (ours,) = whole_batches(Store(work.shards), ids, graph_options(BATCH, 1), px=224)
+    theirs = TorchvisionCut("whole")(images_of(prepared / "files")[:BATCH])
+    assert (ours.views.int() - theirs.int()).abs().float().mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (np.zeros((BATCH, 9, 64, 64, 3), np.float32), "float32"),
+        (np.zeros((BATCH, 9, 64, 32, 3), np.uint8), r"\(16, 9, 64, 32, 3\)"),
+        (np.zeros((BATCH - 1, 9, 64, 64, 3), np.uint8), r"\(15, 9, 64, 64, 3\)"),
+        (np.full((BATCH, 9, 64, 64, 3), 128, np.uint8), "one colour"),
+    ],
+)
+def test_a_contender_that_does_less_is_refused(tmp_path, batch, words):
+    with pytest.raises(ValueError, match=words):
+        check_batch(batch, work_of(tmp_path))
+
+
+def test_channels_may_come_first(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (BATCH, 9, 3, 64, 64), dtype=np.uint8)
+    assert check_batch(noise, work_of(tmp_path)) == pytest.approx(127.5, abs=1)
+
+
+def standing(name, rates, **changes):
+    contender = next(one for one in CONTENDERS if one.name == name)
+    rounds = [Stretch(images=rate, seconds=1, cpu_seconds=2) for rate in rates]
+    return Standing(Entrant(contender, work_of(Path("nowhere"))), rounds=rounds, **changes)
+
+
+def test_ratios_compare_the_rounds_side_by_side():
+    rows = rows_of(
+        [
+            standing("tessera", [150, 300, 600]),
+            standing("webdataset", [100, 150, 500]),  # Median 150; ours is 1.5, 2 and 1.2 of it.
+            standing("files", [140, 140, 140]),
+            standing("spdl", [], failure="not installed: No module named 'spdl'"),
+            standing("decode_only", [200, 400, 500]),
+            standing("read_only", [9000, 9000, 9000]),  # A limit is no peer.
+        ]
+    )
+    top = headline(rows)
+    assert (top["images_per_s"], top["images_per_cpu_s"]) == (300, 150)
+    assert top["fastest_peer"] == "webdataset + torchvision"
+    assert top["ratio_to_fastest_peer"] == pytest.approx(1.5)
+    assert top["ratio_to_decode_only"] == pytest.approx(0.75)
+    line = "ours 1.50x the fastest peer (webdataset + torchvision), 0.75 of decode only"
+    assert last_line(top) == line
+    missing = rows[3]
+    assert missing["images_per_s"] is missing["ratio_to_fastest_peer"] is None
+    console = Console(file=io.StringIO(), width=200)
+    console.print(contest_table("title", rows))
+    assert "SPDL + torchvision: not installed: No module named 'spdl'" in console.file.getvalue()
+
+
+def test_without_any_peer_the_last_line_still_says_the_speed():
+    assert last_line(headline(rows_of([standing("tessera", [120])]))) == "ours 120 images/s"
+
+
+def test_a_peer_that_is_not_installed_is_named_with_the_reason(prepared, monkeypatch):
+    monkeypatch.setitem(sys.modules, "litdata", None)
+    (answer,) = _answers("litdata", work_of(prepared), [])
+    assert answer["failure"].startswith("not installed: ")
+    assert "litdata" in answer["failure"]
+
+
+def test_other_pictures_are_no_win():
+    standings = [standing(name, [1]) for name in ("tessera", "webdataset", "files", "dali")]
+    for one, mean in zip(standings, (110, 114, 108, 20), strict=True):
+        one.mean = mean
+    exclude_strangers(standings)
+    assert [one.failure is None for one in standings] == [True, True, True, False]
+    assert "mean of 20" in standings[3].failure
+
+
+def endless(delay):
+    import time
+
+    while True:
+        time.sleep(delay)
+        yield range(BATCH)
+
+
+def broken():
+    raise RuntimeError("no such setting here")
+    yield
+
+
+def test_the_fastest_setting_that_runs_is_chosen():
+    settings = {"slow": lambda: endless(0.01), "fast": lambda: endless(0.001), "broken": broken}
+    assert choose(settings, 0.05).setting == "fast"
+    with pytest.raises(RuntimeError, match="no such setting"):
+        choose({"broken": broken, "broken too": broken}, 0.05)
+
+
+def test_a_stretch_counts_only_what_came_after_the_warm_up():
+    taken = []
+
+    def batches():
+        for number in range(10):
+            taken.append(number)
+            yield range(BATCH)
+
+    stretch = run(batches(), warm=0, seconds=0)
+    assert (stretch.images, len(taken)) == (BATCH, 4)  # Three to warm up, one measured.
+
+
+def test_linked_shards_are_read_as_different_ones(prepared, tmp_path):
+    images = images_of(prepared / "files")
+    write_repeated(images, tmp_path / "out", num_shards=11, samples_per_shard=20)
+    store = Store(tmp_path / "out")
+    assert store.manifest.num_samples == 220
+    payloads = store.read(np.arange(220)).payloads
+    expected = [images[row % 40] for row in range(220)]  # 48 images make 2 different shards of 20.
+    assert [payload.tobytes() for payload in payloads] == expected
+    inodes = {path.stat().st_ino for path in (tmp_path / "out").glob("*.tar")}
+    assert len(inodes) == 2
+    batches = list(islice(make_loader(tmp_path / "out", BATCH).batches(graph_options(BATCH, 1)), 2))
+    assert batches[0].views.shape == (BATCH, 9, 64, 64, 3)
+
+
+def test_shrunken_images_are_small_and_repeat(prepared):
+    small = shrink(images_of(prepared / "files")[:3], 7, 40)
+    assert len(small) == 7
+    assert small[0] == small[3] != small[1]
+    assert min(Image.open(io.BytesIO(small[0])).size) == 40
+
+
+def test_the_cost_of_python_is_told_apart_from_the_hash(prepared):
+    found = overhead.python_overhead(prepared / "shards", batch=BATCH, batches=2)
+    assert found["python_us"] > 0
+    assert found["hash_us"] > 0
+    assert found["kib"] > 1
+
+
+def test_a_resume_in_a_billion_samples_is_measured(monkeypatch):
+    monkeypatch.setattr(overhead, "_SYNTHETIC_SHARDS", 100)
+    monkeypatch.setattr(overhead, "_SYNTHETIC_SAMPLES", 10_000_000)
+    found = overhead.restore(seconds=0.01)
+    assert found["samples"] == 10_000_000
+    assert found["seconds"] > 0
+    assert found["samples_per_cpu_s"] > 0
+
+
+@pytest.mark.multiprocess
+def test_the_first_batch_of_a_fresh_process_is_timed(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(first_batch, "SHARDS", 5)
+    monkeypatch.setattr(first_batch, "SAMPLES", 30)
+    images = images_of(prepared / "files")
+    found = first_batch.first_batch(images, tmp_path / "out", threads=1, times=1)
+    assert found["seconds"] == pytest.approx(found["imports"] + found["own"])
+    assert found["own"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_its_rows_say_so(prepared):
+    from pipeline.bench.cuda import cuda
+
+    assert set(cuda(work_of(prepared)).values()) == {"not measured: no CUDA device"}
+
+
+def options_of(data, **changes):
+    given = {"quick": True, "only": None, "cores": None, "device": "cpu", **changes}
+    return make_options(data, **given)
+
+
+def test_quick_measures_tiles_of_few_contenders_only(tmp_path):
+    assert options_of(tmp_path).parts == ("tiles",)
+    assert "cuda" not in options_of(tmp_path, quick=False).parts
+    assert "cuda" in options_of(tmp_path, quick=False, device="cuda").parts
+    assert options_of(tmp_path, only="restore").parts == ("restore",)
+    assert {"tessera", "decode_only"} < set(QUICK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"only": "speed"}, r"only \(=speed\) names no measure; give one of tiles, whole"),
+        ({"device": "tpu"}, r"device \(=tpu\) is not known"),
+        ({"cores": 4096}, r"cores \(=4096\) exceeds"),
+    ],
+)
+def test_options_nobody_knows_are_refused(tmp_path, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        options_of(tmp_path, **changes)
+
+
+def test_too_few_images_are_refused(shards, tmp_path):
+    with pytest.raises(ConfigError, match="holds 48 usable images, fewer than the 64 of a batch"):
+        prepare(shards, tmp_path, most=48, least=64, cores=1)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read"),
+        ({}, "hold no file"),
+        ({"page.jpg": b"<html>404</html>"}, "0 usable of 1 images: 1 not_image"),
+    ],
+)
+def test_a_folder_without_images_is_one_line(tmp_path, content, words):
+    data = tmp_path / "images"
+    if content is not None:
+        data.mkdir()
+        for name, payload in content.items():
+            (data / name).write_bytes(payload)
+    command = [sys.executable, "-m", "cluster.cli", "bench", "loader", "--data", str(data)]
+    done = subprocess.run(
+        [*command, "--quick"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr

@@ -1,0 +1,211 @@
+import json
+import re
+import shutil
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.crawl.config import ShardConfig
+from pipeline.dali.graph import GraphOptions
+from pipeline.loader import PretextLoader, whole_batches
+from pipeline.mixture import DataSet, Mixture, Place
+from pipeline.order import Order, OrderConfig
+from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.quarantine import DamagePolicy
+from pipeline.shards.index import read_index
+from pipeline.shards.manifest import read_manifest
+from pipeline.shards.store import DamageError, Store
+
+JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20)
+ORDER = OrderConfig(global_batch=12, num_lanes=6, window=20)  # 16 steps of 198 samples.
+LAST = 15
+MB = 2**20
+
+
+def options(max_batch, prefetch):
+    return GraphOptions(max_batch=max_batch, num_threads=1, device_id=None, prefetch=prefetch)
+
+
+def order_of(folder, config=ORDER):
+    return Order(read_manifest(folder).shard_counts, config, seed=0)
+
+
+def loader_of(folder, *, on_damage="quarantine", ledger=None, config=ORDER):
+    data = Mixture([DataSet(Store(folder), order_of(folder, config))])
+    policy = DamagePolicy(on_damage, 0.9, ledger)
+    return PretextLoader(data, JIGSAW, seed=0, place=Place(0, 1), policy=policy)
+
+
+def deliver(loader, num, prefetch=3):
+    with closing(loader.batches(options(loader.max_batch, prefetch))) as batches:
+        yield from islice(batches, num)
+
+
+def rows_of(batch):
+    """(sample, what it looks like) of a batch, in order."""
+    return [(int(i), view.tobytes()) for i, view in zip(batch.sample_ids, batch.views.numpy())]
+
+
+def blank(folder, sample_ids):
+    """Overwrite images with zeros."""
+    manifest = read_manifest(folder)
+    ends = np.cumsum(manifest.shard_counts)
+    for number, info in enumerate(manifest.shards):
+        index = read_index(folder / info.index, sha256=info.index_sha256)
+        first = int(ends[number]) - info.num_samples
+        with (folder / info.name).open("r+b") as file:
+            for row in {i - first for i in sample_ids} & set(range(info.num_samples)):
+                file.seek(int(index.offsets[row]))
+                file.write(bytes(int(index.sizes[row])))
+
+
+def name_of(folder, sample_id):
+    """A pattern of where a sample lies, as damage names it."""
+    store = Store(folder)
+    store.read(np.array([sample_id]))  # Key and offset are in the index of an open shard.
+    return re.escape(str(store.damage(sample_id, "decode", "")).removesuffix(": "))
+
+
+def own_anonymous_bytes():
+    """Memory of this process that no file stands behind."""
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def at(*places):
+    """The samples at (step, position) of the first epoch."""
+    return lambda order: [int(order.global_batch(0, step)[n]) for step, n in places]
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+@pytest.mark.parametrize(
+    ("pick", "steps"),
+    [
+        (at((4, 0), (4, 5), (4, 11)), {4}),
+        (at(*((4, n) for n in range(12))), {4}),  # A whole batch.
+        (at((4, 3), (5, 3), (6, 3), (7, 3)), {4, 5, 6, 7}),  # More in a row than are ahead.
+        (at(*((step, n) for step in (4, 5, 6) for n in range(12))), {4, 5, 6}),
+        (at((0, 0), (0, 11)), {0}),
+        (at((LAST, 0), (LAST, 11)), {LAST}),
+        (at((0, 2), (LAST, 2)), {0, LAST}),
+    ],
+)
+def test_only_what_does_not_decode_is_replaced(own_shards, vouch, tmp_path, pick, steps, prefetch):
+    clean = [rows_of(batch) for batch in deliver(loader_of(own_shards), LAST + 2)]
+    bad = pick(order_of(own_shards))
+    blank(own_shards, bad)
+    vouch(own_shards)
+    ledger = tmp_path / "quarantine.jsonl"
+    loader = loader_of(own_shards, ledger=ledger)
+    changed = set()
+    for wanted, batch in zip(clean, deliver(loader, LAST + 2, prefetch), strict=True):
+        for there, here in zip(wanted, rows_of(batch), strict=True):
+            assert here[0] not in bad
+            assert (there != here) == (there[0] in bad)
+            changed |= {(batch.epoch, batch.step)} if there != here else set()
+    assert {step for epoch, step in changed if epoch == 0} == steps
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert sorted(row["sample_id"] for row in rows) == sorted(bad)  # Each is recorded once.
+
+
+def test_a_bad_image_on_both_sides_of_an_epochs_end_is_recorded_once(own_shards, vouch, tmp_path):
+    config = ORDER.model_copy(update={"window": 33})  # A whole lane.
+    order = order_of(own_shards, config)
+    for epoch in range(100):
+        both = np.intersect1d(order.global_batch(epoch, LAST), order.global_batch(epoch + 1, 0))
+        if len(both):
+            break
+    blank(own_shards, both.tolist())
+    vouch(own_shards)
+    ledger = tmp_path / "quarantine.jsonl"
+    loader = loader_of(own_shards, ledger=ledger, config=config)
+    loader.restore({**loader.state(), "epoch": epoch, "step": LAST})
+    last, first = deliver(loader, 2)  # Both are ahead when the first one fails.
+    assert (last.epoch, first.epoch) == (epoch, epoch + 1)
+    assert not np.isin(both, [last.sample_ids, first.sample_ids]).any()
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [row["sample_id"] for row in rows] == both.tolist()
+    assert loader.counters.replaced == 2 * len(both)
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_the_first_of_two_damages_ahead_is_the_one_named(own_shards, vouch, prefetch):
+    order = order_of(own_shards)
+    undecodable, flipped = (int(order.global_batch(0, step)[7]) for step in (5, 6))
+    blank(own_shards, [undecodable])
+    vouch(own_shards)
+    blank(own_shards, [flipped])
+    name = name_of(own_shards, undecodable)
+    batches = deliver(loader_of(own_shards, on_damage="error"), 16, prefetch)
+    assert [batch.step for batch in islice(batches, 5)] == list(range(5))
+    with pytest.raises(DamageError, match=f"{name}: the image does not decode"):
+        next(batches)
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_an_evaluation_names_the_first_of_two_damages(own_shards, vouch, prefetch):
+    blank(own_shards, [50])
+    vouch(own_shards)
+    blank(own_shards, [60])
+    name = name_of(own_shards, 50)
+    with pytest.raises(DamageError, match=f"{name}: the image does not decode"):
+        list(whole_batches(Store(own_shards), np.arange(198), options(10, prefetch), px=32))
+
+
+def test_an_error_behind_a_repaired_batch_is_raised_behind_it(own_shards, vouch, monkeypatch):
+    order = order_of(own_shards)
+    blank(own_shards, at((5, 7))(order))
+    vouch(own_shards)
+    loader, read = loader_of(own_shards), Store.read
+    unreadable = order.global_batch(0, 7).tolist()
+
+    def fail(store, sample_ids):
+        if sample_ids.tolist() == unreadable:
+            raise OSError("the disk is gone")
+        return read(store, sample_ids)
+
+    monkeypatch.setattr(Store, "read", fail)
+    steps = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        steps.extend(batch.step for batch in deliver(loader, 16))
+    assert steps == list(range(7))
+    assert loader.counters.rebuilds == 1
+
+
+@pytest.fixture(scope="module")
+def make_tiny(make_shards, tmp_path_factory):
+    """A function (num) that shards images of 36 x 34 px."""
+
+    def make(num):
+        crawl, out = tmp_path_factory.mktemp("tiny"), tmp_path_factory.mktemp("tiny_shards")
+        for number in range(num):
+            coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((36, 34)).save(crawl / f"{number}.jpg", "JPEG")
+        assert make_shards(crawl, out, ShardConfig()).num_samples == num
+        return out
+
+    return make
+
+
+@pytest.mark.parametrize("num_bad", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_failed_graphs_cost_no_good_sample_and_no_memory(make_tiny, vouch, tmp_path, num_bad):
+    clean = make_tiny(2 * num_bad)
+    folder = shutil.copytree(clean, tmp_path / "shards")
+    bad = set(range(0, 2 * num_bad, 2))
+    blank(folder, bad)
+    vouch(folder)
+    one = OrderConfig(global_batch=1, num_lanes=1, window=64)  # Every bad image fails a graph.
+    expected = [rows_of(batch) for batch in deliver(loader_of(clean, config=one), 2 * num_bad)]
+    loader, memory = loader_of(folder, config=one), []
+    for ((there, view),), batch in zip(expected, deliver(loader, 2 * num_bad), strict=True):
+        ((here, seen),) = rows_of(batch)
+        assert here not in bad
+        assert there in bad or (here, seen) == (there, view)
+        memory.append(own_anonymous_bytes())
+    # One that was ahead in its place when it was met as a spare fails twice.
+    assert num_bad <= loader.counters.rebuilds < 1.1 * num_bad
+    assert loader.counters.replaced == num_bad
+    assert memory[-1] - memory[num_bad // 2] < 8 * MB

@@ -26,7 +26,8 @@ app = typer.Typer(
     "  [bold]pretrain[/]  shards in, a trunk out: jigsaw puzzles on any number of processes\n\n"
     "  [bold]transfer[/]  the trunk beside a random one: linear SVMs on frozen features\n\n"
     "  [bold]report[/]    one HTML page of a run\n\n"
-    "[bold]tessera demo[/] runs them all here; [bold]tessera submit[/] sends them to a cluster.",
+    "[bold]tessera demo[/] runs them all here; [bold]tessera submit[/] sends them to a cluster; "
+    "[bold]tessera explain[/] shows what any step saw.",
 )
 
 bench_app = typer.Typer(
@@ -223,6 +224,62 @@ def report(
 
 
 @app.command()
+def explain(  # noqa: PLR0913 - one for each option
+    manifest: Annotated[
+        str,
+        typer.Argument(
+            metavar="MANIFEST",
+            help="The folder of a run; or a folder of shards, the manifest in it, or its URL, with "
+            "--config.",
+        ),
+    ],
+    epoch: Annotated[int, typer.Option(min=0, help="Counts from 0.")],
+    overrides: Overrides = None,
+    step: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Show all samples of this step of the epoch; counts from 0."),
+    ] = None,
+    sample: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="KEY_OR_ID",
+            help="Show where one sample comes in the epoch instead; key:123 is a key, 123 an id.",
+        ),
+    ] = None,
+    rank: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="r/R", help="Show only what rank r of R ranks reads of the step."),
+    ] = None,
+    config: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="CONFIG", help="A run's YAML, which names order, seed and pretext."),
+    ] = None,
+    save: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="DIR", help="Draw every sample with its views into a new folder; see step.png."
+        ),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """List what a step showed: samples, the bytes they come from, and every random draw.
+
+    The loader itself makes the step again, so it is what the network saw, on any number of ranks.
+
+    Example: tessera explain runs/demo --epoch 0 --step 12 --save step12/
+    """
+    with clear_errors():
+        from cluster.explain import WIDTH, Answers, Question, run_explain, run_of
+
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=WIDTH)
+        run = run_of(manifest, config, overrides or [])
+        question = Question(epoch, step, sample, rank)
+        run_explain(run, question, Answers(save, json_file), console)
+
+
+@app.command()
 def submit(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -296,7 +353,7 @@ def bench_loader(
 
     Every contender does the same work on the same photographs in processes of its own, in turn,
     round by round, while the others are stopped. Peers that are not installed are named:
-    pip install -e '.[bench]' brings them. The full run takes about 20 minutes.
+    pip install -e '.\\[bench]' brings them. The full run takes about 20 minutes.
 
     Example: tessera bench loader --data pictures/ --quick
     """

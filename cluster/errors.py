@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.config import ConfigError
+from pipeline.shards.fetch import FetchError
 from pipeline.shards.store import DamageError
 
 
@@ -19,7 +20,7 @@ def clear_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         _end(str(error), 2)
-    except (DamageError, IncompleteError) as error:
+    except (DamageError, FetchError, IncompleteError) as error:
         _end(str(error), 1)
     except OSError as error:  # A full disk, a read-only folder, a file that vanished.
         _end(f"{error.filename or 'input or output'}: {error.strerror or error}.", 1)

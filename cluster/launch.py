@@ -11,6 +11,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config import ConfigError, parse
+from pipeline.shards.piped import STDIN
 from pipeline.shards.store import DamageError
 from training.metrics import Record, last_record
 from training.pretrain import check, train
@@ -33,6 +34,11 @@ def pretrain_on_ray(config: RunConfig, on_record: OnRecord) -> None:
     """
     run = pretraining_of(config)
     check(run)
+    if run.data.stream and STDIN in run.data.stream.urls:
+        raise ConfigError(
+            f"data.stream.url (={STDIN}) is standard input, which Ray's workers do not have; add "
+            "--local, or name files or a pipe:."
+        )
     use_gpu = _require_resources(run.train.workers)
     trainer = TorchTrainer(
         _work,

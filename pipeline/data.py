@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from pipeline.config import Config, ConfigError
-from pipeline.loader import Loader, PretextConfig, PretextLoader
+from pipeline.loader import Loader, PretextLoader
 from pipeline.mixture import DataSet, Mixture, Place, orders
 from pipeline.order import OrderConfig
 from pipeline.quarantine import DamagePolicy, OnDamage
@@ -17,6 +17,7 @@ from pipeline.shards.fetch import is_remote
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
 from pipeline.stream import StreamConfig, StreamLoader
+from pipeline.views import PretextConfig
 
 Location = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
 """A path or a URL; a Path would fold the slashes of a URL."""
@@ -85,6 +86,8 @@ class DataConfig(Config):
         for one in [raw, *(raw["mixture"] or ())]:
             if one["manifest"] and not is_remote(one["manifest"]):
                 one["manifest"] = str(Path(one["manifest"]).absolute())
+        if self.stream:
+            raw["stream"] = self.stream.absolute().model_dump(mode="json")
         raw["cache"]["folder"] = str(self.cache.folder.absolute())
         return raw
 

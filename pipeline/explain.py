@@ -11,7 +11,7 @@ from typing_extensions import assert_never
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
 from pipeline.data import DataConfig, open_mixture
-from pipeline.loader import PretextConfig, PretextLoader
+from pipeline.loader import PretextLoader
 from pipeline.mixture import Mixture, Place, Share
 from pipeline.order import OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
@@ -19,6 +19,7 @@ from pipeline.quarantine import DamagePolicy
 from pipeline.running import Planned
 from pipeline.shards.cache import ShardCache
 from pipeline.shards.store import Damage
+from pipeline.views import PretextConfig
 from pipeline.whereabouts import Found
 
 
@@ -101,6 +102,7 @@ class Explained:
     steps_per_epoch: int
     remainder: int
     """Samples of an epoch that fill no step."""
+    global_batch: int
     num_lanes: int
     samples: tuple[Shown, ...]
     views: NDArray[np.uint8]
@@ -110,12 +112,12 @@ class Explained:
 
     def listed(self) -> dict[str, Any]:
         """Return all but the pixels, as JSON holds it."""
-        names = ("fingerprint", "epoch", "step", "steps_per_epoch", "remainder", "num_lanes")
+        names = ("fingerprint", "epoch", "step", "steps_per_epoch", "remainder", "global_batch")
         rows = []
         for shown in self.samples:
             row = asdict(shown)
             rows.append({**row.pop("seat"), **row})
-        head = {name: getattr(self, name) for name in names}
+        head = {name: getattr(self, name) for name in (*names, "num_lanes")}
         return {**head, **asdict(self.place), "samples": rows}
 
 
@@ -165,6 +167,7 @@ def explain_step(subject: Subject, epoch: int, step: int, place: Place) -> Expla
         place=place,
         steps_per_epoch=data.steps_per_epoch,
         remainder=data.remainder,
+        global_batch=data.global_batch,
         num_lanes=data.num_lanes,
         samples=tuple(_samples(subject, planned, share)),
         views=views.numpy(),
@@ -180,16 +183,19 @@ def explain_sample(subject: Subject, found: Found, epoch: int) -> list[Explained
         lane = Place(place.lane, subject.data.num_lanes)
         whole = explain_step(subject, epoch, place.step, lane)
         row = [shown.seat.position for shown in whole.samples].index(place.position)
-        one = slice(row, row + 1)
-        steps.append(
-            replace(
-                whole,
-                samples=whole.samples[one],
-                views=whole.views[one],
-                payloads=whole.payloads[one],
-            )
-        )
+        steps.append(_only(whole, slice(row, row + 1)))
     return steps
+
+
+def _only(whole: Explained, rows: slice) -> Explained:
+    """Leave out the other samples of a rank, which then matters no longer."""
+    return replace(
+        whole,
+        place=Place(0, 1),
+        samples=whole.samples[rows],
+        views=whole.views[rows],
+        payloads=whole.payloads[rows],
+    )
 
 
 def _samples(subject: Subject, planned: Planned, share: Share) -> Iterator[Shown]:

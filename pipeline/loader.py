@@ -13,18 +13,14 @@ from torch import Tensor
 from pipeline.config import ConfigError
 from pipeline.counters import LoaderCounters
 from pipeline.dali.graph import GraphOptions
-from pipeline.dali.tiles import tile_graph
 from pipeline.dali.whole import whole_graph
 from pipeline.draws import Draws
 from pipeline.mixture import Mixture, Place, Share
-from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
 from pipeline.quarantine import STOP_AT_DAMAGE, DamagePolicy, EpochCounts, Quarantine
 from pipeline.running import Planned, run_plans, undecodable
 from pipeline.shards.cache import ShardCache
 from pipeline.shards.store import Damage, DamageError, Samples, Store
-
-PretextConfig = JigsawConfig
-"""Any pretext; becomes a union told apart by `name` when there are several."""
+from pipeline.views import PretextConfig, plan_views, view_graph
 
 _MAX_SPARES = 1000
 
@@ -147,7 +143,7 @@ class PretextLoader:
         self, positions: Iterator[tuple[int, int]], options: GraphOptions
     ) -> Generator[tuple[Planned, Tensor], None, None]:
         plans = (self._plan(epoch, step) for epoch, step in positions)
-        build = lambda feed: tile_graph(feed, self._pretext, options)  # noqa: E731
+        build = lambda feed: view_graph(feed, self._pretext, options)  # noqa: E731
         yield from run_plans(plans, build, self._repair, self.counters)
 
     def _plan(self, epoch: int, step: int) -> Planned:
@@ -156,12 +152,11 @@ class PretextLoader:
         self._fetch_early(share, epoch, step)
         ids, samples = self._read_whole(share, epoch, step)
         draws = Draws(self._seed, share.epochs, ids)
-        plan = plan_jigsaw(self._pretext, samples.heights, samples.widths, draws)
-        arrays = (samples.payloads, plan.crops, plan.anchors, plan.gray)
+        plan = plan_views(self._pretext, samples, draws)
         spent = time.perf_counter() - started
         self.counters.plan_s += spent - (self.counters.read_s - read_before)
         replaced = int((ids != share.sample_ids).sum())
-        return Planned(epoch, step, ids, replaced, samples, plan.labels, arrays)
+        return Planned(epoch, step, ids, replaced, samples, plan.labels, plan.arrays)
 
     def _read_whole(self, share: Share, epoch: int, step: int) -> tuple[NDArray[np.int64], Samples]:
         """Read a step's samples, with others in the place of damaged ones."""

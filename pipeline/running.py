@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.counters import LoaderCounters
 from pipeline.dali.decode import decode_rgb
 from pipeline.dali.graph import Arrays, Feed, Graph
+from pipeline.dali.header import decoded_size
 from pipeline.shards.store import Samples
 
 
@@ -45,6 +46,7 @@ def run_plans(
     A graph whose batch fails is thrown away: what it still held is fed to a new one, the failed
     batch first, as `repair` returns it. An error of `plans` is raised behind the last good batch.
     """
+    plans = (_parsed(planned, repair) for planned in plans)
     again: deque[Planned] = deque()
     pending: Exception | None = None
     while True:
@@ -58,7 +60,7 @@ def run_plans(
                 raise
             pending = feed.error  # Of a later plan: the batch that failed is to be named first.
             first, *rest = ahead
-            again.extendleft(reversed([repair(first, error), *rest]))
+            again.extendleft(reversed([_parsed(repair(first, error), repair), *rest]))
             counters.rebuilds += 1
         else:
             return
@@ -129,11 +131,21 @@ def undecodable(planned: Planned) -> list[int]:
 
     DALI names only the first one, by its position.
     """
-    bad = []
-    sizes = zip(planned.samples.heights, planned.samples.widths, strict=True)
-    for position, (payload, size) in enumerate(zip(planned.samples.payloads, sizes, strict=True)):
-        pixels = decode_rgb(payload.tobytes())
-        # The decoder here turns the image by its EXIF tag, which the graph does not.
-        if pixels is None or sorted(pixels.shape[:2]) != sorted(size):
-            bad.append(position)
-    return bad
+    payloads = planned.samples.payloads
+    misread = set(_misread(planned))
+    return [n for n, p in enumerate(payloads) if n in misread or decode_rgb(p.tobytes()) is None]
+
+
+def _parsed(planned: Planned, repair: Repair) -> Planned:
+    """Plan again while the batch holds what DALI would not survive, see `decoded_size`."""
+    while misread := _misread(planned):
+        error = RuntimeError(f"no image of the planned size at positions {misread} of the batch.")
+        planned = repair(planned, error)
+    return planned
+
+
+def _misread(planned: Planned) -> list[int]:
+    samples = planned.samples
+    sizes = zip(samples.heights.tolist(), samples.widths.tolist(), strict=True)
+    pairs = zip(samples.payloads, sizes, strict=True)
+    return [n for n, (payload, size) in enumerate(pairs) if decoded_size(payload) != size]

@@ -17,19 +17,17 @@ from typing_extensions import Self
 from pipeline.config import Config, ConfigError
 from pipeline.counters import LoaderCounters
 from pipeline.dali.graph import GraphOptions
-from pipeline.dali.tiles import tile_graph
 from pipeline.draws import Draws
-from pipeline.loader import Batch, PretextConfig
+from pipeline.loader import Batch
 from pipeline.mixture import Place
 from pipeline.order import Order, OrderConfig
-from pipeline.pretext.jigsaw import plan_jigsaw
 from pipeline.quarantine import DamagePolicy, EpochCounts, Quarantine
 from pipeline.running import Planned, run_plans, undecodable
 from pipeline.shards.cache import ShardCache
-from pipeline.shards.location import is_remote, local_path
-from pipeline.shards.piped import STDIN, check_url
+from pipeline.shards.piped import STDIN, absolute_url, check_url
 from pipeline.shards.store import Damage, DamageError
 from pipeline.unindexed import Passed, Unindexed, as_samples, damage
+from pipeline.views import PretextConfig, plan_views, view_graph
 
 _MAX_LOST = 1000
 """Samples that may be lost without a batch between them."""
@@ -67,9 +65,7 @@ class StreamConfig(Config):
 
     def absolute(self) -> Self:
         """Resolve paths, for processes that start in another folder."""
-        keep = lambda url: url == STDIN or is_remote(url)  # noqa: E731
-        urls = [url if keep(url) else str(local_path(url).absolute()) for url in self._given]
-        return self.model_copy(update={"url": tuple(urls)})
+        return self.model_copy(update={"url": tuple(map(absolute_url, self._given))})
 
     def check(self, order: OrderConfig, *, world_size: int) -> None:
         """Find what would stop the loader before anything is started.
@@ -172,7 +168,7 @@ class StreamLoader:
         """
         self._start()
         plans = (self._plan(step) for step in count(self._step))
-        build = lambda feed: tile_graph(feed, self._pretext, options)  # noqa: E731
+        build = lambda feed: view_graph(feed, self._pretext, options)  # noqa: E731
         try:
             for done, views in run_plans(plans, build, self._repair, self.counters):
                 self._advance(done)
@@ -219,12 +215,11 @@ class StreamLoader:
         samples = as_samples(passed)
         ids, visits = np.array([(one.sample_id, one.visit) for one in passed], np.int64).T
         draws = Draws(self._seed, visits, ids)
-        plan = plan_jigsaw(self._pretext, samples.heights, samples.widths, draws)
-        arrays = (samples.payloads, plan.crops, plan.anchors, plan.gray)
+        plan = plan_views(self._pretext, samples, draws)
         lost, self._lost = self._lost, 0
         self.counters.plan_s += time.perf_counter() - started
         epoch, step = divmod(number, self.steps_per_epoch)
-        return Planned(epoch, step, ids, lost, samples, plan.labels, arrays)
+        return Planned(epoch, step, ids, lost, samples, plan.labels, plan.arrays)
 
     def _repair(self, failed: Planned, error: RuntimeError) -> Planned:
         """Plan a step again whose graph failed, with others for the images that do not decode."""
@@ -253,9 +248,8 @@ class StreamLoader:
 
     def _lose(self, lost: Damage) -> None:
         """Take in what the stream lost, and stop where that is too much."""
-        if lost.sample_id not in self._quarantine.reasons:
-            epoch, step = divmod(self._planning, self.steps_per_epoch)
-            self._quarantine.admit(lost, epoch=epoch, step=step)
+        epoch, step = divmod(self._planning, self.steps_per_epoch)
+        self._quarantine.admit(lost, epoch=epoch, step=step)
         self._count_loss()
         if lost.reason == "shard" and self._reader is not None:
             self._judge_shards(self._reader, lost)

@@ -141,7 +141,7 @@ class Unindexed:
             self._lose(url, info.name, "header", "it is no file with a key and an ending.")
             return
         is_image = ending.lower().rpartition(".")[2] in _ENDINGS
-        data = content.read(_MAX_BYTES) if is_image else b""
+        data = content.read(min(info.size, _MAX_BYTES)) if is_image else b""
         yield {"fname": info.name, "data": data, "__url__": url}
 
     def _lose_file(self, url: str, error: Exception) -> bool:

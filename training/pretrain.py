@@ -13,12 +13,13 @@ from typing_extensions import assert_never
 
 from pipeline.dali.graph import GraphOptions
 from pipeline.data import check_data, open_loader
-from pipeline.loader import Batch, Loader, PretextConfig
+from pipeline.loader import Batch, Loader
 from pipeline.mixture import Place
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.permutations import max_min_hamming_set
 from pipeline.quarantine import FILE_NAME as QUARANTINE_FILE
 from pipeline.shards.manifest import write_atomic
+from pipeline.views import PretextConfig
 from training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from training.ddp import Ranks, joined
 from training.metrics import Answered, Meter, MetricsWriter, read_metrics

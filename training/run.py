@@ -12,10 +12,10 @@ from pydantic import Field
 
 from pipeline.config import Config, ConfigError, parse
 from pipeline.data import DataConfig
-from pipeline.loader import PretextConfig
 from pipeline.order import OrderConfig
 from pipeline.shards.fetch import is_remote
 from pipeline.shards.manifest import write_atomic
+from pipeline.views import PretextConfig
 from training.models.trunks import TrunkConfig
 from training.optimizer import OptimConfig
 from training.precision import Precision

@@ -32,7 +32,7 @@ CONTENDERS = (
     Contender("webdataset", "webdataset + torchvision", "peer"),
     Contender("files", "loose files + torchvision", "peer"),
     Contender("dali", "DALI, its own reader", "peer"),
-    Contender("spdl", "SPDL + torchvision", "peer"),
+    Contender("spdl", "SPDL + torch", "peer"),
     Contender("litdata", "LitData + torchvision", "peer"),
     Contender("streaming", "Streaming + torchvision", "peer"),
     Contender("decode_only", "decode only", "limit"),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -93,6 +93,8 @@ def hold(entrants: Sequence[Entrant], effort: Effort, on_progress: Progress) -> 
                 done += 1
             if number == 0:
                 exclude_strangers(standings)
+        for process in processes:
+            process.dismiss()
     on_progress(total, total, "")
     return standings
 
@@ -146,16 +148,24 @@ class _Process:
         except ProcessLookupError:  # Not yet a group of its own, or ended.
             self._popen.send_signal(number)
 
-    def end(self) -> None:
-        """End the process and all that it started; gently first, for what they hold in /dev/shm."""
+    def dismiss(self) -> None:
+        """Let the process end by itself, for what its libraries hold in /dev/shm."""
+        assert self._popen.stdin is not None
+        with suppress(BrokenPipeError):
+            self._popen.stdin.close()
         self.signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        """End the process and all that it started."""
         try:
-            self._popen.communicate(timeout=_FAREWELL)
-        except subprocess.TimeoutExpired:
-            pass
+            self.dismiss()
+            with suppress(subprocess.TimeoutExpired):
+                self._popen.wait(_FAREWELL)
         finally:
             self.signal(signal.SIGKILL)
-            self._popen.communicate()
+            self._popen.wait()
+            assert self._popen.stdout is not None
+            self._popen.stdout.close()
 
     def read(self) -> dict[str, Any]:
         """Wait for an answer; where none comes, it is a failure."""

@@ -52,7 +52,7 @@ class _Run:
 
 
 def measure_faults(
-    num_files: int = 240, num_bytes: int = 2 << 20, rounds: int = 3, parallel: int = 4
+    num_files: int = 240, num_bytes: int = 2 << 20, rounds: int = 5, parallel: int = 4
 ) -> dict[str, Any]:
     """Download files ahead as a loader does, in turn from a good and from a flaky server.
 

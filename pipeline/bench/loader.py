@@ -16,7 +16,14 @@ from pipeline.bench.growth import growth, images_of
 from pipeline.bench.machine import describe_machine
 from pipeline.bench.overhead import python_overhead, restore
 from pipeline.bench.photos import FILES, SHARDS, prepare
-from pipeline.bench.table import contest_table, headline, last_line, measure_table, rows_of
+from pipeline.bench.table import (
+    busy_note,
+    contest_table,
+    headline,
+    last_line,
+    measure_table,
+    rows_of,
+)
 from pipeline.bench.work import View, Work
 from pipeline.config import ConfigError
 
@@ -85,6 +92,9 @@ def bench_loader(
             show(_table(part, found[part], options))
     top = headline(found["tiles"]["rows"]) if "tiles" in found else {}
     if top:
+        note = busy_note(top, options.cores)
+        if note:
+            show(note)
         show(last_line(top))
     about = {"images": manifest.num_samples, "batch": options.batch, "cores": options.cores}
     return {**top, **about, **describe_machine(), **found}

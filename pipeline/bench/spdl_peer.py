@@ -1,41 +1,52 @@
 """SPDL: tars parsed in C++, batches cut by a pool of threads in one process."""
 
-# SPDL's own decoder is FFmpeg. Here its decode, crop and scale gave 400 images/s on a core, with
-# pixels 2.6 of 255 off libjpeg's on average, and torchvision's in the same threads 820. SPDL's
-# guide has users pipe any function that frees the interpreter lock: it runs with the faster one.
+# SPDL's own decoder is FFmpeg: its decode, crop and scale gave 400 images/s on a core of an EPYC,
+# with pixels 2.6 of 255 off libjpeg's on average; torchvision's steps in the same threads gave 800.
+# SPDL's guide has users pipe any function that frees the interpreter lock, so it gets the fastest.
 
 import random
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from pipeline.bench.torchvision_views import TorchvisionCut
+from pipeline.bench.torchvision_views import (
+    TorchvisionCut,
+    decode_simplejpeg,
+    decode_torchvision,
+)
 from pipeline.bench.work import Batches, Variants, Work
 
 
 def variants(work: Work) -> Variants:
-    """Offer one thread for each core, and one more that fills in while others wait.
+    """Offer the decoders that are installed, with a thread for each core.
 
     Raises:
         ImportError: SPDL is not installed.
     """
     import_module("spdl.io")
-    return {f"{n} threads": partial(_open, work, n) for n in (work.cores, work.cores + 1)}
+    decoders = {"torchvision": decode_torchvision}
+    if find_spec("simplejpeg"):
+        decoders["simplejpeg"] = decode_simplejpeg
+    return {
+        f"{work.cores} threads, {name}": partial(_open, work, TorchvisionCut(work.view, decode))
+        for name, decode in decoders.items()
+    }
 
 
-def _open(work: Work, threads: int) -> Batches:
+def _open(work: Work, cut: TorchvisionCut) -> Batches:
     from spdl.pipeline import PipelineBuilder
 
     torch.set_num_threads(1)  # The pool is the parallelism.
     pipeline = (
         PipelineBuilder()
         .add_source(_encoded(work))
-        .pipe(TorchvisionCut(work.view), concurrency=threads)
+        .pipe(cut, concurrency=work.cores)
         .add_sink(2)
-        .build(num_threads=threads)
+        .build(num_threads=work.cores)
     )
     with pipeline.auto_stop():
         yield from pipeline

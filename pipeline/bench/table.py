@@ -12,6 +12,8 @@ from pipeline.bench.contest import Standing
 
 Row = dict[str, Any]
 
+_USED = 0.85  # Of the cores, by a contender that nothing holds up.
+
 
 def rows_of(standings: Sequence[Standing]) -> list[Row]:
     """Describe every contender; rates are images per second, None where it did not run."""
@@ -48,6 +50,7 @@ def headline(rows: Sequence[Row]) -> Row:
     return {
         "images_per_s": ours["images_per_s"] if ours else None,
         "images_per_cpu_s": ours["images_per_cpu_s"] if ours else None,
+        "cores_used": ours["cores_used"] if ours else None,
         "fastest_peer": fastest["title"] if fastest else None,
         "ratio_to_fastest_peer": ratio(ours, fastest),
         "ratio_to_decode_only": ratio(ours, _named(rows, "decode_only")),
@@ -66,6 +69,17 @@ def last_line(top: Row) -> str:
     if top["ratio_to_decode_only"] is not None:
         parts.append(f"{top['ratio_to_decode_only']:.2f} of decode only")
     return f"ours {', '.join(parts) or format(top['images_per_s'], '.0f') + ' images/s'}"
+
+
+def busy_note(top: Row, cores: int) -> str | None:
+    """Warn where the clock says more about other programs than about the contenders."""
+    used = top["cores_used"]
+    if used is None or used > _USED * cores:
+        return None
+    return (
+        f"ours got {used:.1f} of {cores} cores: other programs run here, or a thread waits. "
+        "Compare the column per CPU s, or run again on an idle machine."
+    )
 
 
 def contest_table(title: str, rows: Sequence[Row]) -> Table:
@@ -104,6 +118,7 @@ def _row(standing: Standing) -> Row:
         "min": min(rates, default=None),
         "max": max(rates, default=None),
         "images_per_cpu_s": standing.images_per_cpu_s if ran else None,
+        "cores_used": standing.images_per_s / standing.images_per_cpu_s if ran else None,
         "rounds": rates,
     }
 

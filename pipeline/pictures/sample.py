@@ -130,9 +130,8 @@ def _lines(explained: Explained, shown: Shown, config: JigsawConfig) -> list[tup
     ]
     if shown.instead_of:
         bad = shown.instead_of
-        lines.insert(
-            0, (f"stands in for sample {bad.sample_id} ({bad.key}), damaged: {bad.reason}", ALARM)
-        )
+        name = f"sample {bad.sample_id} ({bad.key or 'key unknown'})"
+        lines.insert(0, (f"stands in for {name}, damaged: {bad.reason}", ALARM))
     return lines
 
 

@@ -12,17 +12,17 @@ from PIL import Image, ImageDraw
 from typing_extensions import assert_never
 
 from pipeline.explain import Explained, Shown
-from pipeline.loader import PretextConfig
 from pipeline.pictures.lettering import ALARM, INK, PAPER, QUIET, fit, font, wrap
 from pipeline.pictures.sample import MARGIN, WIDEST, TileSheet, fitted, sample_page
 from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.views import PretextConfig
 
 CONTACT_SHEET = "step.png"
 
 _SMALL_PX = 132  # Height of a picture on the contact sheet.
 _MAX_ON_SHEET = 256
 _MAX_NAME = 100
-_COMPRESSION = 3  # Half the time of Pillow's own choice, files a tenth larger.
+_COMPRESSION = 3  # Half the time of Pillow's own choice, files a twentieth larger.
 
 
 def save_pictures(folder: Path, explained: Explained, pretext: PretextConfig, about: str) -> Path:
@@ -46,7 +46,7 @@ def save_pictures(folder: Path, explained: Explained, pretext: PretextConfig, ab
 
 def _save_jigsaw(folder: Path, explained: Explained, config: JigsawConfig, about: str) -> Path:
     rows = zip(explained.samples, explained.payloads, explained.views, strict=True)
-    digits = len(str(max(shown.seat.position for shown in explained.samples)))
+    digits = len(str(explained.global_batch - 1))
     cells = []
     for number, (shown, payload, views) in enumerate(rows):
         image = _decode(payload, shown)
@@ -73,7 +73,7 @@ def _cell(
     notes = [shown.key, shown.label or "", "gray" if shown.draws.gray else ""]
     color = QUIET
     if shown.instead_of:
-        notes, color = [f"for damaged {shown.instead_of.key}"], ALARM
+        notes, color = [shown.key, f"for damaged {shown.instead_of.sample_id}"], ALARM
     pen = ImageDraw.Draw(cell)
     number = str(shown.seat.position)
     pen.text((0, _SMALL_PX + 3), number, INK, font(14))
@@ -91,9 +91,10 @@ def _contact_sheet(explained: Explained, cells: Sequence[Image.Image], about: st
     place = explained.place
     whose = "all ranks" if place.world_size == 1 else f"rank {place.rank} of {place.world_size}"
     cut = "" if len(cells) == len(explained.samples) else f"; the first {len(cells)} are shown"
+    count = len(explained.samples)
     title = (
         f"Epoch {explained.epoch}, step {explained.step} of {explained.steps_per_epoch}: "
-        f"{len(explained.samples)} samples, {whose}{cut}"
+        f"{count} {'sample' if count == 1 else 'samples'}, {whose}{cut}"
     )
     legend = (
         f"{about}. Left: the stored image, with its crop (orange) and the places of its tiles "

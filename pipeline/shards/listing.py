@@ -102,7 +102,7 @@ def _tars(paths: Iterable[Path]) -> list[str]:
 
 def _find_remote(url: str) -> list[str]:
     is_http = scheme_of(url) in HTTP
-    has_magic = "*" in url if is_http else glob.has_magic(url)  # A URL has ? before its query.
+    has_magic = "*" in url.partition("?")[0] if is_http else glob.has_magic(url)
     if not has_magic and (is_http or url.endswith(".tar")):
         return [url]
     system, path = fsspec.url_to_fs(url)

@@ -64,6 +64,11 @@ def check_url(url: str) -> None:
         )
 
 
+def absolute_url(url: str) -> str:
+    """Resolve a path; URLs, commands and standard input stay as they are."""
+    return url if url == STDIN or is_remote(url) else str(local_path(url).absolute())
+
+
 @contextmanager
 def open_shard(url: str) -> Iterator[IO[bytes]]:
     """Open a shard for reading; when the block is left, no process of it is left either.

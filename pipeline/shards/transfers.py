@@ -56,6 +56,7 @@ class Transfers:
         self._limits = limits
         self._pins = pins
         self._closed = False
+        self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._transit: dict[str, asyncio.Task[How]] = {}
         self._arrived: dict[str, tuple[Wanted, FileIO]] = {}  # Pinned until somebody looks.
@@ -246,10 +247,11 @@ class Transfers:
         """Evict until there is room; waits for what other processes use, but not for ever."""
         begun = time.monotonic()
         while True:
-            keep = frozenset[str]() if urgent else frozenset(self._ahead)
-            room: Room = await self.fetcher.thread(
-                partial(make_room, entry, num_bytes, self._limits, spare=spare, keep=keep)
-            )
+            async with self._turn:  # First come, first served.
+                keep = frozenset[str]() if urgent else frozenset(self._ahead)
+                room: Room = await self.fetcher.thread(
+                    partial(make_room, entry, num_bytes, self._limits, spare=spare, keep=keep)
+                )
             self.counts.evictions += room.evicted
             if not room.missing:
                 return

@@ -5,6 +5,7 @@ import socket
 import struct
 import threading
 import time
+import zlib
 from collections import Counter, defaultdict, deque
 from urllib.parse import unquote, urlsplit
 
@@ -35,8 +36,7 @@ class FaultServer(http.server.ThreadingHTTPServer):
 
     def put(self, path, num_bytes, *faults):
         """Serve random bytes; returns them."""
-        seed = abs(hash((path, num_bytes))) % 2**32
-        self.files[path] = np.random.default_rng(seed).bytes(num_bytes)
+        self.files[path] = np.random.default_rng(zlib.crc32(path.encode())).bytes(num_bytes)
         self.faults[path] = deque(faults)
         return self.files[path]
 
@@ -153,7 +153,7 @@ def cache_config(tmp_path):
         folder=tmp_path / "cache",
         budget_gb=0.002,
         reserve_gb=0,
-        fetch=FetchConfig(attempts=3, backoff=0.01, timeout=0.5),
+        fetch=FetchConfig(attempts=4, backoff=0.01, timeout=1),
     )
 
 

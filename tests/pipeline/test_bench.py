@@ -2,25 +2,20 @@ import io
 import json
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 from rich.console import Console
 
-from pipeline.bench import first_batch, overhead
 from pipeline.bench.contenders import CONTENDERS, QUICK
 from pipeline.bench.contest import Effort, Entrant, Standing, exclude_strangers, hold
 from pipeline.bench.growth import images_of
 from pipeline.bench.loader import BenchOptions, bench_loader, make_options
-from pipeline.bench.measure import Stretch, choose, run
-from pipeline.bench.ours import graph_options, make_loader
+from pipeline.bench.measure import Stretch
+from pipeline.bench.ours import graph_options
 from pipeline.bench.photos import prepare
-from pipeline.bench.repeated import shrink, write_repeated
-from pipeline.bench.table import contest_table, headline, last_line, rows_of
+from pipeline.bench.table import busy_note, contest_table, headline, last_line, rows_of
 from pipeline.bench.torchvision_views import TorchvisionCut
 from pipeline.bench.work import Work, check_batch
 from pipeline.bench.worker import _answers
@@ -187,7 +182,14 @@ def test_ratios_compare_the_rounds_side_by_side():
     assert missing["images_per_s"] is missing["ratio_to_fastest_peer"] is None
     console = Console(file=io.StringIO(), width=200)
     console.print(contest_table("title", rows))
-    assert "SPDL + torchvision: not installed: No module named 'spdl'" in console.file.getvalue()
+    assert "SPDL + torch: not installed: No module named 'spdl'" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("used", "warns"), [(1.1, True), (1.9, False), (None, False)])
+def test_a_busy_machine_is_told(used, warns):
+    note = busy_note({"cores_used": used}, cores=2)
+    assert (note is not None) == warns
+    assert not warns or "1.1 of 2 cores" in note
 
 
 def test_without_any_peer_the_last_line_still_says_the_speed():
@@ -208,92 +210,6 @@ def test_other_pictures_are_no_win():
     exclude_strangers(standings)
     assert [one.failure is None for one in standings] == [True, True, True, False]
     assert "mean of 20" in standings[3].failure
-
-
-def endless(delay):
-    import time
-
-    while True:
-        time.sleep(delay)
-        yield range(BATCH)
-
-
-def broken():
-    raise RuntimeError("no such setting here")
-    yield
-
-
-def test_the_fastest_setting_that_runs_is_chosen():
-    settings = {"slow": lambda: endless(0.01), "fast": lambda: endless(0.001), "broken": broken}
-    assert choose(settings, 0.05).setting == "fast"
-    with pytest.raises(RuntimeError, match="no such setting"):
-        choose({"broken": broken, "broken too": broken}, 0.05)
-
-
-def test_a_stretch_counts_only_what_came_after_the_warm_up():
-    taken = []
-
-    def batches():
-        for number in range(10):
-            taken.append(number)
-            yield range(BATCH)
-
-    stretch = run(batches(), warm=0, seconds=0)
-    assert (stretch.images, len(taken)) == (BATCH, 4)  # Three to warm up, one measured.
-
-
-def test_linked_shards_are_read_as_different_ones(prepared, tmp_path):
-    images = images_of(prepared / "files")
-    write_repeated(images, tmp_path / "out", num_shards=11, samples_per_shard=20)
-    store = Store(tmp_path / "out")
-    assert store.manifest.num_samples == 220
-    payloads = store.read(np.arange(220)).payloads
-    expected = [images[row % 40] for row in range(220)]  # 48 images make 2 different shards of 20.
-    assert [payload.tobytes() for payload in payloads] == expected
-    inodes = {path.stat().st_ino for path in (tmp_path / "out").glob("*.tar")}
-    assert len(inodes) == 2
-    batches = list(islice(make_loader(tmp_path / "out", BATCH).batches(graph_options(BATCH, 1)), 2))
-    assert batches[0].views.shape == (BATCH, 9, 64, 64, 3)
-
-
-def test_shrunken_images_are_small_and_repeat(prepared):
-    small = shrink(images_of(prepared / "files")[:3], 7, 40)
-    assert len(small) == 7
-    assert small[0] == small[3] != small[1]
-    assert min(Image.open(io.BytesIO(small[0])).size) == 40
-
-
-def test_the_cost_of_python_is_told_apart_from_the_hash(prepared):
-    found = overhead.python_overhead(prepared / "shards", batch=BATCH, batches=2)
-    assert found["python_us"] > 0
-    assert found["hash_us"] > 0
-    assert found["kib"] > 1
-
-
-def test_a_resume_in_a_billion_samples_is_measured(monkeypatch):
-    monkeypatch.setattr(overhead, "_SYNTHETIC_SHARDS", 100)
-    monkeypatch.setattr(overhead, "_SYNTHETIC_SAMPLES", 10_000_000)
-    found = overhead.restore(seconds=0.01)
-    assert found["samples"] == 10_000_000
-    assert found["seconds"] > 0
-    assert found["samples_per_cpu_s"] > 0
-
-
-@pytest.mark.multiprocess
-def test_the_first_batch_of_a_fresh_process_is_timed(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(first_batch, "SHARDS", 5)
-    monkeypatch.setattr(first_batch, "SAMPLES", 30)
-    images = images_of(prepared / "files")
-    found = first_batch.first_batch(images, tmp_path / "out", threads=1, times=1)
-    assert found["seconds"] == pytest.approx(found["imports"] + found["own"])
-    assert found["own"] > 0
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_its_rows_say_so(prepared):
-    from pipeline.bench.cuda import cuda
-
-    assert set(cuda(work_of(prepared)).values()) == {"not measured: no CUDA device"}
 
 
 def options_of(data, **changes):
@@ -322,30 +238,27 @@ def test_options_nobody_knows_are_refused(tmp_path, changes, words):
         options_of(tmp_path, **changes)
 
 
+def test_a_folder_that_is_not_there_or_empty_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name, words in (("nowhere", "cannot be read"), ("empty", "hold no file")):
+        with pytest.raises(ConfigError, match=words):
+            prepare(tmp_path / name, tmp_path / "out", most=64, least=64, cores=1)
+
+
 def test_too_few_images_are_refused(shards, tmp_path):
     with pytest.raises(ConfigError, match="holds 48 usable images, fewer than the 64 of a batch"):
         prepare(shards, tmp_path, most=48, least=64, cores=1)
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, "cannot be read"),
-        ({}, "hold no file"),
-        ({"page.jpg": b"<html>404</html>"}, "0 usable of 1 images: 1 not_image"),
-    ],
-)
-def test_a_folder_without_images_is_one_line(tmp_path, content, words):
+def test_a_folder_without_images_is_one_line(tmp_path):
     data = tmp_path / "images"
-    if content is not None:
-        data.mkdir()
-        for name, payload in content.items():
-            (data / name).write_bytes(payload)
+    data.mkdir()
+    (data / "page.jpg").write_text("<html>404</html>")
     command = [sys.executable, "-m", "cluster.cli", "bench", "loader", "--data", str(data)]
     done = subprocess.run(
         [*command, "--quick"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
-    assert words in done.stderr
+    assert "0 usable of 1 images: 1 not_image" in done.stderr

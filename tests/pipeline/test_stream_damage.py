@@ -88,7 +88,7 @@ def test_samples_that_do_not_decode_are_replaced(png_shard, tmp_path):
     assert sorted(row["sample_id"] for row in rows) == sorted(ids)  # Each once.
     assert {(row["reason"], row["shard"], row["offset"]) for row in rows} == {("decode", url, -1)}
     assert loader.counters.replaced == 9  # Three in each pass.
-    assert loader.counters.rebuilds >= 1
+    assert loader.counters.rebuilds == 2  # What is known to be bad does not come up again.
     assert all(len(batch.sample_ids) == 12 for batch in batches)
 
 

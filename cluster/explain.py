@@ -1,0 +1,268 @@
+"""`tessera explain`: what a step of a run showed, on the screen, as pictures and as JSON."""
+
+import re
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.config import ConfigError, load
+from pipeline.explain import (
+    Explained,
+    JigsawDraws,
+    Shown,
+    Subject,
+    explain_sample,
+    explain_step,
+    open_subject,
+)
+from pipeline.mixture import Place
+from pipeline.pictures.lettering import shorten
+from pipeline.pictures.step import save_pictures
+from pipeline.shards.location import is_remote, local_path
+from pipeline.shards.location import shown as without_secrets
+from pipeline.shards.manifest import FILE_NAME
+from pipeline.whereabouts import Found, find_sample, sample_id_of
+from training.run import RunConfig, read_run, write_json
+
+WIDTH = 100
+"""Columns that the table fits into."""
+
+_TWO_WAYS = (
+    "give the folder of a run (tessera explain runs/demo ...), or shards and the config that names "
+    "order, seed and pretext (tessera explain SHARDS --config configs/demo/pretrain.yaml ...)."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a person asks: about a step, or about a sample."""
+
+    epoch: int
+    step: int | None
+    sample: str | None
+    """An id or a key."""
+    rank: str | None
+    """r/R; all ranks without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Where the answer goes besides the screen."""
+
+    save: Path | None
+    """New folder for pictures."""
+    json_file: Path | None
+
+
+def run_explain(run: RunConfig, question: Question, answers: Answers, console: Console) -> None:
+    """Print what a step showed, or where a sample comes; save pictures and JSON as asked.
+
+    Raises:
+        ConfigError: There is no such step, rank or sample.
+        DamageError: A sample is damaged, and the run's policy is to stop.
+    """
+    place = _place(question)
+    if answers.save and answers.save.exists() and any(answers.save.iterdir()):
+        raise ConfigError(f"save (={answers.save}) is not empty; give a new folder for pictures.")
+    assert run.order is not None
+    assert run.pretext is not None
+    sets = ", ".join(without_secrets(one.manifest) for one in run.data.sets)
+    with closing(open_subject(run.data, run.order, run.pretext, seed=run.seed)) as subject:
+        if question.step is not None:
+            explained = explain_step(subject, question.epoch, question.step, place)
+            steps, listed = [explained], explained.listed()
+            last = _last_of_step(explained)
+        else:
+            assert question.sample is not None
+            sample_id = sample_id_of(subject.data, question.sample)
+            found = find_sample(subject.data, question.epoch, sample_id)
+            steps = explain_sample(subject, found, question.epoch)
+            listed = _listed(found, question.epoch, steps)
+            last = _last_of_sample(subject, found, question)
+        for explained in steps:
+            console.print(_first(explained, sets), soft_wrap=True)
+            console.print(table_of(explained))
+        if answers.save:
+            _save(answers.save, steps, subject, sets, console)
+    if answers.json_file:
+        write_json(answers.json_file, {"data": [one.manifest for one in run.data.sets], **listed})
+    console.print(Text(last), soft_wrap=True)
+
+
+def run_of(target: str, config: Path | None, overrides: Sequence[str]) -> RunConfig:
+    """Find order, seed, pretext and data for a folder of a run, or for shards and a config.
+
+    Raises:
+        ConfigError: The target is neither, or what it needs is missing.
+    """
+    folder = None if is_remote(target) else local_path(target)
+    if folder is not None and (folder / "config.yaml").exists():
+        if config or overrides:
+            raise ConfigError(
+                f"run (={target}) has the config that it was made with: leave --config and "
+                "key.path=value out, or give its shards instead of the run."
+            )
+        return _complete(read_run(folder), target)
+    if folder is not None and not folder.exists():
+        raise ConfigError(f"manifest (={target}) does not exist; {_TWO_WAYS}")
+    if folder is not None and folder.is_dir() and not (folder / FILE_NAME).exists():
+        raise ConfigError(
+            f"folder (={target}) holds neither the config.yaml of a run nor the {FILE_NAME} of "
+            f"shards; {_TWO_WAYS}"
+        )
+    if config is None:
+        raise ConfigError(f"manifest (={target}) alone has no order; {_TWO_WAYS}")
+    run = load(RunConfig, config, overrides)
+    alone = {"manifest": target, "mixture": None, "stream": None}
+    return _complete(run.model_copy(update={"data": run.data.model_copy(update=alone)}), config)
+
+
+def table_of(explained: Explained) -> Table:
+    """List the samples, some lines each, in `WIDTH` columns."""
+    table = Table(width=WIDTH, show_lines=True)
+    table.add_column("place", justify="right", width=8)
+    table.add_column("sample", width=20, overflow="fold")
+    table.add_column("stored", width=22, overflow="fold")
+    table.add_column("draws", overflow="fold")
+    for shown in explained.samples:
+        table.add_row(*(Text("\n").join(cell) for cell in _cells(shown, explained)))
+    return table
+
+
+def _complete(run: RunConfig, source: str | Path) -> RunConfig:
+    for name in ("order", "pretext"):
+        if getattr(run, name) is None:
+            raise ConfigError(
+                f"{name} is missing in {source}: there is no step to explain without this section."
+            )
+    return run
+
+
+def _place(question: Question) -> Place:
+    if (question.step is None) == (question.sample is None):
+        raise ConfigError(
+            "give either --step S, for the samples of a step, or --sample KEY_OR_ID, for one "
+            "sample of the epoch."
+        )
+    text = question.rank
+    if text is None:
+        return Place(0, 1)
+    if question.sample is not None:
+        raise ConfigError(
+            f"rank (={text}) goes with --step: of R ranks, rank (lane % R) reads a sample."
+        )
+    given = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if not given:
+        raise ConfigError(f"rank (={text}) must have the form r/R; 0/4 is the first of 4 ranks.")
+    rank, world_size = int(given[1]), int(given[2])
+    if rank >= world_size:
+        raise ConfigError(
+            f"rank (={text}) must be less than the number of ranks: they count from 0; 0/4 is the "
+            "first of 4 ranks."
+        )
+    return Place(rank, world_size)
+
+
+def _cells(shown: Shown, explained: Explained) -> list[list[Text]]:
+    seat, where = shown.seat, shown.shard.rpartition("/")[2]
+    place = [Text(str(seat.position), "bold"), Text(f"lane {seat.lane}", "dim")]
+    if (seat.set_number, seat.set_epoch) != (0, explained.epoch):
+        place += [Text(f"set {seat.set_number}", "dim"), Text(f"epoch {seat.set_epoch}", "dim")]
+    sample = [Text(shorten(shown.key, 20), "bold"), Text(f"id {shown.sample_id}")]
+    if shown.label:
+        sample.append(Text(shorten(shown.label, 20)))
+    if shown.instead_of:
+        bad = shown.instead_of
+        sample.append(Text(f"stands in for damaged {bad.sample_id} ({bad.reason})", "red"))
+    stored = [
+        Text(shorten(where, 22)),
+        Text(f"at {shown.offset}"),
+        Text(f"{shown.num_bytes} B, {shown.width} x {shown.height} px"),
+    ]
+    return [place, sample, stored, _draws(shown.draws)]
+
+
+def _draws(draws: JigsawDraws) -> list[Text]:
+    top, left, side = draws.crop
+    color = "gray" if draws.gray else "color"
+    tiles = " ".join(f"{y},{x}" for y, x in draws.tiles)
+    return [
+        Text(f"crop top {top} left {left} side {side}, {color}"),
+        Text.assemble(("tiles ", "dim"), tiles),
+        Text.assemble(("permutations ", "dim"), " ".join(map(str, draws.permutations))),
+    ]
+
+
+def _first(explained: Explained, sets: str) -> Text:
+    place = explained.place
+    whose = "all ranks" if place.world_size == 1 else f"rank {place.rank} of {place.world_size}"
+    return Text(
+        f"data set {sets}, fingerprint {explained.fingerprint}: epoch {explained.epoch}, step "
+        f"{explained.step}, {whose}; {explained.steps_per_epoch} steps per epoch, remainder "
+        f"{explained.remainder} samples"
+    )
+
+
+def _last_of_step(explained: Explained) -> str:
+    count, place = len(explained.samples), explained.place
+    at = f"step {explained.step} of {explained.steps_per_epoch}, epoch {explained.epoch}"
+    replaced = sum(shown.instead_of is not None for shown in explained.samples)
+    stand_in = f" ({replaced} in the place of damaged ones)" if replaced else ""
+    if place.world_size == 1:
+        return (
+            f"{count} samples{stand_in} of {at}; the same for every number of ranks up to "
+            f"{explained.num_lanes}"
+        )
+    return (
+        f"{count} samples{stand_in} of rank {place.rank} of {place.world_size} in {at}; all ranks "
+        f"together show the same for every number of ranks up to {explained.num_lanes}"
+    )
+
+
+def _last_of_sample(subject: Subject, found: Found, question: Question) -> str:
+    data, epoch = subject.data, question.epoch
+    name = f"sample {found.sample_id}"
+    if question.sample != str(found.sample_id):
+        name += f" ({question.sample})"
+    if found.appearances:
+        places = "; ".join(
+            f"step {a.step} of {data.steps_per_epoch}, lane {a.lane}, position {a.position}"
+            for a in found.appearances
+        )
+        return (
+            f"{name} comes in epoch {epoch} at {places}; of R ranks, up to {data.num_lanes}, "
+            "rank (lane % R) reads it"
+        )
+    if found.left_over:
+        return (
+            f"{name} does not come in epoch {epoch}: it falls into the remainder, the "
+            f"{data.remainder} samples that fill no step; another epoch leaves out others"
+        )
+    return f"{name} does not come in epoch {epoch}: its set passes it in another epoch of the run"
+
+
+def _listed(found: Found, epoch: int, steps: Sequence[Explained]) -> dict[str, Any]:
+    listed = [step.listed() for step in steps]
+    return {
+        "sample_id": found.sample_id,
+        "epoch": epoch,
+        "left_over": found.left_over,
+        "steps": listed,
+    }
+
+
+def _save(
+    folder: Path, steps: Sequence[Explained], subject: Subject, sets: str, console: Console
+) -> None:
+    for explained in steps:
+        own = folder if len(steps) == 1 else folder / f"step-{explained.step}"
+        own.mkdir(parents=True, exist_ok=True)
+        about = f"Data set {sets} ({explained.fingerprint})"
+        sheet = save_pictures(own, explained, subject.pretext, about)
+        console.print(Text(f"pictures: {sheet}, and one of each sample beside it"), soft_wrap=True)

@@ -353,7 +353,7 @@ def bench_loader(
 
     Every contender does the same work on the same photographs in processes of its own, in turn,
     round by round, while the others are stopped. Peers that are not installed are named:
-    pip install -e '.\\[bench]' brings them. The full run takes about 20 minutes.
+    the extra `bench` brings them. The full run takes about 20 minutes.
 
     Example: tessera bench loader --data pictures/ --quick
     """

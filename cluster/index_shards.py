@@ -15,7 +15,7 @@ from pipeline.shards.manifest import Ledger
 
 _RETRIES = 3
 _FEW_REMOTE = 4
-_SMALL_BYTES = 2**28
+_SMALL_BYTES = 2**31
 """About what one process scans while a local Ray starts."""
 
 

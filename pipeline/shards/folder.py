@@ -111,7 +111,7 @@ def finish_folder(
     lines = [json.dumps(row) + "\n" for outcome in outcomes for row in _ledger_rows(outcome)]
     write_atomic(out / LEDGER_NAME, "".join(lines).encode())
     manifest.write_manifest(out, made)
-    _remove_stale(out / INDEX_FOLDER, records)
+    _remove_stale(out, records)
     return made
 
 
@@ -147,11 +147,18 @@ def _ledger_rows(outcome: ShardRecord | DamagedShard) -> list[dict[str, str]]:
     ]
 
 
-def _remove_stale(folder: Path, records: Sequence[ShardRecord]) -> None:
-    """Remove what belongs to no shard of the manifest, and what a killed run left."""
+def _remove_stale(out: Path, records: Sequence[ShardRecord]) -> None:
+    """Remove what belongs to no shard of the manifest, and what killed runs left."""
+    folder = out / INDEX_FOLDER
     wanted = {record_path(folder, record.name).name for record in records}
     wanted |= {record.index for record in records}
-    for path in folder.iterdir():
-        is_ours = path.suffix in (".json", ".parquet", ".partial")
-        if is_ours and not {path.name, index_name(path.name)} & wanted:
-            path.unlink(missing_ok=True)
+    stale = [
+        path
+        for path in folder.iterdir()
+        if path.suffix in (".json", ".parquet", ".partial")
+        and not {path.name, index_name(path.name)} & wanted
+    ]
+    for name in (LEDGER_NAME, manifest.FILE_NAME):
+        stale += out.glob(f".{name}.*.partial")
+    for path in stale:
+        path.unlink(missing_ok=True)

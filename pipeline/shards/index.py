@@ -101,7 +101,7 @@ def read_index(path: Path, *, sha256: str) -> ShardIndex:
             f"index (={path}) does not match the hash in its manifest: it was damaged or replaced "
             "after it was written. Restore it or shard again."
         )
-    table = pq.read_table(io.BytesIO(data))
+    table = pq.read_table(io.BytesIO(data), use_threads=False)
     if not table.schema.equals(_SCHEMA):
         raise ConfigError(
             f"index (={path}) has columns {table.schema.names}, not {_SCHEMA.names}; shard again."

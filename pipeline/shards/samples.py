@@ -21,7 +21,7 @@ Reason = (
     ]
 )
 
-_IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+_IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "png", "webp"))
 _is_note = re.compile(r"__[^/]*__(/|$)").match  # of a writer; WebDataset passes them over, too
 
 
@@ -38,7 +38,11 @@ class RawSample:
 
     def find_image(self) -> Member | Reason:
         """Return the one member that ends like an image, or what forbids to use the sample."""
-        images = [m for end, m in self.members.items() if end.split(".")[-1] in _IMAGE_ENDINGS]
+        images = [
+            member
+            for ending, member in self.members.items()
+            if ending.rpartition(".")[2] in _IMAGE_ENDINGS
+        ]
         if not self.members:
             return "no_key"
         if not images:
@@ -121,7 +125,9 @@ def _parse_label(raw: bytes) -> int | str | None:
     label = about.get("label") if isinstance(about, dict) else None
     if isinstance(label, bool) or not isinstance(label, int | str):
         return None
-    return label if label != "" else None
+    if isinstance(label, int):
+        return label
+    return label.encode("utf-8", "backslashreplace").decode() or None  # JSON has half characters.
 
 
 def _check_label(label: int | None, shown: str, sample: RawSample, shard: str) -> int:

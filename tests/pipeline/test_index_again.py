@@ -177,7 +177,7 @@ index_shards([folder], Path(out), run_here, **options)
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("number", [0, 1, 4, 7, 10, 11])  # Flushes to the disk before it; 12 in all.
+@pytest.mark.parametrize("number", [0, 1, 4, 7, 10, 11])  # Of 12 flushes to the disk.
 def test_a_kill_leaves_nothing_half_written(crawl, tmp_path, number):
     out, anew = tmp_path / "out", tmp_path / "anew"
     command = [sys.executable, "-c", KILLED, crawl, out, str(number)]

@@ -5,7 +5,6 @@ from pipeline.config import ConfigError
 from pipeline.shards.listing import list_shards
 
 
-
 @pytest.fixture
 def tars(tmp_path):
     """Files a/0.tar a/1.tar a/1.json a/b/2.tar and [c]/3.tar."""

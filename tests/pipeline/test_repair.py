@@ -1,6 +1,9 @@
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -23,6 +26,7 @@ from pipeline.shards.store import DamageError, Store
 JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20)
 ORDER = OrderConfig(global_batch=12, num_lanes=6, window=20)  # 16 steps of 198 samples.
 LAST = 15
+ROOT, SCRIPT = Path(__file__).parents[2], Path(__file__).with_name("delivering_ranks.py")
 MB = 2**20
 
 
@@ -47,11 +51,12 @@ def deliver(loader, num, prefetch=3):
 
 def rows_of(batch):
     """(sample, what it looks like) of a batch, in order."""
-    return [(int(i), view.tobytes()) for i, view in zip(batch.sample_ids, batch.views.numpy())]
+    pairs = zip(batch.sample_ids.tolist(), batch.views.numpy(), strict=True)
+    return [(sample_id, view.tobytes()) for sample_id, view in pairs]
 
 
-def blank(folder, sample_ids):
-    """Overwrite images with zeros."""
+def blank(folder, sample_ids, *, header=True):
+    """Overwrite images with zeros, without `header` only what follows the header of the scan."""
     manifest = read_manifest(folder)
     ends = np.cumsum(manifest.shard_counts)
     for number, info in enumerate(manifest.shards):
@@ -59,8 +64,11 @@ def blank(folder, sample_ids):
         first = int(ends[number]) - info.num_samples
         with (folder / info.name).open("r+b") as file:
             for row in {i - first for i in sample_ids} & set(range(info.num_samples)):
-                file.seek(int(index.offsets[row]))
-                file.write(bytes(int(index.sizes[row])))
+                offset, size = int(index.offsets[row]), int(index.sizes[row])
+                file.seek(offset)
+                kept = 0 if header else file.read(size).index(b"\xff\xda") + 14
+                file.seek(offset + kept)
+                file.write(bytes(size - kept))
 
 
 def name_of(folder, sample_id):
@@ -73,6 +81,20 @@ def name_of(folder, sample_id):
 def own_anonymous_bytes():
     """Memory of this process that no file stands behind."""
     return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+@pytest.fixture(params=["header", "scan"])
+def spoil(request, vouch):
+    """A function (folder, ids): images do not decode, and the index vouches for their bytes.
+
+    Without a header no graph is asked; without the rest, one fails.
+    """
+
+    def overwrite(folder, sample_ids):
+        blank(folder, sample_ids, header=request.param == "header")
+        vouch(folder)
+
+    return overwrite
 
 
 def at(*places):
@@ -93,11 +115,10 @@ def at(*places):
         (at((0, 2), (LAST, 2)), {0, LAST}),
     ],
 )
-def test_only_what_does_not_decode_is_replaced(own_shards, vouch, tmp_path, pick, steps, prefetch):
+def test_only_what_does_not_decode_is_replaced(own_shards, spoil, tmp_path, pick, steps, prefetch):
     clean = [rows_of(batch) for batch in deliver(loader_of(own_shards), LAST + 2)]
     bad = pick(order_of(own_shards))
-    blank(own_shards, bad)
-    vouch(own_shards)
+    spoil(own_shards, bad)
     ledger = tmp_path / "quarantine.jsonl"
     loader = loader_of(own_shards, ledger=ledger)
     changed = set()
@@ -111,15 +132,14 @@ def test_only_what_does_not_decode_is_replaced(own_shards, vouch, tmp_path, pick
     assert sorted(row["sample_id"] for row in rows) == sorted(bad)  # Each is recorded once.
 
 
-def test_a_bad_image_on_both_sides_of_an_epochs_end_is_recorded_once(own_shards, vouch, tmp_path):
+def test_a_bad_image_on_both_sides_of_an_epochs_end_is_recorded_once(own_shards, spoil, tmp_path):
     config = ORDER.model_copy(update={"window": 33})  # A whole lane.
     order = order_of(own_shards, config)
     for epoch in range(100):
         both = np.intersect1d(order.global_batch(epoch, LAST), order.global_batch(epoch + 1, 0))
         if len(both):
             break
-    blank(own_shards, both.tolist())
-    vouch(own_shards)
+    spoil(own_shards, both.tolist())
     ledger = tmp_path / "quarantine.jsonl"
     loader = loader_of(own_shards, ledger=ledger, config=config)
     loader.restore({**loader.state(), "epoch": epoch, "step": LAST})
@@ -132,11 +152,10 @@ def test_a_bad_image_on_both_sides_of_an_epochs_end_is_recorded_once(own_shards,
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
-def test_the_first_of_two_damages_ahead_is_the_one_named(own_shards, vouch, prefetch):
+def test_the_first_of_two_damages_ahead_is_the_one_named(own_shards, spoil, prefetch):
     order = order_of(own_shards)
     undecodable, flipped = (int(order.global_batch(0, step)[7]) for step in (5, 6))
-    blank(own_shards, [undecodable])
-    vouch(own_shards)
+    spoil(own_shards, [undecodable])
     blank(own_shards, [flipped])
     name = name_of(own_shards, undecodable)
     batches = deliver(loader_of(own_shards, on_damage="error"), 16, prefetch)
@@ -146,19 +165,17 @@ def test_the_first_of_two_damages_ahead_is_the_one_named(own_shards, vouch, pref
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
-def test_an_evaluation_names_the_first_of_two_damages(own_shards, vouch, prefetch):
-    blank(own_shards, [50])
-    vouch(own_shards)
+def test_an_evaluation_names_the_first_of_two_damages(own_shards, spoil, prefetch):
+    spoil(own_shards, [50])
     blank(own_shards, [60])
     name = name_of(own_shards, 50)
     with pytest.raises(DamageError, match=f"{name}: the image does not decode"):
         list(whole_batches(Store(own_shards), np.arange(198), options(10, prefetch), px=32))
 
 
-def test_an_error_behind_a_repaired_batch_is_raised_behind_it(own_shards, vouch, monkeypatch):
+def test_an_error_behind_a_repaired_batch_is_raised_behind_it(own_shards, spoil, monkeypatch):
     order = order_of(own_shards)
-    blank(own_shards, at((5, 7))(order))
-    vouch(own_shards)
+    spoil(own_shards, at((5, 7))(order))
     loader, read = loader_of(own_shards), Store.read
     unreadable = order.global_batch(0, 7).tolist()
 
@@ -172,7 +189,30 @@ def test_an_error_behind_a_repaired_batch_is_raised_behind_it(own_shards, vouch,
     with pytest.raises(OSError, match="the disk is gone"):
         steps.extend(batch.step for batch in deliver(loader, 16))
     assert steps == list(range(7))
-    assert loader.counters.rebuilds == 1
+
+
+@pytest.mark.multiprocess
+def test_large_batches_with_a_bad_image_do_not_end_the_process(own_shards, spoil, tmp_path):
+    large = OrderConfig(global_batch=66, num_lanes=6, window=20)
+    bad = at((0, 0), (1, 30), (2, 65))(order_of(own_shards, large))
+    spoil(own_shards, bad)
+    job = {
+        "shards": str(own_shards),
+        "order": large.model_dump(),
+        "on_damage": "quarantine",
+        "until": (1, 0),
+        "ranks": [(0, 1, str(tmp_path / "out"))],
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    subprocess.run(
+        [sys.executable, SCRIPT, tmp_path / "job.json"],
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    _, *rows = map(json.loads, (tmp_path / "out").read_text().splitlines())
+    assert [len(row["ids"]) for row in rows] == [66] * 3
+    assert all(set(row["ids"]).isdisjoint(bad) for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +235,7 @@ def test_failed_graphs_cost_no_good_sample_and_no_memory(make_tiny, vouch, tmp_p
     clean = make_tiny(2 * num_bad)
     folder = shutil.copytree(clean, tmp_path / "shards")
     bad = set(range(0, 2 * num_bad, 2))
-    blank(folder, bad)
+    blank(folder, bad, header=False)
     vouch(folder)
     one = OrderConfig(global_batch=1, num_lanes=1, window=64)  # Every bad image fails a graph.
     expected = [rows_of(batch) for batch in deliver(loader_of(clean, config=one), 2 * num_bad)]

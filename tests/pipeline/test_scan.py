@@ -210,6 +210,16 @@ def test_labels_are_numbers_or_absent_or_one_clear_line(tmp_path, ending, text, 
         assert made.classes == (tuple(map(str, range(label + 1))) if label >= 0 else None)
 
 
+def test_a_class_name_may_be_any_text(tmp_path):
+    members = []
+    for number, label in enumerate([r'"caf\u00e9"', r'"\ud800"', '"3"', '"caf\u00e9"']):
+        about = f'{{"label": {label}}}'.encode()
+        members += [(f"{number}.jpg", picture(number)), (f"{number}.json", about)]
+    made = index([tar_of(members, tmp_path / "s.tar")], tmp_path / "out").manifest
+    assert made.classes == ("3", r"\ud800", "caf\u00e9")
+    assert read_indexes(tmp_path / "out")[0].labels.tolist() == [2, 1, 0, 2]
+
+
 def test_numbers_and_names_as_labels_do_not_mix(tmp_path):
     number = ("a.jpg", picture(1)), ("a.cls", b"1")
     name = ("b.jpg", picture(2)), ("b.json", b'{"label": "dog"}')

@@ -1,0 +1,125 @@
+import gc
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from pipeline.dali.graph import GraphOptions
+from pipeline.loader import PretextLoader
+from pipeline.mixture import DataSet, Mixture, Place
+from pipeline.order import Order, OrderConfig
+from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.shards.store import DamageError, Store
+
+SCRIPT = Path(__file__).with_name("endless_loader.py")
+ROOT = Path(__file__).parents[2]
+JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20)
+MB = 2**20
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-u", SCRIPT, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.multiprocess
+def test_ten_epochs_take_no_more_memory_threads_or_files_than_three(shards):
+    out, err = start(shards, "epochs", 10).communicate(timeout=100)
+    *epochs, closed = map(json.loads, out.splitlines())
+    assert [row["epoch"] for row in epochs] == list(range(10)), err
+    for name in ("threads", "files", "children"):
+        assert len({row[name] for row in epochs}) == 1, name
+    assert epochs[9]["anonymous"] - epochs[2]["anonymous"] < 4 * MB
+    assert closed["threads"] < epochs[0]["threads"]
+    assert closed["files"] < epochs[0]["files"]
+    for row in (*epochs, closed):
+        assert not row["children"]
+        assert not row["shared"]
+
+
+@pytest.mark.multiprocess
+def test_an_interrupt_ends_within_seconds_and_leaves_nothing(shards):
+    process = start(shards, "interrupts", 4)
+    rows = []
+    for turn in range(4):
+        assert json.loads(process.stdout.readline()) == {"started": turn}
+        time.sleep(random.uniform(0, 0.3))
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        rows.append(json.loads(process.stdout.readline()))
+        assert time.monotonic() - sent < 5
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGINT
+    assert err.splitlines()[-1] == "KeyboardInterrupt"
+    assert "Segmentation" not in err
+    assert [row["interrupted"] for row in rows] == list(range(4))
+    assert all(row["state"]["epoch"] + row["state"]["step"] > 0 for row in rows)
+    # The first graph starts what all later ones share.
+    assert len({(row["threads"], row["files"]) for row in rows}) == 1
+    assert not any(row["children"] or row["shared"] for row in rows)
+    with pytest.raises(ProcessLookupError):  # No process is left of its session.
+        os.killpg(process.pid, 0)
+
+
+def num_threads():
+    """Threads of this process, also those that Python does not know of."""
+    gc.collect()
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def take(loader, num):
+    options = GraphOptions(max_batch=loader.max_batch, num_threads=3, device_id=None, prefetch=3)
+    with closing(loader.batches(options)) as batches:
+        return len(list(islice(batches, num)))
+
+
+def loader_of(folder):
+    store = Store(folder)
+    config = OrderConfig(global_batch=12, num_lanes=6, window=20)
+    data = Mixture([DataSet(store, Order(store.manifest.shard_counts, config, seed=0))])
+    return PretextLoader(data, JIGSAW, seed=0, place=Place(0, 1))
+
+
+def test_threads_end_with_the_batches(shards):
+    take(loader_of(shards), 1)  # What the first graph starts for the process stays.
+    before = num_threads()
+    options = GraphOptions(max_batch=12, num_threads=3, device_id=None, prefetch=3)
+    batches = loader_of(shards).batches(options)
+    next(batches)
+    assert num_threads() > before
+    batches.close()
+    assert num_threads() == before
+
+
+def test_threads_end_with_an_error(own_shards):
+    take(loader_of(own_shards), 1)
+    before = num_threads()
+    for tar in own_shards.glob("*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))
+    for _ in range(3):
+        with pytest.raises(DamageError):
+            take(loader_of(own_shards), 1)
+    assert num_threads() == before
+
+
+def test_mappings_end_with_the_loader(own_shards):
+    loader = loader_of(own_shards)
+    take(loader, 16)
+    assert str(own_shards) in Path("/proc/self/maps").read_text()
+    loader.close()
+    gc.collect()
+    assert str(own_shards) not in Path("/proc/self/maps").read_text()

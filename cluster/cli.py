@@ -11,6 +11,8 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
+from cluster import cli_bench, cli_explain
+from cluster.cli_options import ConfigFile, JsonFile, Overrides, Resume
 from cluster.errors import clear_errors
 
 app = typer.Typer(
@@ -30,25 +32,10 @@ app = typer.Typer(
     "[bold]tessera explain[/] shows what any step saw.",
 )
 
-bench_app = typer.Typer(
-    no_args_is_help=True, help="Measure this machine: the loader beside its peers and its limits."
-)
-app.add_typer(bench_app, name="bench")
+app.add_typer(cli_bench.app, name="bench")
+app.command()(cli_explain.explain)
 
 _VERSIONS = ("torch", "torchvision", "nvidia-dali-cuda130", "webdataset", "ray")
-
-Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on Python 3.10
-    typer.Argument(
-        metavar="[KEY.PATH=VALUE]...", help="Replace keys of the config: train.max_minutes=5"
-    ),
-]
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on in a folder that is not empty.")]
-JsonFile = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--json", metavar="FILE", help="Write the result as JSON, too."),
-]
 
 
 def _print_versions(wanted: bool) -> None:
@@ -224,62 +211,6 @@ def report(
 
 
 @app.command()
-def explain(  # noqa: PLR0913 - one for each option
-    manifest: Annotated[
-        str,
-        typer.Argument(
-            metavar="MANIFEST",
-            help="The folder of a run; or a folder of shards, the manifest in it, or its URL, with "
-            "--config.",
-        ),
-    ],
-    epoch: Annotated[int, typer.Option(min=0, help="Counts from 0.")],
-    overrides: Overrides = None,
-    step: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Show all samples of this step of the epoch; counts from 0."),
-    ] = None,
-    sample: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="KEY_OR_ID",
-            help="Show where one sample comes in the epoch instead; key:123 is a key, 123 an id.",
-        ),
-    ] = None,
-    rank: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="r/R", help="Show only what rank r of R ranks reads of the step."),
-    ] = None,
-    config: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="CONFIG", help="A run's YAML, which names order, seed and pretext."),
-    ] = None,
-    save: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            metavar="DIR", help="Draw every sample with its views into a new folder; see step.png."
-        ),
-    ] = None,
-    json_file: JsonFile = None,
-) -> None:
-    """List what a step showed: samples, the bytes they come from, and every random draw.
-
-    The loader itself makes the step again, so it is what the network saw, on any number of ranks.
-
-    Example: tessera explain runs/demo --epoch 0 --step 12 --save step12/
-    """
-    with clear_errors():
-        from cluster.explain import WIDTH, Answers, Question, run_explain, run_of
-
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=WIDTH)
-        run = run_of(manifest, config, overrides or [])
-        question = Question(epoch, step, sample, rank)
-        run_explain(run, question, Answers(save, json_file), console)
-
-
-@app.command()
 def submit(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -323,52 +254,6 @@ def demo(
         from cluster.demo import demo as run_demo
 
         run_demo(out, images, minutes, Console(), resume=resume)
-
-
-@bench_app.command("loader")
-def bench_loader(
-    data: Annotated[
-        Path, typer.Option(help="Folder tree of images, or of shards; 64 images or more.")
-    ],
-    quick: Annotated[
-        bool, typer.Option("--quick", help="The strongest peers only, under a minute.")
-    ] = False,
-    only: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="NAME",
-            help="One measure: tiles, whole, python_overhead, growth, first_batch, restore, cuda.",
-        ),
-    ] = None,
-    cores: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Cores of every contender; all of the machine, if not given."),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="cpu|cuda", help="cuda adds measures on the first GPU.")
-    ] = "cpu",
-    json_file: JsonFile = None,
-) -> None:
-    """Measure the loader against its peers, decode only and read only, in one run.
-
-    Every contender does the same work on the same photographs in processes of its own, in turn,
-    round by round, while the others are stopped. Peers that are not installed are named:
-    the extra `bench` brings them. The full run takes about 20 minutes.
-
-    Example: tessera bench loader --data pictures/ --quick
-    """
-    with clear_errors():
-        from cluster.screen import bar
-        from pipeline.bench.loader import bench_loader as run_bench
-        from pipeline.bench.loader import make_options
-        from training.run import write_json
-
-        options = make_options(data, quick=quick, only=only, cores=cores, device=device)
-        console = Console()
-        with bar(console, "bench", counts=False) as line:
-            result = run_bench(options, line.update, console.print)
-        if json_file:
-            write_json(json_file, result)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from cluster.errors import IncompleteError
 from cluster.screen import bar
 from pipeline.shards.indexing import Indexed, UnreadableError, index_shards, run_here
 from pipeline.shards.location import is_remote
-from pipeline.shards.manifest import Ledger
 
 _RETRIES = 3
 _FEW_REMOTE = 4
@@ -38,7 +37,7 @@ def run_index(
             raise IncompleteError(str(error)) from error
     if indexed.num_damaged:
         console.print(f"index: {indexed.num_damaged} damaged shards are left out", highlight=False)
-    console.print(describe(indexed.manifest.ledger), highlight=False)
+    console.print(indexed.manifest.ledger.describe(), highlight=False)
     return indexed
 
 
@@ -64,16 +63,6 @@ def run_on_ray(
     with closing(run_tasks(call, items, retries=_RETRIES, retry_on=[OSError])) as ended:
         for done in ended:
             yield done.position, done.result if done.error is None else done.error
-
-
-def describe(ledger: Ledger) -> str:
-    """Spell out the invariant, with the reasons."""
-    listed = ", ".join(f"{reason} {count}" for reason, count in ledger.quarantined.items())
-    return (
-        f"{ledger.inputs} inputs = {ledger.accepted} accepted + {ledger.num_quarantined} "
-        f"quarantined{f' ({listed})' if listed else ''} + {ledger.num_filtered} filtered + "
-        f"{ledger.duplicate} duplicate"
-    )
 
 
 def _are_small(names: Sequence[str]) -> bool:

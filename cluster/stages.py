@@ -40,22 +40,8 @@ def run_shard(
             line.update(progress.done, progress.total, note)
 
         manifest = build_shards(sources, out, config, resume=resume, on_progress=show)
-    console.print(describe(manifest.ledger), highlight=False)
+    console.print(manifest.ledger.describe(), highlight=False)
     return manifest
-
-
-def describe(ledger: Ledger) -> str:
-    """Spell out the invariant, with the reasons."""
-
-    def reasons(counts: dict[str, int]) -> str:
-        listed = ", ".join(f"{reason} {count}" for reason, count in counts.items())
-        return f" ({listed})" if listed else ""
-
-    return (
-        f"{ledger.inputs} inputs = {ledger.accepted} accepted + "
-        f"{ledger.num_quarantined} quarantined{reasons(ledger.quarantined)} + "
-        f"{ledger.num_filtered} filtered{reasons(ledger.filtered)} + {ledger.duplicate} duplicate"
-    )
 
 
 def shard_json(ledger: Ledger, seconds: float) -> dict[str, Any]:

@@ -52,6 +52,19 @@ class Ledger(Config):
         """Filtered inputs of all reasons."""
         return sum(self.filtered.values())
 
+    def describe(self) -> str:
+        """Spell out the invariant, with the reasons."""
+
+        def reasons(counts: dict[str, int]) -> str:
+            listed = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+            return f" ({listed})" if listed else ""
+
+        return (
+            f"{self.inputs} inputs = {self.accepted} accepted + "
+            f"{self.num_quarantined} quarantined{reasons(self.quarantined)} + "
+            f"{self.num_filtered} filtered{reasons(self.filtered)} + {self.duplicate} duplicate"
+        )
+
 
 class ShardInfo(Config):
     """One tar and its index, as written."""

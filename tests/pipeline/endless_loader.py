@@ -4,6 +4,7 @@ python endless_loader.py SHARDS epochs NUM
 python endless_loader.py SHARDS interrupts NUM
 """
 
+import gc
 import json
 import os
 import re
@@ -31,6 +32,7 @@ def open_loader(shards):
 
 def held():
     """What this process holds; memory that no file stands behind, in bytes."""
+    gc.collect()
     process = Path("/proc/self")
     anonymous = re.search(r"RssAnon:\s+(\d+) kB", (process / "status").read_text())
     children = (process / f"task/{os.getpid()}/children").read_text().split()
@@ -62,20 +64,24 @@ def run_epochs(shards, num):
 
 
 def run_until_interrupted(shards, num):
-    """A line at each start and after each interrupt, when all is closed; the last one is fatal."""
+    """A line at each start, and after each interrupt when all is closed; the last one is fatal."""
     for turn in range(num):
         loader = open_loader(shards)
         try:
-            with closing(loader.batches(OPTIONS)) as batches:
-                next(batches)
-                say(started=turn)
-                for _ in batches:
-                    pass
+            take_for_ever(loader, turn)
         except KeyboardInterrupt:
-            loader.close()
-            say(interrupted=turn, state=loader.state(), **held())
             if turn == num - 1:
                 raise
+        loader.close()
+        say(interrupted=turn, state=loader.state(), **held())
+
+
+def take_for_ever(loader, turn):
+    with closing(loader.batches(OPTIONS)) as batches:
+        next(batches)
+        say(started=turn)
+        for _ in batches:
+            pass
 
 
 if __name__ == "__main__":

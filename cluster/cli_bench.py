@@ -1,0 +1,110 @@
+"""The commands `tessera bench ...`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cluster.cli_options import JsonFile
+from cluster.errors import clear_errors
+
+app = typer.Typer(
+    no_args_is_help=True, help="Measure this machine: the loader beside its peers and its limits."
+)
+
+
+@app.command("loader")
+def bench_loader(
+    data: Annotated[
+        Path, typer.Option(help="Folder tree of images, or of shards; 64 images or more.")
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The strongest peers only, under a minute.")
+    ] = False,
+    only: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="NAME",
+            help="One measure: tiles, whole, python_overhead, growth, first_batch, restore, cuda.",
+        ),
+    ] = None,
+    cores: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Cores of every contender; all of the machine, if not given."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="cpu|cuda", help="cuda adds measures on the first GPU.")
+    ] = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Measure the loader against its peers, decode only and read only, in one run.
+
+    Every contender does the same work on the same photographs in processes of its own, in turn,
+    round by round, while the others are stopped. Peers that are not installed are named:
+    the extra `bench` brings them. The full run takes about 20 minutes.
+
+    Example: tessera bench loader --data pictures/ --quick
+    """
+    with clear_errors():
+        from cluster.screen import bar
+        from pipeline.bench.loader import bench_loader as run_bench
+        from pipeline.bench.loader import make_options
+        from training.run import write_json
+
+        options = make_options(data, quick=quick, only=only, cores=cores, device=device)
+        console = Console()
+        with bar(console, "bench", counts=False) as line:
+            result = run_bench(options, line.update, console.print)
+        if json_file:
+            write_json(json_file, result)
+
+
+@app.command("walk")
+def bench_walk(json_file: JsonFile = None) -> None:
+    """Measure how fast the headers of tars are walked and shards of others are indexed.
+
+    Example: tessera bench walk
+    """
+    with clear_errors():
+        import tempfile
+
+        from pipeline.bench.walk import measure_walk
+        from training.run import write_json
+
+        with tempfile.TemporaryDirectory() as folder:
+            result = measure_walk(Path(folder))
+        _show("40,000 members a tar, per CPU-second", result)
+        if json_file:
+            write_json(json_file, result)
+
+
+@app.command("faults")
+def bench_faults(json_file: JsonFile = None) -> None:
+    """Measure what a flaky store costs: 1 % of requests failed, 5 % ten times slower.
+
+    Takes about two minutes.
+
+    Example: tessera bench faults
+    """
+    with clear_errors():
+        from pipeline.bench.faults import measure_faults
+        from training.run import write_json
+
+        result = measure_faults()
+        _show("Files of 2 MiB from a server on this machine", result)
+        if json_file:
+            write_json(json_file, result)
+
+
+def _show(title: str, result: dict[str, Any]) -> None:
+    """Print the mappings of a result side by side, a column for each."""
+    columns = {name: value for name, value in result.items() if isinstance(value, dict)}
+    table = Table(title=title)
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in next(iter(columns.values())):
+        table.add_row(row, *(f"{column.get(row, 0):,.4g}" for column in columns.values()))
+    Console().print(table)

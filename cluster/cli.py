@@ -32,9 +32,6 @@ app = typer.Typer(
     "[bold]tessera explain[/] shows what any step saw.",
 )
 
-app.add_typer(cli_bench.app, name="bench")
-app.command()(cli_explain.explain)
-
 _VERSIONS = ("torch", "torchvision", "nvidia-dali-cuda130", "webdataset", "ray")
 
 
@@ -254,6 +251,10 @@ def demo(
         from cluster.demo import demo as run_demo
 
         run_demo(out, images, minutes, Console(), resume=resume)
+
+
+app.command()(cli_explain.explain)
+app.add_typer(cli_bench.app, name="bench")
 
 
 def main() -> None:

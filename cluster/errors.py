@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.config import ConfigError
-from pipeline.shards.fetch import FetchError
+from pipeline.remote.fetch import FetchError
 from pipeline.shards.store import DamageError
 
 
@@ -25,7 +25,7 @@ def clear_errors() -> Iterator[None]:
     except OSError as error:  # A full disk, a read-only folder, a file that vanished.
         _end(f"{error.filename or 'input or output'}: {error.strerror or error}.", 1)
     except KeyboardInterrupt:
-        _end("stopped. What was finished is whole; --resume goes on from there.", 130)
+        _end("stopped. What was finished is whole; the same command goes on, by --resume if it has it.", 130)
 
 
 def _end(message: str, code: int) -> None:

@@ -24,8 +24,8 @@ from pipeline.explain import (
 from pipeline.mixture import Place
 from pipeline.pictures.lettering import shorten
 from pipeline.pictures.step import save_pictures
-from pipeline.shards.location import is_remote, local_path
-from pipeline.shards.location import shown as without_secrets
+from pipeline.remote.location import is_remote, local_path
+from pipeline.remote.location import shown as without_secrets
 from pipeline.shards.manifest import FILE_NAME
 from pipeline.whereabouts import Found, find_sample, sample_id_of
 from training.run import RunConfig, read_run, write_json

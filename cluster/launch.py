@@ -11,7 +11,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config import ConfigError, parse
-from pipeline.shards.piped import STDIN
+from pipeline.remote.piped import STDIN
 from pipeline.shards.store import DamageError
 from training.metrics import Record, last_record
 from training.pretrain import check, train

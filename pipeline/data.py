@@ -12,8 +12,8 @@ from pipeline.loader import Loader, PretextLoader
 from pipeline.mixture import DataSet, Mixture, Place, orders
 from pipeline.order import OrderConfig
 from pipeline.quarantine import DamagePolicy, OnDamage
-from pipeline.shards.cache import CacheConfig, ShardCache
-from pipeline.shards.fetch import is_remote
+from pipeline.remote.cache import CacheConfig, ShardCache
+from pipeline.remote.fetch import is_remote
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
 from pipeline.stream import StreamConfig, StreamLoader

@@ -16,8 +16,8 @@ from pipeline.mixture import Mixture, Place, Share
 from pipeline.order import OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.quarantine import DamagePolicy
+from pipeline.remote.cache import ShardCache
 from pipeline.running import Planned
-from pipeline.shards.cache import ShardCache
 from pipeline.shards.store import Damage
 from pipeline.views import PretextConfig
 from pipeline.whereabouts import Found

@@ -17,8 +17,8 @@ from pipeline.dali.whole import whole_graph
 from pipeline.draws import Draws
 from pipeline.mixture import Mixture, Place, Share
 from pipeline.quarantine import STOP_AT_DAMAGE, DamagePolicy, EpochCounts, Quarantine
+from pipeline.remote.cache import ShardCache
 from pipeline.running import Planned, run_plans, undecodable
-from pipeline.shards.cache import ShardCache
 from pipeline.shards.store import Damage, DamageError, Samples, Store
 from pipeline.views import PretextConfig, plan_views, view_graph
 

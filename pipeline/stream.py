@@ -22,9 +22,9 @@ from pipeline.loader import Batch
 from pipeline.mixture import Place
 from pipeline.order import Order, OrderConfig
 from pipeline.quarantine import DamagePolicy, EpochCounts, Quarantine
+from pipeline.remote.cache import ShardCache
+from pipeline.remote.piped import STDIN, absolute_url, check_url
 from pipeline.running import Planned, run_plans, undecodable
-from pipeline.shards.cache import ShardCache
-from pipeline.shards.piped import STDIN, absolute_url, check_url
 from pipeline.shards.store import Damage, DamageError
 from pipeline.unindexed import Passed, Unindexed, as_samples, damage
 from pipeline.views import PretextConfig, plan_views, view_graph

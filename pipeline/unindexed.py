@@ -15,9 +15,9 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from pipeline.mixture import Place
 from pipeline.order import permute
+from pipeline.remote.location import shown
+from pipeline.remote.piped import STDIN, TAR_ERRORS, open_shard
 from pipeline.shards.headers import HeaderError, read_size
-from pipeline.shards.location import shown
-from pipeline.shards.piped import STDIN, TAR_ERRORS, open_shard
 from pipeline.shards.store import Damage, DamageError, Reason, Samples
 from pipeline.shards.tar import ShardError
 

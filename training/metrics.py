@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from pipeline.loader import Loader
-from pipeline.shards.cache import CacheStats
+from pipeline.remote.cache import CacheStats
 from training.ddp import Ranks
 
 if TYPE_CHECKING:

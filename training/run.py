@@ -13,7 +13,7 @@ from pydantic import Field
 from pipeline.config import Config, ConfigError, parse
 from pipeline.data import DataConfig
 from pipeline.order import OrderConfig
-from pipeline.shards.fetch import is_remote
+from pipeline.remote.fetch import is_remote
 from pipeline.shards.manifest import write_atomic
 from pipeline.views import PretextConfig
 from training.models.trunks import TrunkConfig

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
-from pipeline.shards.cache import CacheConfig, CacheStats, ShardCache, Wanted
-from pipeline.shards.fetch import FetchConfig
+from pipeline.remote.cache import CacheConfig, CacheStats, ShardCache, Wanted
+from pipeline.remote.fetch import FetchConfig
 
 _FAILED = 0.01
 _SLOW = 0.05

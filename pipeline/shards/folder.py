@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import ConfigError
+from pipeline.remote.location import shown
 from pipeline.shards import manifest
 from pipeline.shards.first_use import index_name
-from pipeline.shards.location import shown
 from pipeline.shards.manifest import Ledger, Manifest, ShardInfo, write_atomic
 from pipeline.shards.record import ShardRecord, record_path
 

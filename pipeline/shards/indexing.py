@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError
+from pipeline.remote.location import shown
 from pipeline.shards.folder import (
     DamagedShard,
     check_folder,
@@ -16,7 +17,6 @@ from pipeline.shards.folder import (
     start_folder,
 )
 from pipeline.shards.listing import list_shards
-from pipeline.shards.location import shown
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.record import ShardRecord, renumber, wanted_numbers
 from pipeline.shards.scan import Scan, ScanSpec, scan_shard

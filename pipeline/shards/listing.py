@@ -12,7 +12,7 @@ import fsspec
 from braceexpand import braceexpand
 
 from pipeline.config import ConfigError
-from pipeline.shards.location import HTTP, check_scheme, is_remote, local_path, scheme_of, shown
+from pipeline.remote.location import HTTP, check_scheme, is_remote, local_path, scheme_of, shown
 
 _MOST = 1_000_000
 """Shards; a pattern that gives more holds a typing mistake."""

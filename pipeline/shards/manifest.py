@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from pipeline.config import Config, ConfigError, parse
-from pipeline.shards.fetch import FetchConfig, FetchError, is_remote, join, read_bytes
+from pipeline.remote.fetch import FetchConfig, FetchError, is_remote, join, read_bytes
 
 FILE_NAME = "manifest.json"
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import mmap
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import numpy as np
 import xxhash
 
 from pipeline.config import ConfigError
+from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file
+from pipeline.remote.location import is_remote, shown
 from pipeline.shards.headers import HeaderError, read_size
 from pipeline.shards.index import ShardIndex, hash_spans
 from pipeline.shards.listing import ask_filesystem
-from pipeline.shards.location import is_remote, shown
 from pipeline.shards.record import ShardRecord, read_record, write_record
 from pipeline.shards.samples import RawSample, group_members, read_label
 from pipeline.shards.tar import Member, shard_error, walk_tar
@@ -96,10 +98,20 @@ def _read_stamp(name: str) -> str:
 
 
 def _read_shard(name: str) -> memoryview:
-    """Map a local shard, or read a remote one into memory."""
+    """Map a shard; a remote one is fetched first, into a file that ends with its mapping."""
     if is_remote(name):
-        return memoryview(ask_filesystem(name, "cat_file"))
-    with Path(name).open("rb") as file:
+        with tempfile.TemporaryDirectory(prefix="tessera-index-") as folder:
+            path = Path(folder) / "shard.tar"
+            try:
+                fetch_file(name, path, num_bytes=None, sha256=None, config=FetchConfig())
+            except FetchError as error:
+                raise OSError(str(error)) from error
+            return _map(path)
+    return _map(Path(name))
+
+
+def _map(path: Path) -> memoryview:
+    with path.open("rb") as file:
         try:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except ValueError:  # An empty file cannot be mapped.

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from pipeline.config import ConfigError
-from pipeline.shards.cache import CachedFile, ShardCache, Wanted
-from pipeline.shards.fetch import FetchError, is_remote, join
+from pipeline.remote.cache import CachedFile, ShardCache, Wanted
+from pipeline.remote.fetch import FetchError, is_remote, join
 from pipeline.shards.first_use import complete_index
 from pipeline.shards.index import ShardIndex, read_index
 from pipeline.shards.manifest import Manifest, ShardInfo, folder_of, read_manifest

@@ -84,9 +84,11 @@ def test_version_names_what_results_depend_on():
 
 def test_help_teaches_every_command():
     shown = tessera("--help").stdout
-    for command in ("shard", "pretrain", "transfer", "report", "submit", "demo"):
+    stages = ("shard", "index", "pretrain", "transfer", "report", "submit", "demo", "explain")
+    for command in (*stages, "bench"):
         assert command in shown
-        assert "Example: tessera" in tessera(command, "--help").stdout
+    for command in (*([name] for name in stages), ["bench", "loader"], ["bench", "walk"]):
+        assert "Example: tessera" in tessera(*command, "--help").stdout
 
 
 def test_a_missing_source_is_one_line(tmp_path):

@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 
-from pipeline.shards.cache import CacheConfig, ShardCache, Wanted
-from pipeline.shards.fetch import FetchConfig
+from pipeline.remote.cache import CacheConfig, ShardCache, Wanted
+from pipeline.remote.fetch import FetchConfig
 
 
 class FaultServer(http.server.ThreadingHTTPServer):

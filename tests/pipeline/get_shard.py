@@ -7,7 +7,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from pipeline.shards.cache import CacheConfig, ShardCache, Wanted
+from pipeline.remote.cache import CacheConfig, ShardCache, Wanted
 
 
 def main(folder, url, num_bytes, sha256, then):

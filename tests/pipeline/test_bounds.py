@@ -38,9 +38,11 @@ def start(*arguments):
 
 @pytest.mark.multiprocess
 def test_ten_epochs_take_no_more_memory_threads_or_files_than_three(shards):
-    out, err = start(shards, "epochs", 10).communicate(timeout=100)
+    process = start(shards, "epochs", 10)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
     *epochs, closed = map(json.loads, out.splitlines())
-    assert [row["epoch"] for row in epochs] == list(range(10)), err
+    assert [row["epoch"] for row in epochs] == list(range(10))
     for name in ("threads", "files", "children"):
         assert len({row[name] for row in epochs}) == 1, name
     assert epochs[9]["anonymous"] - epochs[2]["anonymous"] < 4 * MB

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ConfigError
-from pipeline.shards.cache import CacheConfig, ShardCache, Wanted
-from pipeline.shards.fetch import FetchConfig, FetchError
+from pipeline.remote.cache import CacheConfig, ShardCache, Wanted
+from pipeline.remote.fetch import FetchConfig, FetchError
 
 
 def test_a_file_is_fetched_once(cache, put, server, get):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import ConfigError
-from pipeline.shards.cache import ShardCache
+from pipeline.remote.cache import ShardCache
 
 SCRIPT = Path(__file__).with_name("get_shard.py")
 

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from pipeline.config import ConfigError
-from pipeline.shards.fetch import (
+from pipeline.remote.fetch import (
     FetchConfig,
     FetchError,
     fetch_file,
@@ -17,7 +17,7 @@ from pipeline.shards.fetch import (
     join,
     read_bytes,
 )
-from pipeline.shards.pace import Lap, Pace
+from pipeline.remote.pace import Lap, Pace
 
 QUICK = FetchConfig(attempts=4, backoff=0.01, timeout=0.5)
 SIZE = 300_000

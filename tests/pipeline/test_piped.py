@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.shards.piped import open_shard
+from pipeline.remote.piped import open_shard
 from pipeline.shards.tar import ShardError
 
 

@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from pipeline.shards.cache import ShardCache
-from pipeline.shards.fetch import FetchConfig, FetchError
+from pipeline.remote.cache import ShardCache
+from pipeline.remote.fetch import FetchConfig, FetchError
 
 
 def test_wishes_are_fetched_in_order_and_then_hits(cache_config, put, server, get, names, wait_for):

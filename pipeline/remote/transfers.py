@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import ConfigError
-from pipeline.shards.cache_entry import Entry, entry_of
-from pipeline.shards.cache_room import Limits, Room, make_room
-from pipeline.shards.fetch import FetchConfig, Fetcher, FetchError
-from pipeline.shards.location import Wanted
+from pipeline.remote.cache_entry import Entry, entry_of
+from pipeline.remote.cache_room import Limits, Room, make_room
+from pipeline.remote.fetch import FetchConfig, Fetcher, FetchError
+from pipeline.remote.location import Wanted
 
 How = Literal["hits", "misses", "waits"]
 

@@ -21,7 +21,7 @@ import xxhash
 from pydantic import Field, ValidationError
 
 from pipeline.config import Config
-from pipeline.shards.location import Wanted, shown
+from pipeline.remote.location import Wanted, shown
 
 
 class Record(Config):

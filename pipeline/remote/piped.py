@@ -16,7 +16,7 @@ from webdataset import utils
 from webdataset.gopen import Pipe
 
 from pipeline.config import ConfigError
-from pipeline.shards.location import is_remote, local_path, scheme_of, shown
+from pipeline.remote.location import is_remote, local_path, scheme_of, shown
 from pipeline.shards.tar import ShardError
 
 STDIN = "-"

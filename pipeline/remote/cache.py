@@ -14,11 +14,11 @@ from pydantic import Field
 from typing_extensions import Self
 
 from pipeline.config import Config, ConfigError
-from pipeline.shards.cache_entry import entry_of
-from pipeline.shards.cache_room import Limits, sweep
-from pipeline.shards.fetch import FetchConfig
-from pipeline.shards.location import Wanted
-from pipeline.shards.transfers import Transfers
+from pipeline.remote.cache_entry import entry_of
+from pipeline.remote.cache_room import Limits, sweep
+from pipeline.remote.fetch import FetchConfig
+from pipeline.remote.location import Wanted
+from pipeline.remote.transfers import Transfers
 
 __all__ = ["CacheConfig", "CacheStats", "CachedFile", "ShardCache", "Wanted"]
 

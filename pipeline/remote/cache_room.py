@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.shards.cache_entry import Entry
+from pipeline.remote.cache_entry import Entry
 
 _NAME = re.compile(r"([0-9a-f]{32})(\.json|\.partial|-.*)")
 _BLOCK = 512

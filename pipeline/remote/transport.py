@@ -19,9 +19,9 @@ import yarl
 from fsspec.asyn import AsyncFileSystem
 
 from pipeline.config import ConfigError
-from pipeline.shards.location import HTTP, PACKAGES, scheme_of, shown
-from pipeline.shards.pace import Lap
-from pipeline.shards.sink import RequestError, Sink, Thread
+from pipeline.remote.location import HTTP, PACKAGES, scheme_of, shown
+from pipeline.remote.pace import Lap
+from pipeline.remote.sink import RequestError, Sink, Thread
 
 _STEPS = (1 << 20, 16 << 20)
 """Bytes asked for at once where there is no stream: at first, and at most after doubling."""

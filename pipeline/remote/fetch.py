@@ -15,10 +15,10 @@ from fsspec.asyn import get_loop
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.shards.location import Wanted, check_scheme, is_remote, join, local_path, shown
-from pipeline.shards.pace import Lap, Pace
-from pipeline.shards.sink import Kind, RequestError, Sink, Watch
-from pipeline.shards.transport import Link, new_link, pull
+from pipeline.remote.location import Wanted, check_scheme, is_remote, join, local_path, shown
+from pipeline.remote.pace import Lap, Pace
+from pipeline.remote.sink import Kind, RequestError, Sink, Watch
+from pipeline.remote.transport import Link, new_link, pull
 
 __all__ = [
     "Counters",

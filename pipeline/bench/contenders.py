@@ -1,6 +1,7 @@
 """Who takes part: the loader, its peers, and the limits."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 from pipeline.bench.work import Variants, Work
@@ -39,8 +40,12 @@ CONTENDERS = (
     Contender("read_only", "read only", "limit"),
 )
 
-QUICK: tuple[Name, ...] = ("tessera", "webdataset", "spdl", "decode_only")
-"""The strongest peer that needs no extra package, the strongest that does, and one limit."""
+
+def quick_names() -> tuple[Name, ...]:
+    """Name the two strongest peers that are installed, beside ours and one limit."""
+    named: tuple[Name, ...] = ("tessera", "webdataset", "spdl", "decode_only")
+    # SPDL is named even where it is absent: its row says so.
+    return named if find_spec("spdl") else (*named, "files")
 
 
 def variants_of(name: Name, work: Work) -> Variants:  # noqa: C901 - a table in the form of a match

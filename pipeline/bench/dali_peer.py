@@ -8,9 +8,8 @@ from pipeline.dali.peer import own_reader_tiles, own_reader_whole
 
 
 def variants(work: Work) -> Variants:
-    """Offer one thread for each core, and one fewer, which leaves a core to the reader."""
-    counts = sorted({work.cores, max(1, work.cores - 1)}, reverse=True)
-    return {f"{n} threads": partial(_open, work, n) for n in counts}
+    """Offer a thread for each core, and one more, which fills in where a batch ends unevenly."""
+    return {f"{n} threads": partial(_open, work, n) for n in (work.cores, work.cores + 1)}
 
 
 def _open(work: Work, threads: int) -> Batches:

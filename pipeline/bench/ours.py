@@ -28,8 +28,8 @@ _WHOLE_RUN = 1_000_000  # Images of one evaluation; then the next one begins.
 
 
 def variants(work: Work) -> Variants:
-    """Offer the settings of the configurations: a thread for each core."""
-    return {f"{work.cores} threads": partial(_open, work)}
+    """Offer a thread for each core, and one more, which fills in where a batch ends unevenly."""
+    return {f"{n} threads": partial(_open, work, n) for n in (work.cores, work.cores + 1)}
 
 
 def make_loader(shards: Path, batch: int) -> PretextLoader:
@@ -47,8 +47,8 @@ def graph_options(batch: int, threads: int, device_id: int | None = None) -> Gra
     return GraphOptions(max_batch=batch, num_threads=threads, device_id=device_id, prefetch=2)
 
 
-def _open(work: Work) -> Batches:
-    options = graph_options(work.batch, work.cores)
+def _open(work: Work, threads: int) -> Batches:
+    options = graph_options(work.batch, threads)
     if work.view == "tiles":
         for batch in make_loader(work.shards, work.batch).batches(options):
             yield batch.views

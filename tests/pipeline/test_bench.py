@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline.bench.contenders import CONTENDERS, QUICK
+from pipeline.bench.contenders import CONTENDERS, quick_names
 from pipeline.bench.contest import Effort, Entrant, Standing, exclude_strangers, hold
 from pipeline.bench.growth import images_of
 from pipeline.bench.loader import BenchOptions, bench_loader, make_options
@@ -91,7 +91,7 @@ def test_the_result_says_what_a_reader_of_the_number_must_know(result):
     shown = result.pop("shown")
     assert json.loads(json.dumps(result)) == result
     rows = {row["title"]: row for row in result["tiles"]["rows"]}
-    assert {row["name"] for row in rows.values()} == set(QUICK)
+    assert {row["name"] for row in rows.values()} == set(quick_names())
     for row in rows.values():
         ran_all_rounds(row)
     assert result["images_per_s"] == rows["Tessera"]["images_per_s"]
@@ -222,7 +222,7 @@ def test_quick_measures_tiles_of_few_contenders_only(tmp_path):
     assert "cuda" not in options_of(tmp_path, quick=False).parts
     assert "cuda" in options_of(tmp_path, quick=False, device="cuda").parts
     assert options_of(tmp_path, only="restore").parts == ("restore",)
-    assert {"tessera", "decode_only"} < set(QUICK)
+    assert {"tessera", "decode_only"} < set(quick_names())
 
 
 @pytest.mark.parametrize(

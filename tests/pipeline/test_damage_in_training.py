@@ -3,7 +3,7 @@ import json
 import mmap
 import os
 import tarfile
-from contextlib import closing
+from contextlib import closing, nullcontext, suppress
 from itertools import islice
 
 import numpy as np
@@ -109,22 +109,26 @@ DAMAGES = {
 }
 
 
-@pytest.fixture(params=DAMAGES)
-def damage(request):
-    return DAMAGES[request.param]
-
-
-@pytest.fixture(params=["other size", "same size"])
-def damaged(request, own_shards, damage):
+@pytest.fixture(
+    params=[
+        (name, size)
+        for name in DAMAGES
+        for size in ("other size", "same size")
+        if (name, size) != ("two tars in one file", "same size")  # Which is one tar.
+    ],
+    ids=", ".join,
+)
+def damaged(request, own_shards):
     """Shards of which one was damaged after it was indexed, and the samples that this hit.
 
     With the size it had, only the hashes can tell.
     """
+    name, size = request.param
     path, index = own_shards / NAME, index_of(own_shards)
     tar = path.read_bytes()
-    other = damage(tar, index)
+    other = DAMAGES[name](tar, index)
     assert other != tar
-    if request.param == "same size":
+    if size == "same size":
         other = other[: len(tar)].ljust(len(tar), b"\0")
     path.write_bytes(other)
     first = int(read_manifest(own_shards).shard_counts[0])
@@ -134,8 +138,7 @@ def damaged(request, own_shards, damage):
         for row, (start, end) in enumerate(zip(index.starts.tolist(), ends, strict=True))
         if len(other) != len(tar) or other[start:end] != tar[start:end]
     ]
-    if not hit:
-        pytest.skip("cut to its size again, the shard is whole")
+    assert hit
     return own_shards, set(hit), len(other) == len(tar)
 
 
@@ -209,11 +212,8 @@ def test_every_flipped_bit_of_a_shard_is_found(one_shard):
     for offset, length in zip(index.offsets, index.sizes, strict=True):
         inside[offset : offset + length] = True
     rows = np.searchsorted(index.starts, np.arange(size), side="right") - 1
-    outside = np.flatnonzero(~inside)
-    bits = {
-        (place, bit) for place in outside.tolist()[:: 1 + len(outside) // 4096] for bit in range(8)
-    }
-    bits |= {(n // 8, n % 8) for n in range(0, size * 8, 41)}
+    bits = {(place, bit) for place in np.flatnonzero(~inside).tolist() for bit in range(8)}
+    bits |= {(n // 8, n % 8) for n in range(0, size * 8, 7)}
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         for place, bit in sorted(bits):
             mapped[place] ^= 1 << bit
@@ -231,7 +231,7 @@ def test_a_flipped_bit_beside_the_shard_never_gives_other_samples(one_shard, nam
     expected = list(map(bytes, Store(one_shard).read(ids).payloads))
     found = 0
     try:
-        for place in range(len(whole)):
+        for place in range(0, len(whole), 3):
             damaged = bytearray(whole)
             damaged[place] ^= 1 << place % 8
             path.write_bytes(damaged)
@@ -248,8 +248,8 @@ def test_a_flipped_bit_beside_the_shard_never_gives_other_samples(one_shard, nam
     finally:
         path.write_bytes(whole)
     # What the manifest says of the settings is for people.
-    assert found == len(whole) or name == "manifest.json"
-    assert found > len(whole) // 3
+    assert found == -(-len(whole) // 3) or name == "manifest.json"
+    assert found > len(whole) // 9
 
 
 @pytest.mark.parametrize("on_damage", ["error", "quarantine"])
@@ -271,11 +271,9 @@ def test_a_shard_that_goes_while_it_is_read_gives_true_bytes_or_stops(
     got = deliver(own_shards, on_damage)
     rows = list(islice(got, 3 * 12))
     harm(own_shards / NAME)
-    try:
+    may_stop = suppress(DamageError) if on_damage == "error" else nullcontext()
+    with may_stop:
         rows.extend(got)
-    except DamageError as error:
-        assert on_damage == "error"
-        assert NAME in str(error)
     assert rows[: 3 * 12] == clean[: 3 * 12]
     assert all(views.get((row[0], row[3]), row[4]) == row[4] for row in rows)
 

@@ -5,10 +5,12 @@ of 255), but only those that lie in a tile, and it runs inside the graph, withou
 """
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit
+from numba import carray, cfunc, config, njit
 from numpy.typing import NDArray
 from nvidia.dali import types
 from nvidia.dali.plugin.numba import NumbaFunction
@@ -66,7 +68,18 @@ class _Compiled(NumbaFunction):
         return int(setup_fn.address)
 
 
+@contextmanager
+def _vectors() -> Iterator[None]:
+    """Let LLVM make vectors of straight-line code, which Numba leaves off; a third of the time."""
+    before, config.SLP_VECTORIZE = config.SLP_VECTORIZE, 1
+    try:
+        yield
+    finally:
+        config.SLP_VECTORIZE = before
+
+
 @functools.cache
+@_vectors()
 def tile_operator(num_tiles: int, tile_px: int) -> Any:
     """Make the operator that cuts tiles from a decoded rectangle.
 
@@ -192,24 +205,28 @@ def _sum_columns(out: Any, line: Any, starts: Any, weights: Any, sums: Any) -> N
 
     Four neighbouring floats are summed at once, one more than a pixel has: the compiler makes
     vectors of them, and the fourth is overwritten by the next pixel. Unsigned indices: a signed one
-    is tested for Python's counting from the end.
+    is tested for Python's counting from the end. `sums` is written in a loop without another inside
+    for the usual width, or there would be no vectors.
     """
-    num, group, begin = len(starts), weights.shape[1], starts[0]
+    num, taps, begin = len(starts), weights.shape[1], starts[0]
     for x in range(num):
-        p = np.uint64((starts[x] - begin) * 3)
-        q = np.uint64(x * 3)
-        s0 = s1 = s2 = s3 = np.float32(0.5)  # Rounds to the nearest when cut to an integer.
-        for k in range(0, group, _GROUP):
-            wa, wb, wc, wd = weights[x, k], weights[x, k + 1], weights[x, k + 2], weights[x, k + 3]
-            s0 += wa * line[p] + wb * line[p + _U3] + wc * line[p + _U6] + wd * line[p + _U9]
-            s1 += wa * line[p + _U1] + wb * line[p + _U4] + wc * line[p + _U7] + wd * line[p + _U10]
-            s2 += wa * line[p + _U2] + wb * line[p + _U5] + wc * line[p + _U8] + wd * line[p + _U11]
-            s3 += wa * line[p + _U3] + wb * line[p + _U6] + wc * line[p + _U9] + wd * line[p + _U12]
-            p += _U12
+        p, q = np.uint64((starts[x] - begin) * 3), np.uint64(x * 3)
+        wa, wb, wc, wd = weights[x, 0], weights[x, 1], weights[x, 2], weights[x, 3]
+        s0 = wa * line[p] + wb * line[p + _U3] + wc * line[p + _U6] + wd * line[p + _U9]
+        s1 = wa * line[p + _U1] + wb * line[p + _U4] + wc * line[p + _U7] + wd * line[p + _U10]
+        s2 = wa * line[p + _U2] + wb * line[p + _U5] + wc * line[p + _U8] + wd * line[p + _U11]
+        s3 = wa * line[p + _U3] + wb * line[p + _U6] + wc * line[p + _U9] + wd * line[p + _U12]
         sums[q], sums[q + _U1], sums[q + _U2], sums[q + _U3] = s0, s1, s2, s3
+    if taps > _GROUP:
+        for x in range(num):
+            first, q = (starts[x] - begin) * 3, x * 3
+            for k in range(_GROUP, taps):
+                for c in range(3):
+                    sums[q + c] += weights[x, k] * line[first + k * 3 + c]
     for x in range(num * 3):
-        out[x] = np.uint8(np.int32(sums[x]))
+        out[x] = np.uint8(np.int32(sums[x] + _HALF))  # Rounds to the nearest.
 
 
+_HALF = np.float32(0.5)
 _U1, _U2, _U3, _U4, _U5, _U6 = (np.uint64(n) for n in range(1, 7))
 _U7, _U8, _U9, _U10, _U11, _U12 = (np.uint64(n) for n in range(7, 13))

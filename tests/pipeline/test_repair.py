@@ -55,8 +55,8 @@ def rows_of(batch):
     return [(sample_id, view.tobytes()) for sample_id, view in pairs]
 
 
-def blank(folder, sample_ids, *, header=True):
-    """Overwrite images with zeros, without `header` only what follows the header of the scan."""
+def rewrite(folder, sample_ids, change):
+    """Change the bytes of images to as many others."""
     manifest = read_manifest(folder)
     ends = np.cumsum(manifest.shard_counts)
     for number, info in enumerate(manifest.shards):
@@ -64,11 +64,20 @@ def blank(folder, sample_ids, *, header=True):
         first = int(ends[number]) - info.num_samples
         with (folder / info.name).open("r+b") as file:
             for row in {i - first for i in sample_ids} & set(range(info.num_samples)):
-                offset, size = int(index.offsets[row]), int(index.sizes[row])
-                file.seek(offset)
-                kept = 0 if header else file.read(size).index(b"\xff\xda") + 14
-                file.seek(offset + kept)
-                file.write(bytes(size - kept))
+                file.seek(int(index.offsets[row]))
+                image = file.read(int(index.sizes[row]))
+                file.seek(int(index.offsets[row]))
+                file.write(change(image))
+
+
+def blank(folder, sample_ids, *, header=True):
+    """Overwrite images with zeros, without `header` only what follows the header of the scan."""
+
+    def zeros(image):
+        kept = 0 if header else image.index(b"\xff\xda") + 14
+        return image[:kept] + bytes(len(image) - kept)
+
+    rewrite(folder, sample_ids, zeros)
 
 
 def name_of(folder, sample_id):
@@ -191,10 +200,27 @@ def test_an_error_behind_a_repaired_batch_is_raised_behind_it(own_shards, spoil,
     assert steps == list(range(7))
 
 
+def shrink(image):
+    """Say in the frame header of a JPEG that it is lower than it is."""
+    height = image.index(b"\xff\xc0") + 5
+    return image[:height] + (40).to_bytes(2, "big") + image[height + 2 :]
+
+
+@pytest.mark.parametrize("change", [lambda image: bytes(len(image)), shrink])
+def test_an_image_of_no_or_another_size_never_reaches_the_graph(own_shards, vouch, change):
+    bad = at((0, 3), (4, 7), (5, 0))(order_of(own_shards))
+    rewrite(own_shards, bad, change)
+    vouch(own_shards)
+    loader = loader_of(own_shards)
+    assert all(np.isin(bad, batch.sample_ids).sum() == 0 for batch in deliver(loader, LAST + 1))
+    assert loader.counters.replaced == 3
+    assert loader.counters.rebuilds == 0
+
+
 @pytest.mark.multiprocess
 def test_large_batches_with_a_bad_image_do_not_end_the_process(own_shards, spoil, tmp_path):
     large = OrderConfig(global_batch=66, num_lanes=6, window=20)
-    bad = at((0, 0), (1, 30), (2, 65))(order_of(own_shards, large))
+    bad = set(range(0, 198, 5))
     spoil(own_shards, bad)
     job = {
         "shards": str(own_shards),

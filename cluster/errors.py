@@ -25,7 +25,11 @@ def clear_errors() -> Iterator[None]:
     except OSError as error:  # A full disk, a read-only folder, a file that vanished.
         _end(f"{error.filename or 'input or output'}: {error.strerror or error}.", 1)
     except KeyboardInterrupt:
-        _end("stopped. What was finished is whole; the same command goes on, by --resume if it has it.", 130)
+        _end(
+            "stopped. What was finished is whole; the same command goes on from there "
+            "(with --resume, if it has that option).",
+            130,
+        )
 
 
 def _end(message: str, code: int) -> None:

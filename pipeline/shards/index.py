@@ -83,9 +83,7 @@ def encode_index(index: ShardIndex) -> bytes:
     )
     sink = io.BytesIO()
     # Plain pages: a shard is opened four times as fast as with dictionaries and zstd.
-    pq.write_table(
-        table, sink, compression="none", use_dictionary=False, write_statistics=False
-    )
+    pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
     return sink.getvalue()
 
 

@@ -77,7 +77,7 @@ def test_a_cached_shard_that_rots_while_it_is_used_is_fetched_anew(location, sha
     with ShardCache(parse(CacheConfig, {"folder": tmp_path, "fetch": FAST}, "c")) as cache:
         store.use(cache)
         payload = store.read(np.array([5])).payloads[0]
-        (path,) = [p for p in tmp_path.rglob("*shard-000000.tar")]
+        (path,) = tmp_path.rglob("*shard-000000.tar")
         start = path.read_bytes().index(payload.tobytes())
         kept = path.stat()
         with path.open("r+b") as file:

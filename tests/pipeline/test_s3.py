@@ -7,9 +7,9 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
+from pipeline.remote import transport
 from pipeline.remote.cache import CacheConfig, ShardCache, Wanted
 from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file, read_bytes
-from pipeline.remote import transport
 
 QUICK = FetchConfig(attempts=3, backoff=0.01, timeout=5)
 

@@ -98,6 +98,44 @@ def bench_faults(json_file: JsonFile = None) -> None:
             write_json(json_file, result)
 
 
+@app.command("soak")
+def bench_soak(
+    data: Annotated[Path, typer.Option(help="Folder of shards.")],
+    epochs: Annotated[int, typer.Option(min=2, help="Passes over all samples.")] = 10,
+    json_file: JsonFile = None,
+) -> None:
+    """Read shards for epochs by several processes, kill them in the middle, go on with more.
+
+    Ends with exit code 1 unless every sample came exactly once in every epoch.
+
+    Example: tessera bench soak --data shards/ --epochs 10
+    """
+    with clear_errors():
+        import tempfile
+
+        from cluster.screen import bar
+        from pipeline.bench.soak import soak
+        from training.run import write_json
+
+        console = Console()
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            bar(console, "soak", counts=True) as line,
+        ):
+            result = soak(
+                data,
+                Path(scratch) / "ledgers",
+                epochs=epochs,
+                on_progress=lambda done, total: line.update(done, total),
+            )
+        for name, value in result.items():
+            console.print(f"{name}: {value}", highlight=False)
+        if json_file:
+            write_json(json_file, result)
+        if result["lost"] or result["repeated"] or result["misplaced"]:
+            raise typer.Exit(1)
+
+
 def _show(title: str, result: dict[str, Any]) -> None:
     """Print the mappings of a result side by side, a column for each."""
     columns = {name: value for name, value in result.items() if isinstance(value, dict)}

@@ -18,7 +18,7 @@ from pipeline.draws import Draws
 from pipeline.mixture import Mixture, Place, Share
 from pipeline.quarantine import STOP_AT_DAMAGE, DamagePolicy, EpochCounts, Quarantine
 from pipeline.remote.cache import ShardCache
-from pipeline.running import Planned, run_plans, undecodable
+from pipeline.running import Failure, Planned, run_plans
 from pipeline.shards.store import Damage, DamageError, Samples, Store
 from pipeline.views import PretextConfig, plan_views, view_graph
 
@@ -161,14 +161,14 @@ class PretextLoader:
     def _read_whole(self, share: Share, epoch: int, step: int) -> tuple[NDArray[np.int64], Samples]:
         """Read a step's samples, with others in the place of damaged ones."""
         ids, attempts = share.sample_ids.copy(), [0] * len(share.sample_ids)
-        bad = self._quarantine.reasons
+        bad, epochs = self._quarantine, share.epochs.tolist()
         started = time.perf_counter()
         while True:
-            for position in np.flatnonzero([i in bad for i in ids.tolist()]) if bad else ():
-                while int(ids[position]) in bad:
+            for position in range(len(ids)) if bad else ():
+                while (int(ids[position]), epochs[position]) in bad:
                     if attempts[position] == _MAX_SPARES:
                         raise DamageError(f"no whole sample found in {_MAX_SPARES} places.")
-                    ids[position] = self._data.spare(share, int(position), attempts[position])
+                    ids[position] = self._data.spare(share, position, attempts[position])
                     attempts[position] += 1
             samples = self._data.read(ids)
             if not samples.damaged:
@@ -178,12 +178,14 @@ class PretextLoader:
         self.counters.read_s += time.perf_counter() - started
         return ids, samples
 
-    def _repair(self, failed: Planned, error: RuntimeError) -> Planned:
-        """Plan a step again whose graph failed, without the images that do not decode."""
-        damaged = _undecodable(self._data, failed, error)
-        for damage in damaged:
-            self._quarantine.admit(damage, epoch=failed.epoch, step=failed.step)
-        return self._plan(failed.epoch, failed.step)
+    def _repair(self, failure: Failure) -> Planned:
+        """Plan a step again without the images that have no view."""
+        epoch, step = failure.planned.epoch, failure.planned.step
+        epochs = self._data.share(epoch, step, self._place).epochs
+        for position, damage in zip(failure.positions, _named(self._data, failure), strict=True):
+            view_of = None if failure.lasting else int(epochs[position])
+            self._quarantine.admit(damage, epoch=epoch, step=step, view_of=view_of)
+        return self._plan(epoch, step)
 
     def _advance(self, done: Planned) -> None:
         counts, steps = self._counts, self._data.steps_per_epoch
@@ -242,9 +244,8 @@ def whole_batches(
             arrays = (samples.payloads, crops)
             yield Planned(0, step, ids, 0, samples, samples.labels, arrays)
 
-    def stop(failed: Planned, error: RuntimeError) -> Planned:
-        damaged = _undecodable(store, failed, error)
-        raise DamageError("; ".join(str(damage) for damage in damaged)) from error
+    def stop(failure: Failure) -> Planned:
+        raise DamageError("; ".join(str(damage) for damage in _named(store, failure)))
 
     build = lambda feed: whole_graph(feed, options, px=px)  # noqa: E731
     for done, views in run_plans(plans(), build, stop, LoaderCounters()):
@@ -257,14 +258,8 @@ def central_squares(heights: NDArray[np.int32], widths: NDArray[np.int32]) -> ND
     return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
 
 
-def _undecodable(data: Mixture | Store, failed: Planned, error: RuntimeError) -> list[Damage]:
-    """Name the samples of a failed batch that do not decode.
-
-    Raises:
-        DamageError: All of them decode: the graph failed for another reason.
-    """
-    ids = [int(failed.sample_ids[position]) for position in undecodable(failed)]
-    if not ids:
-        raise DamageError(f"the graph failed at epoch {failed.epoch}, step {failed.step}: {error}")
+def _named(data: Mixture | Store, failure: Failure) -> list[Damage]:
+    """Name the images of a batch that have no view."""
     detail = "the image does not decode, though its bytes are those that were written."
+    ids = [int(failure.planned.sample_ids[position]) for position in failure.positions]
     return [data.damage(sample_id, "decode", detail) for sample_id in ids]

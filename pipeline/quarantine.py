@@ -39,20 +39,39 @@ class Quarantine:
 
     policy: DamagePolicy
     rank: int
-    reasons: dict[int, str] = field(default_factory=dict)
-    """Sample id to the reason it is left out."""
+    _lasting: dict[int, str] = field(default_factory=dict)
+    """Sample id to the reason it is left out for good."""
+    _views: dict[tuple[int, int], str] = field(default_factory=dict)
+    """Sample id and its own epoch to the reason its view of that epoch is left out."""
 
-    def admit(self, damage: Damage, *, epoch: int, step: int) -> None:
+    def __contains__(self, sample: tuple[int, int]) -> bool:
+        """Whether a sample (its id, its own epoch) is left out."""
+        return sample[0] in self._lasting or sample in self._views
+
+    def __len__(self) -> int:
+        return len(self._lasting) + len(self._views)
+
+    def admit(self, damage: Damage, *, epoch: int, step: int, view_of: int | None = None) -> None:
         """Take in a damaged sample.
+
+        Args:
+            damage: What it is.
+            epoch: Of the run, for the record.
+            step: Of the run, for the record.
+            view_of: The sample's own epoch, if only its view of that epoch cannot be made: whether
+                another part of the image decodes is another question.
 
         Raises:
             DamageError: The policy is to stop.
         """
         if self.policy.on_damage == "error":
             raise DamageError(str(damage))
-        if damage.sample_id in self.reasons:
+        if damage.sample_id in self._lasting or (damage.sample_id, view_of) in self._views:
             return  # A batch that was ahead when another one met it.
-        self.reasons[damage.sample_id] = damage.reason
+        if view_of is None:
+            self._lasting[damage.sample_id] = damage.reason
+        else:
+            self._views[damage.sample_id, view_of] = damage.reason
         if self.policy.ledger is not None:
             row = {**asdict(damage), "epoch": epoch, "step": step, "rank": self.rank}
             _append(self.policy.ledger, json.dumps(row) + "\n")
@@ -67,7 +86,8 @@ class Quarantine:
         judged = max(seen, min(samples_per_epoch, _JUDGED_FROM))
         if counts.replaced <= self.policy.max_bad_fraction * judged:
             return
-        reasons = ", ".join(f"{why} {n}" for why, n in Counter(self.reasons.values()).most_common())
+        met = Counter([*self._lasting.values(), *self._views.values()])
+        reasons = ", ".join(f"{why} {n}" for why, n in met.most_common())
         raise DamageError(
             f"{counts.replaced} of {seen} samples of this epoch were replaced, more than "
             f"max_bad_fraction (={self.policy.max_bad_fraction}) allows ({reasons}): "

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.counters import LoaderCounters
-from pipeline.dali.decode import decode_rgb
 from pipeline.dali.graph import Arrays, Feed, Graph
 from pipeline.dali.header import decoded_size
-from pipeline.shards.store import Samples
+from pipeline.shards.store import DamageError, Samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,18 @@ class Planned:
     """What the graph is fed."""
 
 
-Repair = Callable[[Planned, RuntimeError], Planned]
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A batch that holds images without views."""
+
+    planned: Planned
+    positions: tuple[int, ...]
+    """Of those images, at least one."""
+    lasting: bool
+    """Whether no view of them can be made, or only this one was tried."""
+
+
+Repair = Callable[[Failure], Planned]
 
 
 def run_plans(
@@ -60,7 +70,8 @@ def run_plans(
                 raise
             pending = feed.error  # Of a later plan: the batch that failed is to be named first.
             first, *rest = ahead
-            again.extendleft(reversed([_parsed(repair(first, error), repair), *rest]))
+            failure = Failure(first, _failing(first, build, error), lasting=False)
+            again.extendleft(reversed([_parsed(repair(failure), repair), *rest]))
             counters.rebuilds += 1
         else:
             return
@@ -126,21 +137,43 @@ class _Feed:
         return planned.arrays
 
 
-def undecodable(planned: Planned) -> list[int]:
-    """Positions in a failed batch whose image does not decode or has another size than planned.
+def _failing(planned: Planned, build: Callable[[Feed], Graph], error: Exception) -> tuple[int, ...]:
+    """Find the images of a failed batch that have no view, by the graph itself, one by one.
 
-    DALI names only the first one, by its position.
+    Only a part of an image is decoded, and whether that part is whole must not depend on what else
+    is in a batch.
+
+    Raises:
+        DamageError: Each image alone has a view: the graph failed for another reason.
     """
-    payloads = planned.samples.payloads
-    misread = set(_misread(planned))
-    return [n for n, p in enumerate(payloads) if n in misread or decode_rgb(p.tobytes()) is None]
+    failing, next_one, batch = [], 0, len(planned.sample_ids)
+    while next_one < batch:
+        graph = build(_one_by_one(planned, next_one))
+        try:
+            while next_one < batch:
+                graph.run()
+                next_one += 1
+        except RuntimeError:
+            failing.append(next_one)
+            next_one += 1
+    if not failing:
+        place = f"epoch {planned.epoch}, step {planned.step}"
+        raise DamageError(f"the graph failed at {place}: {error}") from error
+    return tuple(failing)
+
+
+def _one_by_one(planned: Planned, first: int) -> Feed:
+    batches = (
+        tuple(array[n : n + 1] for array in planned.arrays)
+        for n in range(first, len(planned.sample_ids))
+    )
+    return lambda: next(batches)
 
 
 def _parsed(planned: Planned, repair: Repair) -> Planned:
     """Plan again while the batch holds what DALI would not survive, see `decoded_size`."""
     while misread := _misread(planned):
-        error = RuntimeError(f"no image of the planned size at positions {misread} of the batch.")
-        planned = repair(planned, error)
+        planned = repair(Failure(planned, tuple(misread), lasting=True))
     return planned
 
 

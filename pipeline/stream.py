@@ -24,7 +24,7 @@ from pipeline.order import Order, OrderConfig
 from pipeline.quarantine import DamagePolicy, EpochCounts, Quarantine
 from pipeline.remote.cache import ShardCache
 from pipeline.remote.piped import STDIN, absolute_url, check_url
-from pipeline.running import Planned, run_plans, undecodable
+from pipeline.running import Failure, Planned, run_plans
 from pipeline.shards.store import Damage, DamageError
 from pipeline.unindexed import Passed, Unindexed, as_samples, damage
 from pipeline.views import PretextConfig, plan_views, view_graph
@@ -221,12 +221,11 @@ class StreamLoader:
         epoch, step = divmod(number, self.steps_per_epoch)
         return Planned(epoch, step, ids, lost, samples, plan.labels, plan.arrays)
 
-    def _repair(self, failed: Planned, error: RuntimeError) -> Planned:
+    def _repair(self, failure: Failure) -> Planned:
         """Plan a step again whose graph failed, with others for the images that do not decode."""
+        failed, bad = failure.planned, failure.positions
         number = failed.epoch * self.steps_per_epoch + failed.step
-        passed, bad = self._taken[number], undecodable(failed)
-        if not bad:
-            raise DamageError(f"the graph failed at step {number}: {error}")
+        passed = self._taken[number]
         self._planning, self._lost = number, self._lost + failed.replaced
         for position in bad:
             one = passed[position]
@@ -237,7 +236,7 @@ class StreamLoader:
     def _next(self) -> Passed:
         """Take the next sample that is not known to be bad."""
         for sample in self._samples:
-            if sample.sample_id not in self._quarantine.reasons:
+            if (sample.sample_id, sample.visit) not in self._quarantine:
                 return sample
             self._count_loss()
         raise ConfigError(

@@ -219,10 +219,10 @@ def _sum_columns(out: Any, line: Any, starts: Any, weights: Any, sums: Any) -> N
         sums[q], sums[q + _U1], sums[q + _U2], sums[q + _U3] = s0, s1, s2, s3
     if taps > _GROUP:
         for x in range(num):
-            first, q = (starts[x] - begin) * 3, x * 3
+            first, place = (starts[x] - begin) * 3, x * 3
             for k in range(_GROUP, taps):
                 for c in range(3):
-                    sums[q + c] += weights[x, k] * line[first + k * 3 + c]
+                    sums[place + c] += weights[x, k] * line[first + k * 3 + c]
     for x in range(num * 3):
         out[x] = np.uint8(np.int32(sums[x] + _HALF))  # Rounds to the nearest.
 

@@ -1,5 +1,6 @@
 """Sample ids into verified bytes: mapped tars, each span checked against its hash when read."""
 
+import errno
 import mmap
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pipeline.shards.index import ShardIndex, read_index
 from pipeline.shards.manifest import Manifest, ShardInfo, folder_of, read_manifest
 
 _MIN_OPEN = 512
-"""Shards kept mapped; each costs one mapping and about 60 bytes a sample, no file descriptor."""
+"""Shards kept mapped; each costs a mapping, a file descriptor and about 60 bytes a sample."""
 _MAX_OPEN = 16_384  # Linux allows a process 65,530 mappings.
 _NOTHING: NDArray[np.uint8] = np.empty(0, np.uint8)
 
@@ -57,7 +58,7 @@ class Samples:
     """Rows of the index for a batch of samples, and their bytes."""
 
     payloads: list[NDArray[np.uint8]]
-    """Views of the mapped tars, uint8 1-D, one encoded image each; empty where damaged."""
+    """The bytes that were hashed, uint8 1-D, one encoded image each; empty where damaged."""
     heights: NDArray[np.int32]
     """(B,), px."""
     widths: NDArray[np.int32]
@@ -88,8 +89,8 @@ class _OpenShard:
     index: ShardIndex
     ends: NDArray[np.int64]
     """(N,), byte behind each sample's span."""
-    data: NDArray[np.uint8]
-    """The whole tar, mapped read-only."""
+    mapped: mmap.mmap
+    """The whole tar, read-only."""
     pins: tuple[CachedFile, ...]
 
 
@@ -177,7 +178,7 @@ class Store:
         return self._damage(number, sample_id - int(self._starts[number]), reason, detail)
 
     def close(self) -> None:
-        """Let go of all shards; views handed out before stay valid."""
+        """Let go of all shards; payloads handed out before stay valid."""
         for shard in self._open.values():
             _release(shard)
         self._open.clear()
@@ -187,23 +188,24 @@ class Store:
             return self._damage(number, row, "shard", self._unusable[number])
         try:
             shard = self._shard(number)
-            whole = _is_whole(shard, row)
-            if not whole and self._forget(number):  # A cached copy had gone bad: fetch it anew.
+            span = _read_span(shard, row)
+            if span is None and self._forget(number):  # A cached copy had gone bad: fetch it anew.
                 shard = self._shard(number)
-                whole = _is_whole(shard, row)
+                span = _read_span(shard, row)
         except (ConfigError, FetchError, OSError) as error:
             self._unusable[number] = str(error)
             return self._damage(number, row, "shard", str(error))
-        if not whole:
+        if span is None:
             detail = (
                 "the bytes do not match their hash; the shard was damaged after it was written. "
                 "Restore it or shard again."
             )
             return self._damage(number, row, "hash", detail)
-        if not shard.index.widths[row]:
+        index = shard.index
+        if not index.widths[row]:
             return self._damage(number, row, "header", "no width and height can be read from it.")
-        offset = shard.index.offsets[row]
-        return shard.data[offset : offset + shard.index.sizes[row]]
+        first = index.offsets.item(row) - index.starts.item(row)
+        return np.frombuffer(span, np.uint8, count=index.sizes.item(row), offset=first)
 
     def _damage(self, number: int, row: int, reason: Reason, detail: str) -> Damage:
         name, sample_id = self.manifest.shards[number].name, int(self._starts[number]) + row
@@ -224,14 +226,26 @@ class Store:
 
     def _shard(self, number: int) -> _OpenShard:
         shard = self._open.get(number)
-        if shard is None:
-            shard = self._open_shard(self.manifest.shards[number])
-            self._open[number] = shard
-            if len(self._open) > self._max_open:  # Views handed out keep their mapping alive.
-                _release(self._open.popitem(last=False)[1])
-        else:
+        if shard is not None:
             self._open.move_to_end(number)
+            return shard
+        try:
+            shard = self._open_shard(self.manifest.shards[number])
+        except OSError as error:
+            if error.errno != errno.EMFILE or not self._open:
+                raise
+            self._shrink(len(self._open) // 2)  # The process has no file descriptor left.
+            shard = self._open_shard(self.manifest.shards[number])
+        self._open[number] = shard
+        if len(self._open) > self._max_open:
+            self._shrink(self._max_open)
         return shard
+
+    def _shrink(self, num: int) -> None:
+        """Keep no more than `num` shards open, those used last."""
+        self._max_open = max(1, num)
+        while len(self._open) > num:
+            _release(self._open.popitem(last=False)[1])
 
     def _open_shard(self, info: ShardInfo) -> _OpenShard:
         pins: list[CachedFile] = []
@@ -243,13 +257,14 @@ class Store:
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             if info.sha256 is None:
-                index = complete_index(index, memoryview(mapped), index_path)
+                with memoryview(mapped) as tar:
+                    index = complete_index(index, tar, index_path)
         except BaseException:
             for pin in pins:
                 pin.release()
             raise
         ends = np.append(index.starts[1:], info.num_bytes)
-        return _OpenShard(index, ends, np.frombuffer(mapped, dtype=np.uint8), tuple(pins))
+        return _OpenShard(index, ends, mapped, tuple(pins))
 
     def _local(
         self, name: str, num_bytes: int | None, sha256: str | None, pins: list[CachedFile]
@@ -266,12 +281,21 @@ class Store:
         return join(self._folder, name)
 
 
-def _is_whole(shard: _OpenShard, row: int) -> bool:
-    span = shard.data[shard.index.starts[row] : shard.ends[row]]
-    return xxhash.xxh3_64_intdigest(span.data) == int(shard.index.span_hashes[row])
+def _read_span(shard: _OpenShard, row: int) -> bytes | None:
+    """Copy a sample's span out of the mapping; None where it is not what was hashed.
+
+    A copy, because what is mapped may change between the hash and the decode. And a mapped file
+    that was cut ends the process where it is read, so its size is asked first.
+    """
+    end = shard.ends.item(row)
+    if shard.mapped.size() < end:
+        return None
+    span = shard.mapped[shard.index.starts.item(row) : end]
+    return span if xxhash.xxh3_64_intdigest(span) == shard.index.span_hashes.item(row) else None
 
 
 def _release(shard: _OpenShard) -> None:
+    shard.mapped.close()
     for pin in shard.pins:
         pin.release()
 

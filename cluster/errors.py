@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from pipeline.config import ConfigError
 from pipeline.remote.fetch import FetchError
-from pipeline.shards.store import DamageError
+from pipeline.shards.damage import DamageError
 
 
 class IncompleteError(RuntimeError):

@@ -12,7 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config import ConfigError, parse
 from pipeline.remote.piped import STDIN
-from pipeline.shards.store import DamageError
+from pipeline.shards.damage import DamageError
 from training.metrics import Record, last_record
 from training.pretrain import check, train
 from training.run import RunConfig, absolute, pretraining_of

@@ -18,7 +18,7 @@ from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.quarantine import DamagePolicy
 from pipeline.remote.cache import ShardCache
 from pipeline.running import Planned
-from pipeline.shards.store import Damage
+from pipeline.shards.damage import Damage
 from pipeline.views import PretextConfig
 from pipeline.whereabouts import Found
 

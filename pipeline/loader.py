@@ -19,7 +19,8 @@ from pipeline.mixture import Mixture, Place, Share
 from pipeline.quarantine import STOP_AT_DAMAGE, DamagePolicy, EpochCounts, Quarantine
 from pipeline.remote.cache import ShardCache
 from pipeline.running import Failure, Planned, run_plans
-from pipeline.shards.store import Damage, DamageError, Samples, Store
+from pipeline.shards.damage import Damage, DamageError
+from pipeline.shards.store import Samples, Store
 from pipeline.views import PretextConfig, plan_views, view_graph
 
 _MAX_SPARES = 1000

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
 from pipeline.order import Ints, Order, OrderConfig
-from pipeline.shards.store import Damage, Reason, Samples, Store
+from pipeline.shards.damage import Damage, Reason
+from pipeline.shards.store import Samples, Store
 
 _FETCH_AHEAD = 4  # Windows of every lane whose shards are asked for early.
 

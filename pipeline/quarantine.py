@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipeline.shards.store import Damage, DamageError
+from pipeline.shards.damage import Damage, DamageError
 
 FILE_NAME = "quarantine.jsonl"
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from pipeline.counters import LoaderCounters
 from pipeline.dali.graph import Arrays, Feed, Graph
 from pipeline.dali.header import decoded_size
-from pipeline.shards.store import DamageError, Samples
+from pipeline.shards.damage import DamageError
+from pipeline.shards.store import Samples
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pipeline.quarantine import DamagePolicy, EpochCounts, Quarantine
 from pipeline.remote.cache import ShardCache
 from pipeline.remote.piped import STDIN, absolute_url, check_url
 from pipeline.running import Failure, Planned, run_plans
-from pipeline.shards.store import Damage, DamageError
+from pipeline.shards.damage import Damage, DamageError
 from pipeline.unindexed import Passed, Unindexed, as_samples, damage
 from pipeline.views import PretextConfig, plan_views, view_graph
 

@@ -17,8 +17,9 @@ from pipeline.mixture import Place
 from pipeline.order import permute
 from pipeline.remote.location import shown
 from pipeline.remote.piped import STDIN, TAR_ERRORS, open_shard
+from pipeline.shards.damage import Damage, DamageError, Reason
 from pipeline.shards.headers import HeaderError, read_size
-from pipeline.shards.store import Damage, DamageError, Reason, Samples
+from pipeline.shards.store import Samples
 from pipeline.shards.tar import ShardError
 
 _ENDINGS = ("jpg", "jpeg", "png", "webp")

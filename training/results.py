@@ -14,8 +14,8 @@ import yaml
 from pipeline.config import ConfigError
 from pipeline.crawl.folder import LEDGER_NAME
 from pipeline.crawl.plan import LeftOut
+from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import Manifest, folder_of, read_manifest
-from pipeline.shards.store import DamageError
 from training.metrics import Record, read_metrics
 from training.pretrain import RESULT_FILE as PRETRAIN_FILE
 from training.pretrain import PretrainResult

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config import ConfigError
 from pipeline.remote.location import shown
+from pipeline.shards.damage import DamageError
 from pipeline.shards.folder import (
     DamagedShard,
     check_folder,
@@ -20,7 +21,6 @@ from pipeline.shards.listing import list_shards
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.record import ShardRecord, renumber, wanted_numbers
 from pipeline.shards.scan import Scan, ScanSpec, scan_shard
-from pipeline.shards.store import DamageError
 from pipeline.shards.tar import ShardError
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Generator[tuple[int, Any], None, None]]

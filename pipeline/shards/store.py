@@ -5,7 +5,6 @@ import mmap
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import xxhash
@@ -15,6 +14,7 @@ from typing_extensions import Self
 from pipeline.config import ConfigError
 from pipeline.remote.cache import CachedFile, ShardCache, Wanted
 from pipeline.remote.fetch import FetchError, is_remote, join
+from pipeline.shards.damage import Damage, DamageError, Reason
 from pipeline.shards.first_use import complete_index
 from pipeline.shards.index import ShardIndex, read_index
 from pipeline.shards.manifest import Manifest, ShardInfo, folder_of, read_manifest
@@ -23,34 +23,6 @@ _MIN_OPEN = 512
 """Shards kept mapped; each costs a mapping, a file descriptor and about 60 bytes a sample."""
 _MAX_OPEN = 16_384  # Linux allows a process 65,530 mappings.
 _NOTHING: NDArray[np.uint8] = np.empty(0, np.uint8)
-
-Reason = Literal["hash", "header", "shard", "decode"]
-"""Bytes differ from their hash; no size can be read; the shard or its index is not there or another
-one; the bytes are whole but the decoder refuses them."""
-
-
-class DamageError(RuntimeError):
-    """Bytes are not the bytes that were written; names shard, key and offset."""
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A sample that cannot be used."""
-
-    sample_id: int
-    shard: str
-    key: str
-    """Empty where the shard's index cannot be read."""
-    offset: int
-    """First byte of the image in the tar, -1 where the index cannot be read."""
-    reason: Reason
-    detail: str
-
-    def __str__(self) -> str:
-        where = f"shard {self.shard}"
-        if self.offset >= 0:
-            where += f", key {self.key}, offset {self.offset}"
-        return f"{where}: {self.detail}"
 
 
 @dataclass(frozen=True, slots=True)

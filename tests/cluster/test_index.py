@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from cluster.index_shards import run_on_ray
+from pipeline.shards.damage import DamageError
 from pipeline.shards.indexing import index_shards, run_here
 from pipeline.shards.manifest import read_manifest
-from pipeline.shards.store import DamageError, Store
+from pipeline.shards.store import Store
 
 ROOT = Path(__file__).parents[2]
 NUM_SHARDS = 6

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.launch import pretrain_on_ray
 from pipeline.config import ConfigError, parse
-from pipeline.shards.store import DamageError
+from pipeline.shards.damage import DamageError
 from training.run import RunConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

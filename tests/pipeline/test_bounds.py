@@ -17,7 +17,8 @@ from pipeline.loader import PretextLoader
 from pipeline.mixture import DataSet, Mixture, Place
 from pipeline.order import Order, OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.shards.store import DamageError, Store
+from pipeline.shards.damage import DamageError
+from pipeline.shards.store import Store
 
 SCRIPT = Path(__file__).with_name("endless_loader.py")
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.shards.damage import DamageError
 from pipeline.shards.indexing import index_shards, run_here
-from pipeline.shards.store import DamageError
 
 NUM_SAMPLES = 8
 

@@ -17,9 +17,10 @@ from pipeline.mixture import DataSet, Mixture, Place
 from pipeline.order import Order, OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.quarantine import DamagePolicy
+from pipeline.shards.damage import DamageError
 from pipeline.shards.index import read_index
 from pipeline.shards.manifest import read_manifest
-from pipeline.shards.store import DamageError, Store
+from pipeline.shards.store import Store
 
 JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20)
 ORDER = OrderConfig(global_batch=12, num_lanes=6, window=20)  # 16 steps of 198 samples.

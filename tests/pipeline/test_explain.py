@@ -21,8 +21,9 @@ from pipeline.pictures.step import CONTACT_SHEET, save_pictures
 from pipeline.pretext.jigsaw import JigsawConfig, JigsawPlan
 from pipeline.quarantine import STOP_AT_DAMAGE, DamagePolicy
 from pipeline.reference import jigsaw_views
+from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import read_manifest
-from pipeline.shards.store import DamageError, Store
+from pipeline.shards.store import Store
 from pipeline.stream import StreamConfig
 from pipeline.whereabouts import find_sample, place_of, sample_id_of
 

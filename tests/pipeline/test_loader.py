@@ -15,9 +15,10 @@ from pipeline.mixture import DataSet, Mixture, Place
 from pipeline.order import Order, OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
 from pipeline.reference import crop_view, jigsaw_views
+from pipeline.shards.damage import DamageError
 from pipeline.shards.index import encode_index, hash_spans, read_index
 from pipeline.shards.manifest import read_manifest
-from pipeline.shards.store import DamageError, Store
+from pipeline.shards.store import Store
 
 JIGSAW = JigsawConfig(
     name="jigsaw", crop_px=33, tile_px=10, num_permutations=20, puzzles_per_image=2

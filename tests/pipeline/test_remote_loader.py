@@ -15,7 +15,8 @@ from pipeline.mixture import Place
 from pipeline.order import OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.remote.cache import CacheConfig, ShardCache
-from pipeline.shards.store import DamageError, Store
+from pipeline.shards.damage import DamageError
+from pipeline.shards.store import Store
 
 JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20)
 ORDER = OrderConfig(global_batch=12, num_lanes=6, window=20)  # 16 steps of 198 samples.

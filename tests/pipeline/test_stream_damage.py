@@ -13,7 +13,7 @@ from pipeline.mixture import Place
 from pipeline.order import OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.quarantine import STOP_AT_DAMAGE, DamagePolicy
-from pipeline.shards.store import DamageError
+from pipeline.shards.damage import DamageError
 from pipeline.stream import StreamConfig, StreamLoader
 from pipeline.unindexed import sample_id
 

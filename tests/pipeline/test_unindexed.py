@@ -11,7 +11,7 @@ import pytest
 import webdataset
 
 from pipeline.mixture import Place
-from pipeline.shards.store import DamageError
+from pipeline.shards.damage import DamageError
 from pipeline.unindexed import Unindexed, shards_of_pass
 
 ALONE = Place(0, 1)

@@ -16,7 +16,7 @@ from nvidia.dali import types
 from nvidia.dali.plugin.numba import NumbaFunction
 from nvidia.dali.plugin.numba import address_as_void_pointer as at
 
-_GROUP = 4  # Taps are summed four at a time: the widest filter of a scale up to 1.5.
+_GROUP = 4  # Taps are summed four at a time: the widest filter of a scale up to 2.
 
 # Division by zero cannot happen (px > 0), and NaN cannot arise from uint8.
 _compiled = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
@@ -41,7 +41,7 @@ def windows(
     sides = crops[:, 2:].astype(np.int64)
     scale = sides / px
     reach = np.maximum(scale, 1.0)
-    taps = _GROUP * -(-(np.ceil(2 * reach).astype(np.int64) + 1) // _GROUP)
+    taps = _GROUP * -(-np.ceil(2 * reach).astype(np.int64) // _GROUP)
     last_start = np.maximum(sides - taps, 0)
 
     def starts(places: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -157,7 +157,7 @@ def _taps(px: Any, side: Any) -> Any:
     """
     scale = side / px
     reach = max(scale, 1.0)
-    taps = int(np.ceil(2 * reach)) + 1
+    taps = int(np.ceil(2 * reach))  # All that an open interval of this length can hold.
     taps = _GROUP * ((taps + _GROUP - 1) // _GROUP)
     starts = np.empty(px, np.int64)
     weights = np.zeros((px, taps), np.float32)

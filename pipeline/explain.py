@@ -256,5 +256,5 @@ def _address(data: Mixture, sample_id: int) -> Damage:
 
 
 def _class_name(data: Mixture, sample_id: int, label: int) -> str | None:
-    classes = data.locate(sample_id)[0].manifest.classes
+    classes = data.sets[data.locate(sample_id)[0]].store.manifest.classes
     return classes[label] if classes and label >= 0 else None

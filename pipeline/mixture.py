@@ -138,20 +138,22 @@ class Mixture:
         """Ask every store for the shards that the steps from this one on need."""
         for part in share.parts:
             store, order = self.sets[part.number].store, self.sets[part.number].order
+            if not store.is_remote:
+                continue
             lanes = order.lanes_of(place.rank, place.world_size)
             samples = _FETCH_AHEAD * order.config.window
             store.prefetch(order.shards_ahead(part.epoch, part.step, lanes, samples=samples))
 
     def damage(self, sample_id: int, reason: Reason, detail: str) -> Damage:
         """Describe damage that was found behind the store."""
-        store, own = self.locate(sample_id)
-        found = store.damage(own, reason, detail)
+        number, own = self.locate(sample_id)
+        found = self.sets[number].store.damage(own, reason, detail)
         return dataclasses.replace(found, sample_id=sample_id)
 
-    def locate(self, sample_id: int) -> tuple[Store, int]:
-        """Find the store of a sample and its id there."""
+    def locate(self, sample_id: int) -> tuple[int, int]:
+        """Find the number of a sample's set and its id there."""
         number = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
-        return self.sets[number].store, sample_id - int(self._starts[number])
+        return number, sample_id - int(self._starts[number])
 
     def close(self) -> None:
         """Let go of all shards."""

@@ -135,6 +135,15 @@ class Order:
         position = first + int(key % np.uint64(size))
         return int(self._ids_at(epoch, np.array([position]))[0])
 
+    def lane(self, epoch: int, lane: int) -> Ints:
+        """Ids of one lane in the order of an epoch, the remainder at its end.
+
+        Returns:
+            int64 (N,).
+        """
+        inside = np.arange(self._lane_bounds[lane + 1] - self._lane_bounds[lane])
+        return self._ids_in_lanes(epoch, np.full(len(inside), lane), inside)
+
     def slots_of(self, rank: int, world_size: int) -> Ints:
         """Positions in the global batch of each sample of a rank's batch, int64 (B,)."""
         share = self.config.lane_share
@@ -188,7 +197,10 @@ class Order:
             raise ConfigError(f"step (={step}) must be in 0..{self.steps_per_epoch - 1}.")
         share = self.config.lane_share
         inside = np.tile(step * share + np.arange(share, dtype=np.int64), len(lanes))
-        lane = np.repeat(lanes, share)
+        return self._ids_in_lanes(epoch, np.repeat(lanes, share), inside)
+
+    def _ids_in_lanes(self, epoch: int, lane: Ints, inside: Ints) -> Ints:
+        """Ids at places inside lanes, both (N,)."""
         window = inside // self.config.window
         first = window * self.config.window
         lane_starts = self._lane_bounds[lane]

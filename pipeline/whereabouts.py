@@ -1,6 +1,5 @@
 """Where a sample comes in an epoch: the inverse of the order."""
 
-import copy
 import itertools
 import re
 from dataclasses import dataclass
@@ -38,8 +37,7 @@ class Found:
 
 def find_sample(data: Mixture, epoch: int, sample_id: int) -> Found:
     """Find the places of a sample in an epoch of the mixture, by search through its lanes."""
-    store, own_id = data.locate(sample_id)
-    number = next(n for n, one in enumerate(data.sets) if one.store is store)
+    number, own_id = data.locate(sample_id)
     order = data.sets[number].order
     ahead = sum(one.order.config.global_batch for one in data.sets[:number])
     first = epoch * data.steps_per_epoch
@@ -65,15 +63,9 @@ def place_of(order: Order, epoch: int, sample_id: int) -> tuple[int, int] | None
     Returns:
         None where the sample falls into the remainder.
     """
-    share, num_lanes = order.config.lane_share, order.config.num_lanes
-    # The same lanes and windows, cut into one step as long as the shortest lane.
-    longest = copy.copy(order)
-    size = num_lanes * (order.num_samples // num_lanes)
-    longest.config = order.config.model_copy(update={"global_batch": size})
-    longest.steps_per_epoch = 1
-    for lane in range(num_lanes):
-        ids = longest.rank_batch(epoch, 0, rank=lane, world_size=num_lanes)
-        hits = np.flatnonzero(ids == sample_id)
+    share = order.config.lane_share
+    for lane in range(order.config.num_lanes):
+        hits = np.flatnonzero(order.lane(epoch, lane) == sample_id)
         if len(hits):
             step, inside = divmod(int(hits[0]), share)
             return (step, lane * share + inside) if step < order.steps_per_epoch else None

@@ -1,5 +1,6 @@
 import hashlib
 import http.server
+import json
 import re
 import socket
 import struct
@@ -11,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+from foreign_shards import picture, tar_of
 
 from pipeline.remote.cache import CacheConfig, ShardCache, Wanted
 from pipeline.remote.fetch import FetchConfig
@@ -196,3 +198,24 @@ def wait_for():
             time.sleep(0.01)
 
     return wait_for
+
+
+@pytest.fixture
+def crawl(tmp_path):
+    """Three shards of 5 samples with names as labels, as img2dataset lays them out."""
+    folder = tmp_path / "crawl"
+    folder.mkdir()
+    for number, names in enumerate(["ab", "bc", "ca"]):
+        members = []
+        for i in range(5):
+            key = f"{number:05}{i:04}"
+            about = {"caption": 'a "label"', "width": 30, "label": names[i % 2]}
+            members += [
+                (f"{key}.jpg", picture(10 * number + i)),
+                (f"{key}.json", json.dumps(about).encode()),
+                (f"{key}.txt", b"a caption"),
+            ]
+        tar_of(members, folder / f"{number:05}.tar")
+        (folder / f"{number:05}.parquet").write_bytes(b"PAR1")
+        (folder / f"{number:05}_stats.json").write_text("{}")
+    return folder

@@ -71,7 +71,9 @@ def test_files_and_shards_hold_the_same_bytes(prepared):
 @pytest.mark.parametrize("view", ["tiles", "whole"])
 def test_every_installed_contender_runs_all_rounds(prepared, view):
     entrants = [Entrant(contender, work_of(prepared, view)) for contender in CONTENDERS]
-    for row in rows_of(hold(entrants, BLINK, lambda *_: None)):
+    rows = rows_of(hold(entrants, BLINK, lambda *_: None))
+    assert {row["name"] for row in rows} == {contender.name for contender in CONTENDERS}
+    for row in rows:
         ran_all_rounds(row)
 
 

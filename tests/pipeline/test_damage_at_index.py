@@ -4,6 +4,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from foreign_shards import tar_bytes
 from PIL import Image
 
 from pipeline.shards.damage import DamageError
@@ -19,16 +20,6 @@ def picture(seed):
     return sink.getvalue()
 
 
-def tar_of(members):
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return sink.getvalue()
-
-
 def pair(number, key=None):
     """An image and its text."""
     key = f"d{number}" if key is None else key
@@ -37,7 +28,7 @@ def pair(number, key=None):
 
 PAIRS = [pair(number) for number in range(NUM_SAMPLES)]
 MEMBERS = [member for members in PAIRS for member in members]
-WHOLE = tar_of(MEMBERS)
+WHOLE = tar_bytes(MEMBERS)
 with tarfile.open(fileobj=io.BytesIO(WHOLE)) as tar:
     HEADERS = [member.offset for member in tar]
     END = tar.offset  # Of the end mark.
@@ -81,15 +72,15 @@ REFUSED = {
         f"at byte {HEADERS[4]}: something follows the end mark",
     ),
     "all jpg first, then all json": (
-        tar_of([*MEMBERS[::2], *MEMBERS[1::2]]),
+        tar_bytes([*MEMBERS[::2], *MEMBERS[1::2]]),
         "key 'd0' occurs twice",
     ),
     "the same key again, adjacent": (
-        tar_of([*PAIRS[0], *pair(1, key="d0"), *PAIRS[2]]),
+        tar_bytes([*PAIRS[0], *pair(1, key="d0"), *PAIRS[2]]),
         "key 'd0' occurs twice",
     ),
     "the same key again, far apart": (
-        tar_of([*MEMBERS, *pair(9, key="d2")]),
+        tar_bytes([*MEMBERS, *pair(9, key="d2")]),
         "key 'd2' occurs twice",
     ),
     "nothing at all": (b"", "at byte 0: the tar ends without its end mark"),
@@ -100,22 +91,22 @@ REFUSED = {
 
 QUARANTINED = {
     "keys with dots": (
-        tar_of([(f"img.{n}.v1.{end}", picture(n)) for n in range(8) for end in ("jpg", "json")]),
+        tar_bytes([(f"img.{n}.v1.{end}", picture(n)) for n in range(8) for end in ("jpg", "json")]),
         {"several_images": 1},  # One key for all, by the rule of WebDataset.
         0,
     ),
     "members without an ending": (
-        tar_of([(f"img{n}", picture(n)) for n in range(8)]),
+        tar_bytes([(f"img{n}", picture(n)) for n in range(8)]),
         {"no_key": 8},
         0,
     ),
     "dot-files": (
-        tar_of([(f"d{n}/.{end}", picture(n)) for n in range(8) for end in ("jpg", "json")]),
+        tar_bytes([(f"d{n}/.{end}", picture(n)) for n in range(8) for end in ("jpg", "json")]),
         {"no_key": 16},
         0,
     ),
     "an image cut before it was written": (
-        tar_of([*PAIRS[0], ("d1.jpg", picture(1)[:-50]), *PAIRS[2]]),
+        tar_bytes([*PAIRS[0], ("d1.jpg", picture(1)[:-50]), *PAIRS[2]]),
         {"truncated": 1},
         2,
     ),

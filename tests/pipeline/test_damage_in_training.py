@@ -8,6 +8,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from foreign_shards import tar_bytes
 
 from pipeline.config import ConfigError
 from pipeline.crawl.config import ShardConfig
@@ -58,18 +59,8 @@ def members_of(data):
         return [(member.name, tar.extractfile(member).read()) for member in tar]
 
 
-def tar_of(members):
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, payload in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(payload)
-            tar.addfile(info, io.BytesIO(payload))
-    return sink.getvalue()
-
-
 def renamed(rename):
-    return lambda tar, index: tar_of([(rename(n, name), p) for n, (name, p) in listed(tar)])
+    return lambda tar, index: tar_bytes([(rename(n, name), p) for n, (name, p) in listed(tar)])
 
 
 def listed(tar):
@@ -83,7 +74,7 @@ def json_start(index, row):
 
 def twice(tar, index, *, at):
     members = members_of(tar)
-    return tar_of([*members[: at * 2], *members[4:6], *members[at * 2 :]])
+    return tar_bytes([*members[: at * 2], *members[4:6], *members[at * 2 :]])
 
 
 def flip_header(tar, index):
@@ -98,7 +89,7 @@ DAMAGES = {
     "cut between image and json": lambda tar, index: tar[: json_start(index, 9)],
     "cut inside an image": lambda tar, index: tar[: index.offsets[9] + index.sizes[9] // 2],
     "a header byte": flip_header,
-    "all images, then all json": lambda tar, index: tar_of(
+    "all images, then all json": lambda tar, index: tar_bytes(
         sorted(members_of(tar), key=lambda member: member[0].endswith(".json"))
     ),
     "a key twice, adjacent": lambda tar, index: twice(tar, index, at=3),

@@ -120,7 +120,9 @@ def test_a_file_arrives_whole_through_faults(server, fetch, faults, tries):
 
 @pytest.mark.parametrize("faults", [[], ["reset"], ["503", "reset", "no range"]])
 def test_size_and_hash_need_not_be_known(server, fetch, faults):
-    fetch(server.put("/a.tar", SIZE, *faults), known=False)
+    data = server.put("/a.tar", SIZE, *faults)
+    fetched = fetch(data, known=False)
+    assert (fetched.num_bytes, fetched.sha256) == (len(data), sha256(data))
 
 
 def test_a_broken_transfer_is_resumed_where_it_broke(server, fetch):

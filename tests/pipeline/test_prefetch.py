@@ -28,7 +28,9 @@ def test_a_new_list_of_wishes_replaces_the_old_one(cache_config, put, server, na
         wait_for(lambda: server.requests)
         cache.prefetch([next_])
         server.gate.set()
-        wait_for(lambda: names(cache_config.folder) == ["first", "next"])
+        wait_for(lambda: len(names(cache_config.folder)) == 2)
+    assert names(cache_config.folder) == ["first", "next"]
+    assert "/never" not in server.asked()
 
 
 def test_a_file_on_its_way_is_waited_for(cache_config, put, server, get, wait_for):

@@ -1,84 +1,22 @@
 import io
 import json
-import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import xxhash
+from foreign_shards import contents, index, picture, read_indexes, tar_of
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.config import ConfigError
-from pipeline.shards.index import ShardIndex, read_index
-from pipeline.shards.indexing import index_shards, run_here
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.samples import MAX_LABEL, group_members
 from pipeline.shards.store import Store
 from pipeline.shards.tar import ShardError, walk_tar
 
 META = ("__key__", "__url__")
-
-
-def picture(seed: int, image_format: str = "JPEG") -> bytes:
-    noise = np.random.default_rng(seed).integers(0, 256, (20 + seed % 7, 30, 3), dtype=np.uint8)
-    sink = io.BytesIO()
-    Image.fromarray(noise).save(sink, image_format)
-    return sink.getvalue()
-
-
-def tar_of(members, path=None, fileobj=None):
-    """Write (name, content) pairs to a tar; returns its path."""
-    with tarfile.open(path, "w", fileobj=fileobj, format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def index(inputs, out, *, fast=False, skip_damaged=False, run=run_here):
-    return index_shards(
-        [str(text) for text in inputs],
-        out,
-        run,
-        fast=fast,
-        skip_damaged=skip_damaged,
-        on_progress=lambda done, total, note: None,
-    )
-
-
-def read_indexes(out: Path) -> list[ShardIndex]:
-    made = read_manifest(out)
-    return [read_index(out / s.index, sha256=s.index_sha256) for s in made.shards]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-@pytest.fixture
-def crawl(tmp_path):
-    """Three shards of 5 samples with names as labels, as img2dataset lays them out."""
-    folder = tmp_path / "crawl"
-    folder.mkdir()
-    for number, names in enumerate(["ab", "bc", "ca"]):
-        members = []
-        for i in range(5):
-            key = f"{number:05}{i:04}"
-            about = {"caption": 'a "label"', "width": 30, "label": names[i % 2]}
-            members += [
-                (f"{key}.jpg", picture(10 * number + i)),
-                (f"{key}.json", json.dumps(about).encode()),
-                (f"{key}.txt", b"a caption"),
-            ]
-        tar_of(members, folder / f"{number:05}.tar")
-        (folder / f"{number:05}.parquet").write_bytes(b"PAR1")
-        (folder / f"{number:05}_stats.json").write_text("{}")
-    return folder
 
 
 def test_an_index_tells_where_every_image_lies(crawl, tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import mmap
 from collections import OrderedDict
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from pipeline.config import ConfigError
-from pipeline.remote.cache import CachedFile, ShardCache, Wanted
+from pipeline.remote.cache import ShardCache, Wanted
 from pipeline.remote.fetch import FetchError, is_remote, join
 from pipeline.shards.damage import Damage, DamageError, Reason
 from pipeline.shards.first_use import complete_index
@@ -63,7 +64,8 @@ class _OpenShard:
     """(N,), byte behind each sample's span."""
     mapped: mmap.mmap
     """The whole tar, read-only."""
-    pins: tuple[CachedFile, ...]
+    held: ExitStack
+    """What is let go with the shard: the mapping, then its pins in the cache."""
 
 
 class Store:
@@ -152,7 +154,7 @@ class Store:
     def close(self) -> None:
         """Let go of all shards; payloads handed out before stay valid."""
         for shard in self._open.values():
-            _release(shard)
+            shard.held.close()
         self._open.clear()
 
     def _read_one(self, number: int, row: int) -> NDArray[np.uint8] | Damage:
@@ -192,7 +194,7 @@ class Store:
         url = self._url(self.manifest.shards[number].name)
         if self._cache is None or not is_remote(url):
             return False
-        _release(self._open.pop(number))
+        self._open.pop(number).held.close()
         self._cache.discard(url)
         return True
 
@@ -217,37 +219,32 @@ class Store:
         """Keep no more than `num` shards open, those used last."""
         self._max_open = max(1, num)
         while len(self._open) > num:
-            _release(self._open.popitem(last=False)[1])
+            self._open.popitem(last=False)[1].held.close()
 
     def _open_shard(self, info: ShardInfo) -> _OpenShard:
-        pins: list[CachedFile] = []
-        try:
-            index_path = self._local(info.index, None, info.index_sha256, pins)
-            path = self._local(info.name, info.num_bytes, info.sha256, pins)
+        with ExitStack() as held:
+            index_path = self._local(info.index, None, info.index_sha256, held)
+            path = self._local(info.name, info.num_bytes, info.sha256, held)
             _check_size(path, info)
-            index = read_index(index_path, sha256=info.index_sha256)
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            held.callback(mapped.close)
+            # Behind the mapping, which needs one file descriptor more: where they run out, it is
+            # the mapping that says so, and not an index that seems damaged.
+            index = read_index(index_path, sha256=info.index_sha256)
             if info.sha256 is None:
                 with memoryview(mapped) as tar:
                     index = complete_index(index, tar, index_path)
-        except BaseException:
-            for pin in pins:
-                pin.release()
-            raise
-        ends = np.append(index.starts[1:], info.num_bytes)
-        return _OpenShard(index, ends, mapped, tuple(pins))
+            ends = np.append(index.starts[1:], info.num_bytes)
+            return _OpenShard(index, ends, mapped, held.pop_all())
 
-    def _local(
-        self, name: str, num_bytes: int | None, sha256: str | None, pins: list[CachedFile]
-    ) -> Path:
+    def _local(self, name: str, num_bytes: int | None, sha256: str | None, held: ExitStack) -> Path:
         url = self._url(name)
         if not is_remote(url):
             return Path(url)
         if self._cache is None:
             raise ConfigError(f"shard (={url}) has a URL: its store must be given a cache.")
-        pins.append(self._cache.get(url, num_bytes=num_bytes, sha256=sha256))
-        return pins[-1].path
+        return held.enter_context(self._cache.get(url, num_bytes=num_bytes, sha256=sha256)).path
 
     def _url(self, name: str) -> str:
         return join(self._folder, name)
@@ -264,12 +261,6 @@ def _read_span(shard: _OpenShard, row: int) -> bytes | None:
         return None
     span = shard.mapped[shard.index.starts.item(row) : end]
     return span if xxhash.xxh3_64_intdigest(span) == shard.index.span_hashes.item(row) else None
-
-
-def _release(shard: _OpenShard) -> None:
-    shard.mapped.close()
-    for pin in shard.pins:
-        pin.release()
 
 
 def _check_size(path: Path, info: ShardInfo) -> None:

@@ -66,7 +66,9 @@ class Graph:
             RuntimeError: An image of this batch does not decode; later batches are not lost.
         """
         (out,) = self._pipe.run()
-        return torch.utils.dlpack.from_dlpack(out.as_tensor())
+        # Given the tensor itself, `from_dlpack` asks it in vain for a newer protocol, and a Ctrl-C
+        # that comes while it does so is lost. What `run` returns is ready: no stream is to wait.
+        return torch.utils.dlpack.from_dlpack(out.as_tensor().__dlpack__())
 
 
 @dataclass(frozen=True, slots=True)

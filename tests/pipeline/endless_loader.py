@@ -2,14 +2,18 @@
 
 python endless_loader.py SHARDS epochs NUM
 python endless_loader.py SHARDS interrupts NUM
+python endless_loader.py SHARDS alarms NUM
 """
 
 import gc
 import json
 import os
+import random
 import re
+import signal
 import sys
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 from pipeline.dali.graph import GraphOptions
@@ -84,6 +88,29 @@ def take_for_ever(loader, turn):
             pass
 
 
+def run_under_alarms(shards, num):
+    """One line: how many of `num` interrupts, at random instants of the work, were not raised."""
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    lost = 0
+    for _ in range(num):
+        loader = open_loader(shards)
+        try:
+            with closing(loader.batches(OPTIONS)) as batches:
+                next(batches)
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.02))
+                # Far more batches than 20 ms are enough for.
+                lost += len(list(islice(batches, 500))) == 500
+        except KeyboardInterrupt:
+            pass
+        loader.close()
+    say(lost=lost)
+
+
 if __name__ == "__main__":
     _, path, mode, number = sys.argv
-    {"epochs": run_epochs, "interrupts": run_until_interrupted}[mode](path, int(number))
+    modes = {
+        "epochs": run_epochs,
+        "interrupts": run_until_interrupted,
+        "alarms": run_under_alarms,
+    }
+    modes[mode](path, int(number))

@@ -2,11 +2,12 @@ import gc
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 
@@ -26,19 +27,35 @@ JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20
 MB = 2**20
 
 
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-u", SCRIPT, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def start():
+    """Start the script; what a failed test leaves of it is killed."""
+    with ExitStack() as started:
+
+        def run(*arguments):
+            process = subprocess.Popen(
+                [sys.executable, "-u", SCRIPT, *map(str, arguments)],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            started.enter_context(process)
+            started.callback(process.kill)
+            return process
+
+        yield run
+
+
+def next_row(process):
+    ready, _, _ = select.select([process.stdout], [], [], 60)
+    assert ready, "no line within a minute"
+    return json.loads(process.stdout.readline())
 
 
 @pytest.mark.multiprocess
-def test_ten_epochs_take_no_more_memory_threads_or_files_than_three(shards):
+def test_ten_epochs_take_no_more_memory_threads_or_files_than_three(start, shards):
     process = start(shards, "epochs", 10)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
@@ -55,16 +72,16 @@ def test_ten_epochs_take_no_more_memory_threads_or_files_than_three(shards):
 
 
 @pytest.mark.multiprocess
-def test_an_interrupt_ends_within_seconds_and_leaves_nothing(shards):
+def test_an_interrupt_ends_within_seconds_and_leaves_nothing(start, shards):
     process = start(shards, "interrupts", 4)
     rows = []
     for turn in range(4):
-        assert json.loads(process.stdout.readline()) == {"started": turn}
+        assert next_row(process) == {"started": turn}
         time.sleep(random.uniform(0, 0.3))
         sent = time.monotonic()
         process.send_signal(signal.SIGINT)
         if turn < 3:
-            rows.append(json.loads(process.stdout.readline()))
+            rows.append(next_row(process))
         else:
             _, err = process.communicate(timeout=10)
         assert time.monotonic() - sent < 5
@@ -76,6 +93,14 @@ def test_an_interrupt_ends_within_seconds_and_leaves_nothing(shards):
     assert not any(row["children"] or row["shared"] for row in rows)
     with pytest.raises(ProcessLookupError):  # No process is left of its session.
         os.killpg(process.pid, 0)
+
+
+@pytest.mark.multiprocess
+def test_no_interrupt_is_lost_whatever_it_interrupts(start, shards):
+    process = start(shards, "alarms", 150)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(out) == {"lost": 0}
 
 
 def num_threads():

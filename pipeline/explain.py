@@ -15,6 +15,7 @@ from pipeline.loader import PretextLoader
 from pipeline.mixture import Mixture, Place, Share
 from pipeline.order import OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.plan import GRAY, grid_cells
 from pipeline.quarantine import DamagePolicy
 from pipeline.remote.cache import ShardCache
 from pipeline.running import Planned
@@ -232,10 +233,9 @@ def _seats(data: Mixture, share: Share) -> Iterator[Seat]:
 def _draws(pretext: PretextConfig, planned: Planned) -> list[JigsawDraws]:
     match pretext:
         case JigsawConfig():
-            _, crops, anchors, gray = planned.arrays
-            cells = np.stack(np.divmod(np.arange(pretext.num_tiles), pretext.grid), axis=1)
-            offsets = np.asarray(anchors) - cells * pretext.cell_px
-            rows = zip(np.asarray(crops), offsets, gray, planned.labels, strict=True)
+            (plan,) = planned.tasks
+            offsets = plan.anchors - grid_cells(pretext.grid, pretext.cell_px)
+            rows = zip(plan.crops, offsets, plan.colors[:, 0] == GRAY, plan.labels, strict=True)
             return [
                 JigsawDraws(
                     crop=(int(crop[0]), int(crop[1]), int(crop[2])),

@@ -157,7 +157,7 @@ class PretextLoader:
         spent = time.perf_counter() - started
         self.counters.plan_s += spent - (self.counters.read_s - read_before)
         replaced = int((ids != share.sample_ids).sum())
-        return Planned(epoch, step, ids, replaced, samples, plan.labels, plan.arrays)
+        return Planned(epoch, step, ids, replaced, samples, plan.labels, plan.tasks, plan.arrays)
 
     def _read_whole(self, share: Share, epoch: int, step: int) -> tuple[NDArray[np.int64], Samples]:
         """Read a step's samples, with others in the place of damaged ones."""
@@ -243,7 +243,7 @@ def whole_batches(
             samples = store.read(ids).require_whole()
             crops = central_squares(samples.heights, samples.widths)
             arrays = (samples.payloads, crops)
-            yield Planned(0, step, ids, 0, samples, samples.labels, arrays)
+            yield Planned(0, step, ids, 0, samples, samples.labels, (), arrays)
 
     def stop(failure: Failure) -> Planned:
         raise DamageError("; ".join(str(damage) for damage in _named(store, failure)))

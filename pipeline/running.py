@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.counters import LoaderCounters
 from pipeline.dali.graph import Arrays, Feed, Graph
 from pipeline.dali.header import decoded_size
+from pipeline.pretext.plan import TilePlan
 from pipeline.shards.damage import DamageError
 from pipeline.shards.store import Samples
 
@@ -28,6 +29,8 @@ class Planned:
     """How many of them took the place of a damaged sample."""
     samples: Samples
     labels: NDArray[np.int64]
+    tasks: tuple[TilePlan, ...]
+    """What was drawn for each task of the pretext; none in an evaluation."""
     arrays: tuple[Arrays, ...]
     """What the graph is fed."""
 

@@ -219,7 +219,7 @@ class StreamLoader:
         lost, self._lost = self._lost, 0
         self.counters.plan_s += time.perf_counter() - started
         epoch, step = divmod(number, self.steps_per_epoch)
-        return Planned(epoch, step, ids, lost, samples, plan.labels, plan.arrays)
+        return Planned(epoch, step, ids, lost, samples, plan.labels, plan.tasks, plan.arrays)
 
     def _repair(self, failure: Failure) -> Planned:
         """Plan a step again whose graph failed, with others for the images that do not decode."""

@@ -19,10 +19,11 @@ from pipeline.data import open_loader
 from pipeline.draws import Draws
 from pipeline.loader import Batch
 from pipeline.mixture import Place
-from pipeline.pretext.jigsaw import JigsawConfig, JigsawPlan, plan_jigsaw
-from pipeline.pretext.permutations import max_min_hamming_set
+from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
+from pipeline.pretext.permutations import permutations_of
+from pipeline.pretext.plan import GRAY, TilePlan
+from pipeline.seen import normalize
 from pipeline.shards.store import Store
-from training.models.views import normalize
 from training.run import Pretraining
 
 _SOURCE_PX = 640
@@ -136,9 +137,7 @@ def _jigsaw_puzzles(run: Pretraining, config: JigsawConfig, store: Store, num: i
     samples = store.read(ids).require_whole()
     draws = Draws(run.seed, batch.epoch, ids)
     plan = plan_jigsaw(config, samples.heights, samples.widths, draws)
-    perms = max_min_hamming_set(
-        config.num_tiles, config.num_permutations, seed=config.permutation_seed
-    )
+    perms = permutations_of(config)
     assert np.array_equal(plan.labels, batch.labels[: len(ids)]), "this is another batch's plan"
     images = [_decode(payload) for payload in samples.payloads]
     return [
@@ -162,7 +161,7 @@ def _first_batch(run: Pretraining, num: int) -> Batch:
 
 def _puzzle(
     config: JigsawConfig,
-    plan: JigsawPlan,
+    plan: TilePlan,
     row: int,
     image: Image.Image,
     views: Tensor,
@@ -184,7 +183,7 @@ def _puzzle(
             Square(left + x * scale, top + y * scale, config.tile_px * scale)
             for y, x in plan.anchors[row].tolist()
         ),
-        is_gray=bool(plan.gray[row]),
+        is_gray=bool(plan.colors[row, 0] == GRAY),
         permutation=int(plan.labels[row, 0]),
         raw=_tile_sheet(raw, reading, "Tiles in reading order"),
         raw_shuffled=_tile_sheet(raw, perm, "Tiles shuffled"),

@@ -3,8 +3,8 @@
 import json
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ class Record:
     """Training time so far, restarts and start-up left out."""
     loss: float
     accuracy: float
-    """Of the pretext, 0 to 1, in training mode on fresh views."""
+    """Of the pretext, 0 to 1, in training mode on fresh views; the mean over its tasks."""
     lr: float
     images_per_s: float
     """All ranks together."""
@@ -62,6 +62,8 @@ class Record:
     """Remote shards that it had to wait for, since the start."""
     cache_mb: float = 0.0
     """Fetched by the first rank since the start, 10^6 bytes."""
+    accuracy_of: dict[str, float] = field(default_factory=dict)
+    """Of each task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +71,22 @@ class Answered:
     """What one step gave on one rank."""
 
     loss: Tensor
-    """Scalar, the mean over the rank's answers."""
+    """Scalar, the mean over the rank's images."""
     right: Tensor
-    """bool (N,), whether each answer was right."""
+    """float (K,), the share of right answers of each task."""
 
 
 class Meter:
     """Collect steps on this rank, and make a record of all ranks."""
 
-    def __init__(self, ranks: Ranks, loader: Loader) -> None:
-        self._ranks, self._loader = ranks, loader
+    def __init__(self, ranks: Ranks, loader: Loader, tasks: Sequence[str]) -> None:
+        self._ranks, self._loader, self._tasks = ranks, loader, tuple(tasks)
         self._reset()
 
     def add(self, answered: Answered, images: int, waited: float) -> None:
         """Add a step of this rank; `waited` seconds for the loader."""
-        answers = answered.right.numel()
-        self._sums += torch.stack(
-            [
-                answered.loss.double() * answers,
-                answered.right.sum().double(),
-                torch.tensor(answers, dtype=torch.float64, device=self._ranks.device),
-                torch.tensor(images, dtype=torch.float64, device=self._ranks.device),
-            ]
-        )
+        step = torch.cat([answered.loss[None], answered.right, answered.right.new_ones(1)])
+        self._sums += step.double() * images  # Every image is asked the same number of questions.
         self._waited += waited
 
     def record(self, step: int, epoch: int, progress: float, seconds: float, lr: float) -> Record:
@@ -99,7 +94,8 @@ class Meter:
         counts = self._loader.counters.since(self._before)
         extra = torch.tensor([counts.bytes_read, counts.replaced], dtype=torch.float64)
         sums = torch.cat([self._sums, extra.to(self._ranks.device)])
-        loss, right, answers, images, bytes_read, replaced = self._ranks.sum(sums).tolist()
+        loss, *right, images, bytes_read, replaced = self._ranks.sum(sums).tolist()
+        shares = [share / images for share in right]
         elapsed = time.monotonic() - self._since
         stats = self._loader.cache.stats() if self._loader.cache else CacheStats()
         record = Record(
@@ -107,8 +103,8 @@ class Meter:
             epoch=epoch,
             progress=progress,
             seconds=seconds,
-            loss=loss / answers,
-            accuracy=right / answers,
+            loss=loss / images,
+            accuracy=sum(shares) / len(shares),
             lr=lr,
             images_per_s=images / elapsed,
             starvation=self._waited / elapsed,
@@ -121,12 +117,14 @@ class Meter:
             cache_hits=stats.hits,
             cache_misses=stats.misses + stats.waits,
             cache_mb=stats.bytes_fetched / 1e6,
+            accuracy_of=dict(zip(self._tasks, shares, strict=True)),
         )
         self._reset()
         return record
 
     def _reset(self) -> None:
-        self._sums = torch.zeros(4, dtype=torch.float64, device=self._ranks.device)
+        sums = torch.zeros(2 + len(self._tasks), dtype=torch.float64)
+        self._sums = sums.to(self._ranks.device)
         self._waited = 0.0
         self._before = self._loader.counters.copy()
         self._since = time.monotonic()
@@ -148,7 +146,11 @@ class MetricsWriter:
         """Write one record; it is on the disk when this returns."""
         self._file.write(json.dumps(asdict(record)) + "\n")
         self._file.flush()
-        for name, value in asdict(record).items():
+        values = asdict(record)
+        by_task = values.pop("accuracy_of")
+        if len(by_task) > 1:
+            values |= {f"accuracy/{name}": value for name, value in by_task.items()}
+        for name, value in values.items():
             if name not in ("step", "epoch", "progress", "seconds"):
                 self._board.add_scalar(name, value, record.step)
 

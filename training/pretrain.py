@@ -8,24 +8,20 @@ from pathlib import Path
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from typing_extensions import assert_never
+from torch import nn
 
 from pipeline.dali.graph import GraphOptions
 from pipeline.data import check_data, open_loader
 from pipeline.loader import Batch, Loader
 from pipeline.mixture import Place
-from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.permutations import max_min_hamming_set
+from pipeline.pretext.multitask import tasks_of, weights_of
 from pipeline.quarantine import FILE_NAME as QUARANTINE_FILE
 from pipeline.shards.manifest import write_atomic
-from pipeline.views import PretextConfig
 from training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from training.ddp import Ranks, joined
 from training.metrics import Answered, Meter, MetricsWriter, read_metrics
-from training.models.heads import JigsawHead
-from training.models.trunks import Trunk, TrunkConfig, build_trunk
-from training.models.views import normalize
+from training.models.pretext_model import Answer, PretextModel, build_model
+from training.models.trunks import Trunk
 from training.optimizer import build_optimizer, learning_rate
 from training.precision import autocast
 from training.run import Pretraining, TrainConfig, write_json
@@ -50,29 +46,16 @@ class PretrainResult:
     """Share of the time that the first rank waited for the loader."""
     loss: float
     accuracy: float
-    """Of the pretext over the last tenth of the records, 0 to 1, on fresh views."""
+    """Of the pretext over the last tenth of the records, 0 to 1, on fresh views; the mean over its
+    tasks."""
     chance: float
     """Accuracy of a blind guess."""
     remainder: int
     """Samples of an epoch that fill no step and wait for the next epoch's shuffle."""
     replaced: int
     """Samples that took the place of damaged ones, over the whole run."""
-
-
-class PretextModel(nn.Module):
-    """Trunk and head as one module, the unit that DDP wraps."""
-
-    def __init__(self, trunk: Trunk, head: JigsawHead) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.head = head
-
-    def forward(self, views: Tensor, labels: Tensor) -> Tensor:
-        """Answer the pretext for uint8 views (B, T, H, W, 3) and labels (B, P)."""
-        batch, tiles = views.shape[:2]
-        features = self.trunk(normalize(views)).unflatten(0, (batch, tiles))
-        logits: Tensor = self.head(features, labels)
-        return logits
+    accuracy_of: dict[str, float]
+    """Of each task."""
 
 
 def check(run: Pretraining) -> None:
@@ -142,7 +125,7 @@ def _start(run: Pretraining, ranks: Ranks) -> _Job:
 def _loop(job: _Job, log: MetricsWriter | None) -> None:
     run, ranks = job.run, job.ranks
     model = ranks.wrap(job.model).train()
-    meter = Meter(ranks, job.loader)
+    meter = Meter(ranks, job.loader, [task.name for task in tasks_of(run.pretext)])
     batches = job.loader.batches(
         GraphOptions(
             max_batch=job.loader.max_batch,
@@ -177,15 +160,17 @@ def _step(job: _Job, model: nn.Module, batch: Batch, lr: float) -> Answered:
         group["lr"] = lr
     labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
     with autocast(job.run.train.precision, device):
-        logits = model(batch.views, labels)
-    loss = F.cross_entropy(logits.float(), labels.flatten())
+        answers: list[Answer] = model(batch.views, labels)
+    losses = [F.cross_entropy(logits.float(), targets) for logits, targets in answers]
+    loss = torch.stack(losses) @ torch.tensor(weights_of(job.run.pretext), device=device)
     job.optimizer.zero_grad(set_to_none=True)
     # DDP averages over ranks, and a rank's batch may be a lane's share larger than another's:
     # weighted by size, the average is the gradient of the global batch.
     share = len(batch.sample_ids) * job.ranks.world_size / job.loader.global_batch
     torch.autograd.backward(loss * share)
     job.optimizer.step()
-    return Answered(loss.detach(), logits.detach().argmax(dim=1) == labels.flatten())
+    right = [(logits.argmax(dim=1) == targets).float().mean() for logits, targets in answers]
+    return Answered(loss.detach(), torch.stack(right))
 
 
 def _save(job: _Job) -> None:
@@ -198,20 +183,6 @@ def _metrics_of(job: _Job) -> AbstractContextManager[MetricsWriter | None]:
     if job.ranks.is_first:
         return MetricsWriter(job.run.out, resume_step=job.step)
     return nullcontext()
-
-
-def build_model(pretext: PretextConfig, trunk_config: TrunkConfig) -> PretextModel:
-    """Make trunk and head with fresh weights from torch's global generator."""
-    trunk = build_trunk(trunk_config)
-    match pretext:
-        case JigsawConfig():
-            perms = max_min_hamming_set(
-                pretext.num_tiles, pretext.num_permutations, seed=pretext.permutation_seed
-            )
-            head = JigsawHead(pretext, torch.from_numpy(perms), width=trunk.width)
-        case _:
-            assert_never(pretext)
-    return PretextModel(trunk, head)
 
 
 def export_trunk(trunk: Trunk, path: Path) -> None:
@@ -256,4 +227,7 @@ def _summarize(job: _Job) -> PretrainResult:
         chance=job.run.pretext.chance,
         remainder=job.loader.remainder,
         replaced=sum(r.replaced for r in records),
+        accuracy_of={
+            name: sum(r.accuracy_of[name] for r in last) / len(last) for name in last[0].accuracy_of
+        },
     )

@@ -16,7 +16,8 @@ from nvidia.dali import types
 from nvidia.dali.plugin.numba import NumbaFunction
 from nvidia.dali.plugin.numba import address_as_void_pointer as at
 
-_GROUP = 4  # Taps are summed four at a time: the widest filter of a scale up to 2.
+from pipeline.dali.filters import GROUP, taps
+from pipeline.dali.show import shift_channels, show
 
 # Division by zero cannot happen (px > 0), and NaN cannot arise from uint8.
 _compiled = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
@@ -41,7 +42,7 @@ def windows(
     sides = crops[:, 2:].astype(np.int64)
     scale = sides / px
     reach = np.maximum(scale, 1.0)
-    taps = _GROUP * -(-np.ceil(2 * reach).astype(np.int64) // _GROUP)
+    taps = GROUP * -(-np.ceil(2 * reach).astype(np.int64) // GROUP)
     last_start = np.maximum(sides - taps, 0)
 
     def starts(places: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -83,8 +84,9 @@ def _vectors() -> Iterator[None]:
 def tile_operator(num_tiles: int, tile_px: int) -> Any:
     """Make the operator that cuts tiles from a decoded rectangle.
 
-    Inside a pipeline it is called with the pixels (uint8 HWC), geometry int32 (5,) of `windows`
-    and anchors int32 (T, 2), and gives uint8 (T, tile_px, tile_px, 3).
+    Inside a pipeline it is called with the pixels (uint8 HWC), geometry int32 (7,) (`windows`, then
+    reach and whether to mirror), and the cuts int32 (T, 11) and tints float32 (T, 3, 5) of
+    `TilePlan`; it gives uint8 (T, tile_px, tile_px, 3).
     """
 
     @cfunc("void(uint64, uint64, int32, uint64, uint64, int32, int32)", cache=True)
@@ -100,79 +102,60 @@ def tile_operator(num_tiles: int, tile_px: int) -> Any:
         """Cut the tiles of one sample; arguments point to one pointer for each array."""
         out = carray(at(outs), 1, np.uint64)
         out_shape = carray(at(carray(at(out_shapes), 1, np.uint64)[0]), 4, np.int64)
-        data = carray(at(ins), 3, np.uint64)
+        data = carray(at(ins), 4, np.uint64)
         size = carray(at(carray(at(in_shapes), 1, np.uint64)[0]), 3, np.int64)
         num_tiles, tile_px = out_shape[0], out_shape[1]
         cut_tiles(
             carray(at(out[0]), (num_tiles, tile_px, tile_px, 3), np.uint8),
             carray(at(data[0]), (size[0], size[1], 3), np.uint8),
-            carray(at(data[1]), 5, np.int32),
-            carray(at(data[2]), (num_tiles, 2), np.int32),
+            carray(at(data[1]), 7, np.int32),
+            carray(at(data[2]), (num_tiles, 11), np.int32),
+            carray(at(data[3]), (num_tiles, 3, 5), np.float32),
         )
 
     return _Compiled(
         run_fn=run,
         setup_fn=shape,
         out_types=[types.UINT8],
-        in_types=[types.UINT8, types.INT32, types.INT32],
+        in_types=[types.UINT8, types.INT32, types.INT32, types.FLOAT],
         outs_ndim=[4],
-        ins_ndim=[3, 1, 2],
+        ins_ndim=[3, 1, 2, 3],
     )
 
 
 @_compiled
-def cut_tiles(out: Any, pixels: Any, geometry: Any, anchors: Any) -> None:
+def cut_tiles(out: Any, pixels: Any, geometry: Any, cuts: Any, tints: Any) -> None:
     """Fill `out` with the tiles of one image, resampled with a triangle as wide as the scale.
 
     Args:
         out: uint8 (T, S, S, 3), written.
-        pixels: uint8 (H, W, 3), the rectangle of `windows`.
-        geometry: int32 (5,) of `windows`.
-        anchors: int32 (T, 2): top, left of each tile in the crop resized to px.
+        pixels: uint8 (H, W, 3), a rectangle that holds that of `windows`.
+        geometry: int32 (7,) of `tile_operator`.
+        cuts: int32 (T, 11) of `TilePlan`.
+        tints: float32 (T, 3, 5) of `TilePlan`.
     """
-    top, left, height, width, px = geometry
-    rows_start, rows_weight = _taps(px, height)
-    columns_start, columns_weight = _taps(px, width)
+    top, left, height, width, px, reach, mirrored = geometry
+    rows_start, rows_weight = taps(px, height)
+    columns_start, columns_weight = taps(px, width)
     num_tiles, tile_px = out.shape[0], out.shape[1]
+    size = tile_px + reach
     line = np.zeros((pixels.shape[1] + columns_weight.shape[1]) * 3 + 4, np.float32)
-    sums = np.empty(tile_px * 3 + 1, np.float32)
+    sums = np.empty(size * 3 + 1, np.float32)
+    wide = np.empty((size, size, 3), np.uint8)
     for t in range(num_tiles):
-        first_row, first_column = anchors[t, 0], anchors[t, 1]
-        starts = columns_start[first_column : first_column + tile_px]
-        weights = columns_weight[first_column : first_column + tile_px]
+        first_row, first_column = cuts[t, 0], cuts[t, 1]
+        starts = columns_start[first_column : first_column + size]
+        weights = columns_weight[first_column : first_column + size]
         begin = max(starts[0] - left, 0)
         length = min(starts[-1] + weights.shape[1] - left, pixels.shape[1]) - begin
-        for y in range(tile_px):
+        tile = out[t] if reach == 0 else wide
+        for y in range(size):
             row = rows_start[first_row + y] - top
             _sum_rows(line, pixels, row, rows_weight[first_row + y], begin * 3, length * 3)
-            _sum_columns(out[t, y].reshape(tile_px * 3), line, starts, weights, sums)
-
-
-@_compiled
-def _taps(px: Any, side: Any) -> Any:
-    """First source pixel and weights of each of `px` places along an axis of `side` pixels.
-
-    Beyond the edge of the crop its outermost pixel is repeated. Returns int64 (px,) and float32
-    (px, K), K a multiple of the group.
-    """
-    scale = side / px
-    reach = max(scale, 1.0)
-    taps = int(np.ceil(2 * reach))  # All that an open interval of this length can hold.
-    taps = _GROUP * ((taps + _GROUP - 1) // _GROUP)
-    starts = np.empty(px, np.int64)
-    weights = np.zeros((px, taps), np.float32)
-    for i in range(px):
-        center = (i + 0.5) * scale
-        first = int(np.floor(center - reach + 0.5))
-        start = min(max(first, 0), max(side - taps, 0))
-        total = 0.0
-        for k in range(first, first + taps):
-            total += max(0.0, 1.0 - abs(k + 0.5 - center) / reach)
-        for k in range(first, first + taps):
-            weight = max(0.0, 1.0 - abs(k + 0.5 - center) / reach)
-            weights[i, min(max(k, 0), side - 1) - start] += np.float32(weight / total)
-        starts[i] = start
-    return starts, weights
+            _sum_columns(tile[y].reshape(size * 3), line, starts, weights, sums)
+        if reach > 0:
+            shift_channels(out[t], wide, cuts[t])
+        show(out[t], cuts[t], tints[t], mirrored)
 
 
 @_inlined
@@ -180,7 +163,7 @@ def _sum_rows(line: Any, pixels: Any, row: Any, weights: Any, begin: Any, length
     """Mix the rows of one output row into `line`; slices without offsets, so that it vectorises."""
     last, stride = pixels.shape[0] - 1, pixels.shape[1] * 3
     flat = pixels.reshape(pixels.size)
-    for k in range(0, len(weights), _GROUP):
+    for k in range(0, len(weights), GROUP):
         a = min(max(row + k, 0), last) * stride + begin
         b = min(max(row + k + 1, 0), last) * stride + begin
         c = min(max(row + k + 2, 0), last) * stride + begin
@@ -208,7 +191,7 @@ def _sum_columns(out: Any, line: Any, starts: Any, weights: Any, sums: Any) -> N
     is tested for Python's counting from the end. `sums` is written in a loop without another inside
     for the usual width, or there would be no vectors.
     """
-    num, taps, begin = len(starts), weights.shape[1], starts[0]
+    num, width, begin = len(starts), weights.shape[1], starts[0]
     for x in range(num):
         p, q = np.uint64((starts[x] - begin) * 3), np.uint64(x * 3)
         wa, wb, wc, wd = weights[x, 0], weights[x, 1], weights[x, 2], weights[x, 3]
@@ -217,10 +200,10 @@ def _sum_columns(out: Any, line: Any, starts: Any, weights: Any, sums: Any) -> N
         s2 = wa * line[p + _U2] + wb * line[p + _U5] + wc * line[p + _U8] + wd * line[p + _U11]
         s3 = wa * line[p + _U3] + wb * line[p + _U6] + wc * line[p + _U9] + wd * line[p + _U12]
         sums[q], sums[q + _U1], sums[q + _U2], sums[q + _U3] = s0, s1, s2, s3
-    if taps > _GROUP:
+    if width > GROUP:
         for x in range(num):
             first, place = (starts[x] - begin) * 3, x * 3
-            for k in range(_GROUP, taps):
+            for k in range(GROUP, width):
                 for c in range(3):
                     sums[place + c] += weights[x, k] * line[first + k * 3 + c]
     for x in range(num * 3):

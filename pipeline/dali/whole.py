@@ -4,7 +4,9 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.data_node import DataNode
 
-from pipeline.dali.graph import Arrays, Cut, Feed, Graph, GraphOptions, cut_crops
+from pipeline.dali.graph import Arrays, Feed, Graph, GraphOptions
+from pipeline.dali.tiles import compiled_tiles, native_tiles
+from pipeline.pretext.plan import Tiles, plain_plan
 
 
 def whole_graph(feed: Feed, options: GraphOptions, *, px: int) -> Graph:
@@ -20,13 +22,17 @@ def whole_graph(feed: Feed, options: GraphOptions, *, px: int) -> Graph:
         Its output is uint8 (B, px, px, 3).
     """
 
-    def with_anchors() -> tuple[Arrays, ...]:
+    def with_one_tile() -> tuple[Arrays, ...]:  # All of the crop.
         encoded, crops = feed()
-        return encoded, crops, np.zeros((len(encoded), 1, 2), np.int32)  # One tile: all of it.
+        anchors = np.zeros((len(encoded), 1, 2), np.int32)
+        plan = plain_plan(crops, anchors, np.zeros((len(encoded), 0), np.int64), px)
+        return encoded, *plan.arrays()
+
+    cut = compiled_tiles if options.device_id is None else native_tiles
 
     @pipeline_def(**options.pipeline_arguments())
     def graph() -> DataNode:
-        tiles, _ = cut_crops(with_anchors, Cut(px, 1, px), options)
+        (tiles,) = cut(with_one_tile, [Tiles(px, 1, px)], options)
         return fn.squeeze(tiles, axes=[0])
 
     return Graph(graph())

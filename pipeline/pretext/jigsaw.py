@@ -3,7 +3,8 @@
 # Shapes: B batch, T tiles (grid * grid, in reading order), P puzzles of one image.
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,12 +14,27 @@ from typing_extensions import Self
 
 from pipeline.config import Config
 from pipeline.draws import Draws
+from pipeline.pretext.plan import (
+    TilePlan,
+    Tiles,
+    grid_cells,
+    image_colors,
+    plain_plan,
+    square_crops,
+)
+
+Normalization = Literal["tile", "fixed"]
+"""tile: mean and deviation of each tile and channel; fixed: the same constants for all, which
+leaves brightness and contrast to tell where a tile comes from."""
+PermutationMethod = Literal["max_min", "max_mean", "random"]
 
 
 class JigsawConfig(Config):
-    """Tile geometry, countermeasures against shortcuts, and the size of the answer set.
+    """Tile geometry, countermeasures against shortcuts, and the answer set.
 
-    The defaults are geometry (b) of the paper: 85 px cells of a 255 px crop, 64 px tiles.
+    The defaults are geometry (b) of the paper: 85 px cells of a 255 px crop, 64 px tiles. Geometry
+    (a), 75 px cells of a 225 px crop out of a short side of 256 px, is crop_px: 225, min_scale:
+    0.879, max_scale: 0.879.
     """
 
     name: Literal["jigsaw"]
@@ -29,14 +45,30 @@ class JigsawConfig(Config):
     tile_px: int = Field(64, gt=1)
     """Side of the tile, cut at random inside its cell; the gap hides edge continuity."""
     min_scale: float = Field(0.7, gt=0, le=1)
-    """Smallest side of the crop as a share of the image's short side, drawn up to 1. A scale that
-    is not an integer keeps the phase of JPEG's 8 x 8 blocks from naming the cell."""
+    """Smallest side of the crop as a share of the image's short side, drawn up to max_scale. A
+    scale that is not an integer keeps the phase of JPEG's 8 x 8 blocks from naming the cell."""
+    max_scale: float = Field(1.0, gt=0, le=1)
+    """Largest side of the crop as a share of the image's short side."""
+    normalization: Normalization = "tile"
+    """Section 4.1 of the paper: mean and deviation of every tile are made equal."""
     gray_probability: float = Field(0.3, ge=0, le=1)
     """Share of images shown in gray, so that chromatic aberration cannot give places away."""
+    projection_probability: float = Field(0.0, ge=0, le=1)
+    """Share of images whose colors are projected (Doersch et al. 2015, section 3.1)."""
+    channel_shift_px: int = Field(2, ge=0, le=8)
+    """Each color channel of a tile is shifted by 0 to this many pixels down and to the right, on
+    its own (the color jittering of section 4.1), inside the tile's cell."""
+    intensity_jitter: int = Field(0, ge=0, le=64)
+    """Each color channel of a tile is made brighter or darker by up to this many gray levels."""
     num_permutations: int = Field(1000, ge=2, le=10_000)
     """Size of the permutation set."""
+    permutation_method: PermutationMethod = "max_min"
+    """How the set is picked: largest minimum distance; largest mean distance, as the paper; or at
+    random."""
     permutation_seed: int = 0
     """Names the permutation set among those of the same size."""
+    permutation_file: Path | None = None
+    """A set of num_permutations rows to take instead: .npy, or the original int32 binary."""
     puzzles_per_image: int = Field(8, ge=1)
     """Permutations asked of one image at one pass through the trunk: embeddings are permuted."""
 
@@ -47,16 +79,32 @@ class JigsawConfig(Config):
                 f"crop_px (={self.crop_px}) must be a multiple of grid (={self.grid}), so that all "
                 "cells are equal."
             )
-        if self.tile_px > self.cell_px:
+        if self.tile_px + self.channel_shift_px > self.cell_px:
+            shift = f" + channel_shift_px (={self.channel_shift_px})"
             raise ValueError(
-                f"tile_px (={self.tile_px}) must be at most the cell of {self.cell_px} px "
-                f"(crop_px {self.crop_px} / grid {self.grid}); lower tile_px or raise crop_px."
+                f"tile_px (={self.tile_px}){shift if self.channel_shift_px else ''} must fit into "
+                f"the cell of {self.cell_px} px (crop_px {self.crop_px} / grid {self.grid}); lower "
+                "tile_px or raise crop_px."
             )
         if self.num_permutations > math.factorial(self.num_tiles):
             raise ValueError(
                 f"num_permutations (={self.num_permutations}) exceeds the "
                 f"{math.factorial(self.num_tiles)} permutations of {self.num_tiles} tiles "
                 f"({self.num_tiles}!); lower it or raise grid."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_possible(self) -> Self:
+        if self.min_scale > self.max_scale:
+            raise ValueError(
+                f"min_scale (={self.min_scale}) must be at most max_scale (={self.max_scale})."
+            )
+        colored = self.gray_probability + self.projection_probability
+        if colored > 1:
+            raise ValueError(
+                f"gray_probability (={self.gray_probability}) + projection_probability "
+                f"(={self.projection_probability}) must be at most 1, is {colored:g}."
             )
         return self
 
@@ -71,6 +119,11 @@ class JigsawConfig(Config):
         return self.grid * self.grid
 
     @property
+    def num_answers(self) -> int:
+        """Answers asked of one image, L."""
+        return self.puzzles_per_image
+
+    @property
     def num_classes(self) -> int:
         """Width of the head's output."""
         return self.num_permutations
@@ -80,42 +133,53 @@ class JigsawConfig(Config):
         """Accuracy of a blind guess."""
         return 1 / self.num_permutations
 
-
-@dataclass(frozen=True, slots=True)
-class JigsawPlan:
-    """What to cut from each image of a batch, and what to ask of it."""
-
-    crops: NDArray[np.int32]
-    """(B, 4): top, left, height, width of the square crop, in pixels of the stored image."""
-    anchors: NDArray[np.int32]
-    """(B, T, 2): top, left of every tile in the crop after its resize to crop_px."""
-    gray: NDArray[np.int32]
-    """(B,): 1 where the image is shown in gray."""
-    labels: NDArray[np.int64]
-    """(B, P): rows of the permutation set."""
+    @property
+    def tiles(self) -> Tiles:
+        """Geometry of the views."""
+        return Tiles(
+            crop_px=self.crop_px,
+            num_tiles=self.num_tiles,
+            tile_px=self.tile_px,
+            reach=self.channel_shift_px,
+            tinted=bool(
+                self.gray_probability or self.projection_probability or self.intensity_jitter
+            ),
+        )
 
 
 def plan_jigsaw(
     config: JigsawConfig, heights: NDArray[np.int32], widths: NDArray[np.int32], draws: Draws
-) -> JigsawPlan:
-    """Draw crop, tile places, gray and permutations for a batch of images of the given sizes."""
+) -> TilePlan:
+    """Draw crop, tile places, colors and permutations for a batch of images of the given sizes.
+
+    Labels are rows of the permutation set, (B, P).
+    """
     batch, tiles = len(heights), config.num_tiles
     short = np.minimum(heights, widths)
     place = draws.uniform("jigsaw.crop", 3)
-    scale = config.min_scale + (1 - config.min_scale) * place[:, 0]
+    scale = config.min_scale + (config.max_scale - config.min_scale) * place[:, 0]
     side = np.maximum(1, np.rint(scale * short)).astype(np.int64)
-    top = (place[:, 1] * (heights - side + 1)).astype(np.int64)
-    left = (place[:, 2] * (widths - side + 1)).astype(np.int64)
 
-    slack = config.cell_px - config.tile_px
+    slack = config.cell_px - config.tile_px - config.channel_shift_px
     jitter = draws.integers("jigsaw.jitter", slack + 1, 2 * tiles).reshape(batch, tiles, 2)
-    rows, columns = np.divmod(np.arange(tiles), config.grid)
-    cells = np.stack([rows, columns], axis=1) * config.cell_px
-    return JigsawPlan(
-        crops=np.stack([top, left, side, side], axis=1).astype(np.int32),
-        anchors=(cells + jitter).astype(np.int32),
-        gray=(draws.uniform("jigsaw.gray", 1)[:, 0] < config.gray_probability).astype(np.int32),
-        labels=draws.integers(
-            "jigsaw.permutation", config.num_permutations, config.puzzles_per_image
-        ),
+    labels = draws.integers("jigsaw.permutation", config.num_permutations, config.puzzles_per_image)
+    plan = plain_plan(
+        crops=square_crops(side, heights, widths, place[:, 1:]),
+        anchors=(grid_cells(config.grid, config.cell_px) + jitter).astype(np.int32),
+        labels=labels,
+        tile_px=config.tile_px,
+    )
+    shown = image_colors(
+        draws, "jigsaw.gray", config.gray_probability, config.projection_probability
+    )
+    reach, levels = config.channel_shift_px, config.intensity_jitter
+    shifts = draws.integers("jigsaw.shift", reach + 1, 6 * tiles) if reach else plan.shifts
+    bright = draws.integers("jigsaw.intensity", 2 * levels + 1, 3 * tiles) if levels else levels
+    return replace(
+        plan,
+        colors=np.repeat(shown[:, None], tiles, axis=1),
+        shifts=shifts.reshape(batch, tiles, 3, 2).astype(np.int32),
+        offsets=(np.broadcast_to(bright, (batch, 3 * tiles)) - levels)
+        .reshape(batch, tiles, 3)
+        .astype(np.int32),
     )

@@ -8,8 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
+from pipeline.pretext.jigsaw import JigsawConfig
 
 _MAX_ENUMERATED = 9  # 9! = 362,880 rows; above, a sample of that many stands for all.
+
+
+def permutations_of(config: JigsawConfig) -> NDArray[np.int64]:
+    """Return the permutation set of a puzzle, int64 (num_permutations, num_tiles)."""
+    return max_min_hamming_set(
+        config.num_tiles, config.num_permutations, seed=config.permutation_seed
+    )
 
 
 @dataclass(frozen=True, slots=True)

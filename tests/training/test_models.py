@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.permutations import max_min_hamming_set
+from pipeline.seen import normalize
 from training.models.heads import JigsawHead
 from training.models.trunks import STAGES, TrunkConfig, build_trunk
-from training.models.views import normalize
 from training.pretrain import build_model, export_trunk
 
 JIGSAW = JigsawConfig(

@@ -1,14 +1,36 @@
 """Heads: what a pretext asks of the trunk's output. Widths follow from the pretext."""
 
-# Shapes: B batch, T tiles, P puzzles of one image, D trunk width, E embedding width, K classes.
+# Shapes: B batch, T tiles, P puzzles or pairs of one image, V views, D trunk width, E embedding
+# width, K classes, Q pairs of neighbours.
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import assert_never
 
+from pipeline.pretext.context import ContextConfig, neighbours
 from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.multitask import Task
+from pipeline.pretext.permutations import permutations_of
+from pipeline.pretext.rotation import RotationConfig
 
 _EMBED = 256
 _HIDDEN = 1024
+
+
+def build_head(task: Task, width: int) -> nn.Module:
+    """Make the head of a task for a trunk of the given width, with fresh weights.
+
+    Called with features (B, V, D) and labels (B, L), it returns logits and targets.
+    """
+    match task:
+        case JigsawConfig():
+            return JigsawHead(task, torch.from_numpy(permutations_of(task)), width=width)
+        case ContextConfig():
+            return ContextHead(task, width=width)
+        case RotationConfig():
+            return RotationHead(task, width=width)
+        case _:
+            assert_never(task)
 
 
 class JigsawHead(nn.Module):
@@ -24,26 +46,76 @@ class JigsawHead(nn.Module):
     def __init__(self, config: JigsawConfig, perms_KT: Tensor, *, width: int) -> None:
         super().__init__()
         self.register_buffer("perms_KT", perms_KT, persistent=False)
-        self.embed = nn.Sequential(
-            nn.Linear(width, _EMBED), nn.BatchNorm1d(_EMBED), nn.ReLU(inplace=True)
-        )
-        self.classify = nn.Sequential(
-            nn.Linear(config.num_tiles * _EMBED, _HIDDEN),
-            nn.BatchNorm1d(_HIDDEN),
-            nn.ReLU(inplace=True),
-            nn.Linear(_HIDDEN, config.num_classes),
-        )
+        self.embed = _embedding(width)
+        self.classify = _classifier(config.num_tiles, config.num_classes)
 
-    def forward(self, features_BTD: Tensor, labels_BP: Tensor) -> Tensor:
+    def forward(self, features_BTD: Tensor, labels_BP: Tensor) -> tuple[Tensor, Tensor]:
         """Show every image's tiles in the order of its labels.
 
         Returns:
-            Logits (B * P, K); row b * P + p answers labels_BP[b, p].
+            Logits (B * P, K); row b * P + p answers labels_BP[b, p]. And those labels, (B * P,).
         """
-        batch, tiles, _ = features_BTD.shape
-        embedded_BTE = self.embed(features_BTD.flatten(0, 1)).unflatten(0, (batch, tiles))
+        embedded_BTE = _embedded(self.embed, features_BTD)
         order_BPT = self.perms_KT[labels_BP]
-        rows = torch.arange(batch, device=labels_BP.device)[:, None, None]
+        rows = torch.arange(len(labels_BP), device=labels_BP.device)[:, None, None]
         shuffled_BPTE = embedded_BTE[rows, order_BPT]
-        logits: Tensor = self.classify(shuffled_BPTE.flatten(2).flatten(0, 1))
-        return logits
+        return self.classify(shuffled_BPTE.flatten(2).flatten(0, 1)), labels_BP.flatten()
+
+
+class ContextHead(nn.Module):
+    """Say in which direction the second of two patches lies.
+
+    Both patches have the same embedding layer; the two embeddings are concatenated and classified
+    (Doersch et al. 2015, figure 3, as Kolesnikov et al. 2019 put it on any trunk).
+    """
+
+    pairs_Q3: Tensor  # noqa: N815
+
+    def __init__(self, config: ContextConfig, *, width: int) -> None:
+        super().__init__()
+        pairs = torch.from_numpy(neighbours(config.grid).copy())
+        self.register_buffer("pairs_Q3", pairs, persistent=False)
+        self.embed = _embedding(width)
+        self.classify = _classifier(2, config.num_classes)
+
+    def forward(self, features_BTD: Tensor, labels_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """Answer for every pair of `neighbours` that the labels name.
+
+        Returns:
+            Logits (B * P, K), and the directions, (B * P,).
+        """
+        embedded_BTE = _embedded(self.embed, features_BTD)
+        first_BP, second_BP, direction_BP = self.pairs_Q3[labels_BP].unbind(dim=2)
+        rows = torch.arange(len(labels_BP), device=labels_BP.device)[:, None]
+        pairs_BPE = torch.cat([embedded_BTE[rows, first_BP], embedded_BTE[rows, second_BP]], dim=2)
+        return self.classify(pairs_BPE.flatten(0, 1)), direction_BP.flatten()
+
+
+class RotationHead(nn.Module):
+    """Name the turn of a view: one linear layer (Gidaris et al. 2018)."""
+
+    def __init__(self, config: RotationConfig, *, width: int) -> None:
+        super().__init__()
+        self.classify = nn.Linear(width, config.num_classes)
+
+    def forward(self, features_BVD: Tensor, labels_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B * V, 4), and the turns, (B * V,)."""
+        return self.classify(features_BVD.flatten(0, 1)), labels_BV.flatten()
+
+
+def _embedding(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, _EMBED), nn.BatchNorm1d(_EMBED), nn.ReLU(inplace=True))
+
+
+def _embedded(embed: nn.Module, features_BTD: Tensor) -> Tensor:
+    embedded: Tensor = embed(features_BTD.flatten(0, 1))
+    return embedded.view(*features_BTD.shape[:2], -1)
+
+
+def _classifier(num_embeddings: int, num_classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(num_embeddings * _EMBED, _HIDDEN),
+        nn.BatchNorm1d(_HIDDEN),
+        nn.ReLU(inplace=True),
+        nn.Linear(_HIDDEN, num_classes),
+    )

@@ -16,9 +16,9 @@ from torch import Tensor
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
 from pipeline.loader import whole_batches
+from pipeline.seen import normalize
 from pipeline.shards.store import Store
 from training.models.trunks import STAGES, Trunk
-from training.models.views import normalize
 from training.precision import autocast
 from training.transfer.config import TransferConfig
 

@@ -1,0 +1,1 @@
+"""Shortcut audit: can a pretext be won by low-level statistics?"""

@@ -1,0 +1,50 @@
+"""Several pretexts on one trunk, at one decode of each image (Doersch and Zisserman 2017)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from pipeline.config import Config
+from pipeline.pretext.context import ContextConfig
+from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.rotation import RotationConfig
+
+Task = JigsawConfig | ContextConfig | RotationConfig
+"""A pretext that asks one kind of question."""
+
+
+class MultitaskConfig(Config):
+    """Tasks that share trunk and decode; the loss is their weighted sum."""
+
+    name: Literal["multitask"]
+    tasks: tuple[Annotated[Task, Field(discriminator="name")], ...] = Field(min_length=2)
+    """Each kind at most once: the draws of a view are named by its kind."""
+    weights: tuple[Annotated[float, Field(gt=0)], ...]
+    """Of each task's loss."""
+
+    @model_validator(mode="after")
+    def _every_task_has_its_weight(self) -> Self:
+        if len(self.weights) != len(self.tasks):
+            raise ValueError(
+                f"weights (={list(self.weights)}) must be {len(self.tasks)}, one for each task."
+            )
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"tasks (={names}) must be of different kinds; leave one out.")
+        return self
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of a blind guess, the mean over the tasks."""
+        return sum(task.chance for task in self.tasks) / len(self.tasks)
+
+
+def tasks_of(pretext: Task | MultitaskConfig) -> tuple[Task, ...]:
+    """Return the tasks of any pretext; a single one is its own only task."""
+    return pretext.tasks if isinstance(pretext, MultitaskConfig) else (pretext,)
+
+
+def weights_of(pretext: Task | MultitaskConfig) -> tuple[float, ...]:
+    """Return the weight of each task's loss; 1 for a single one."""
+    return pretext.weights if isinstance(pretext, MultitaskConfig) else (1.0,)

@@ -1,0 +1,188 @@
+"""What every pretext plans: squares of images, tiles cut from them, and how tiles are shown."""
+
+# Shapes: B batch, T tiles of an image, L answers asked of an image.
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from pipeline.draws import Draws
+
+COLORS = ("rgb", "gray", "projected", "red", "green", "blue")
+"""How a tile can be shown; the last three keep one channel, noise stands in for the others."""
+RGB, GRAY, PROJECTED, KEEP_RED = range(4)
+
+NOISE_PLACES = 128
+"""Places on a side where a tile's noise may be cut from the field of noise."""
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601.
+_AXIS = np.array([-1.0, 2.0, -1.0])
+# Doersch, Gupta and Efros 2015, section 3.1: what lies along green against magenta, where lenses
+# leave their mark, is taken out of every pixel.
+_PROJECTION = np.eye(3) - np.outer(_AXIS, _AXIS) / (_AXIS @ _AXIS)
+_MIDDLE = 128.0
+_NOISE_LEVELS = 0.5
+"""Standard deviation of noise, in gray levels: a hundredth of what a channel usually has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """The geometry of a pretext's views: how large, how many, and what may be done to them."""
+
+    crop_px: int
+    """Side that the square crop is resized to before it is cut."""
+    num_tiles: int
+    tile_px: int
+    """Side of a tile."""
+    reach: int = 0
+    """How far, in px, a color channel may be shifted down and to the right."""
+    resampled: bool = False
+    """Whether tiles may be reduced and enlarged again."""
+    tinted: bool = False
+    """Whether tiles may be shown in other than their own colors."""
+    mirrored: bool = False
+    """Whether tiles may be shown mirrored."""
+
+
+@dataclass(frozen=True, slots=True)
+class TilePlan:
+    """What to cut from each image of a batch, how to show it, and what to ask of it."""
+
+    crops: NDArray[np.int32]
+    """(B, 4): top, left, height, width of the square crop, in pixels of the stored image."""
+    anchors: NDArray[np.int32]
+    """(B, T, 2): top, left of every tile in the crop after its resize."""
+    labels: NDArray[np.int64]
+    """(B, L): what the pretext asks."""
+    shifts: NDArray[np.int32]
+    """(B, T, 3, 2): down, right by which each color channel is taken off the anchor, 0..reach."""
+    sides: NDArray[np.int32]
+    """(B, T): side in px to which a tile is reduced before it is enlarged again; tile_px where it
+    is left as it is."""
+    colors: NDArray[np.int32]
+    """(B, T): index into COLORS."""
+    offsets: NDArray[np.int32]
+    """(B, T, 3): added to each color channel, in gray levels."""
+    noise: NDArray[np.int32]
+    """(B, T, 2): top, left in the field of noise, 0..NOISE_PLACES - 1."""
+    mirrored: NDArray[np.int32]
+    """(B,): 1 where left and right of all tiles are exchanged."""
+
+    def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
+        """Return what the graph is fed.
+
+        Returns:
+            int32 (B, 5): the crop, and whether it is mirrored; int32 (B, T, 11): anchor, shifts of
+            red, green and blue, side, place of the noise; and the `tints`.
+        """
+        batch, tiles = self.anchors.shape[:2]
+        frames = np.concatenate([self.crops, self.mirrored[:, None]], axis=1)
+        shifts = self.shifts.reshape(batch, tiles, 6)
+        cuts = np.concatenate([self.anchors, shifts, self.sides[..., None], self.noise], axis=2)
+        return frames, cuts, tints(self)
+
+
+def plain_plan(
+    crops: NDArray[np.int32], anchors: NDArray[np.int32], labels: NDArray[np.int64], tile_px: int
+) -> TilePlan:
+    """Plan tiles that are shown as they are."""
+    batch, tiles = anchors.shape[:2]
+    return TilePlan(
+        crops=crops,
+        anchors=anchors,
+        labels=labels,
+        shifts=np.zeros((batch, tiles, 3, 2), np.int32),
+        sides=np.full((batch, tiles), tile_px, np.int32),
+        colors=np.zeros((batch, tiles), np.int32),
+        offsets=np.zeros((batch, tiles, 3), np.int32),
+        noise=np.zeros((batch, tiles, 2), np.int32),
+        mirrored=np.zeros(batch, np.int32),
+    )
+
+
+def square_crops(
+    sides: NDArray[np.int64],
+    heights: NDArray[np.int32],
+    widths: NDArray[np.int32],
+    places: NDArray[np.float64],
+) -> NDArray[np.int32]:
+    """Place squares inside images.
+
+    Args:
+        sides: (B,), at most the image's short side.
+        heights: (B,).
+        widths: (B,).
+        places: (B, 2) in [0, 1): where between the top and the bottom, the left and the right.
+
+    Returns:
+        int32 (B, 4): top, left, height, width.
+    """
+    top = (places[:, 0] * (heights - sides + 1)).astype(np.int64)
+    left = (places[:, 1] * (widths - sides + 1)).astype(np.int64)
+    return np.stack([top, left, sides, sides], axis=1).astype(np.int32)
+
+
+def grid_cells(grid: int, pitch: int) -> NDArray[np.int64]:
+    """Return top, left of the cells of a square grid in reading order, int64 (grid * grid, 2)."""
+    return np.stack(np.divmod(np.arange(grid * grid), grid), axis=1) * pitch
+
+
+def image_colors(draws: Draws, name: str, gray: float, projected: float) -> NDArray[np.int32]:
+    """Draw for each image whether all of it is shown in gray, or projected; int32 (B,)."""
+    drawn = draws.uniform(name, 1)[:, 0]
+    others = np.where(drawn < gray + projected, PROJECTED, RGB)
+    return np.where(drawn < gray, GRAY, others).astype(np.int32)
+
+
+def tints(plan: TilePlan) -> NDArray[np.float32]:
+    """Turn colors into arithmetic: what becomes of a pixel is one affine map of its channels.
+
+    Returns:
+        float32 (B, T, 3, 5): for each channel shown, the weights of red, green and blue, what is
+        added, and the standard deviation of the noise, in gray levels.
+    """
+    table = np.zeros((len(COLORS), 3, 5))
+    table[RGB, :, :3] = np.eye(3)
+    table[GRAY, :, :3] = _LUMA
+    table[PROJECTED, :, :3] = _PROJECTION
+    for channel in range(3):
+        kept = table[KEEP_RED + channel]
+        kept[:, 3], kept[:, 4] = _MIDDLE, _NOISE_LEVELS
+        kept[channel] = 0
+        kept[channel, channel] = 1
+    found = table[plan.colors]
+    found[..., 3] += plan.offsets
+    return found.astype(np.float32)
+
+
+def noise_field(tile_px: int) -> NDArray[np.float32]:
+    """Make the field that noise is cut from: even, with mean 0 and deviation 1, never another.
+
+    Returns:
+        float32 (F, F, 3), F = tile_px + NOISE_PLACES - 1.
+    """
+    side = tile_px + NOISE_PLACES - 1
+    field = np.empty((side, side, 3), np.float32)
+    _fill(field)
+    return field
+
+
+@njit(cache=True)
+def _fill(field: Any) -> None:
+    for y in range(field.shape[0]):
+        for x in range(field.shape[1]):
+            for c in range(3):
+                field[y, x, c] = noise_at(y, x, c)
+
+
+@njit(cache=True)
+def noise_at(y: Any, x: Any, c: Any) -> Any:
+    """Hash a place of the field of noise and a channel into a float32."""
+    word = (y * 0x9E3779B1 + x * 0x85EBCA77 + c * 0xC2B2AE3D + 0x27D4EB2F) & 0xFFFFFFFF
+    word = ((word ^ (word >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
+    word = ((word ^ (word >> 12)) * 0x297A2D39) & 0xFFFFFFFF
+    word = word ^ (word >> 15)
+    return np.float32((word * 2.0**-32 - 0.5) * 12.0**0.5)

@@ -1,0 +1,52 @@
+"""Trunk and heads as one module: the unit that DDP wraps."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from pipeline.pretext.multitask import tasks_of
+from pipeline.seen import see, split_labels, split_views
+from pipeline.views import PretextConfig
+from training.models.heads import build_head
+from training.models.trunks import Trunk, TrunkConfig, build_trunk
+
+
+class Answer(NamedTuple):
+    """What a task's head says; a tuple, because DDP looks for tensors in what a module returns."""
+
+    logits: Tensor
+    """(N, K), N the answers of all images of the batch."""
+    targets: Tensor
+    """int64 (N,)."""
+
+
+class PretextModel(nn.Module):
+    """A trunk, and a head for each task of the pretext."""
+
+    def __init__(self, pretext: PretextConfig, trunk: Trunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.tasks = tasks_of(pretext)
+        self.heads = nn.ModuleList(build_head(task, trunk.width) for task in self.tasks)
+        self._pretext = pretext
+
+    def forward(self, views: Tensor, labels: Tensor) -> list[Answer]:
+        """Answer each task.
+
+        Args:
+            views: uint8, as the graph gave them.
+            labels: int64 (B, L).
+        """
+        answers = []
+        views_of, labels_of = split_views(self._pretext, views), split_labels(self._pretext, labels)
+        for task, head, part, asked in zip(
+            self.tasks, self.heads, views_of, labels_of, strict=True
+        ):
+            features = self.trunk(see(task, part)).unflatten(0, (len(views), -1))
+            answers.append(Answer(*head(features, asked)))
+        return answers
+
+
+def build_model(pretext: PretextConfig, trunk: TrunkConfig) -> PretextModel:
+    """Make trunk and heads with fresh weights from torch's global generator."""
+    return PretextModel(pretext, build_trunk(trunk))

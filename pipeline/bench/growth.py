@@ -11,8 +11,6 @@ from pipeline.bench.work import Work
 
 SHARDS = (10, 100, 1_000, 10_000)
 SAMPLES_PER_SHARD = 1_000  # 50 MB of photographs: small for the web, where 100 MB is usual.
-    1_000  # 50 MB of photographs: small for the web, where 100 MB to 1 GB are usual.
-)
 SMALLER = (100, 10)  # Samples a shard, where shards are cut far too small.
 BATCHES = (16, 64, 256, 1_024)
 

@@ -21,6 +21,7 @@ PRETEXT = JigsawConfig(
     tile_px=TILE_PX,
     min_scale=MIN_SCALE,
     gray_probability=0,
+    channel_shift_px=0,
 )
 _LANES = 8
 _WINDOW = 1024

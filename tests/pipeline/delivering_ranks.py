@@ -20,7 +20,7 @@ from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.quarantine import DamagePolicy
 from pipeline.shards.store import Store
 
-JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20)
+JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=9, num_permutations=20)
 
 
 def open_loader(job, rank, world_size):

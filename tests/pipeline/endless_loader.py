@@ -23,7 +23,7 @@ from pipeline.order import Order, OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.shards.store import Store
 
-JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20)
+JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=9, num_permutations=20)
 ORDER = OrderConfig(global_batch=12, num_lanes=6, window=20)
 OPTIONS = GraphOptions(max_batch=12, num_threads=2, device_id=None, prefetch=3)
 

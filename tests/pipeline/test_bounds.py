@@ -23,7 +23,7 @@ from pipeline.shards.store import Store
 
 SCRIPT = Path(__file__).with_name("endless_loader.py")
 ROOT = Path(__file__).parents[2]
-JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20)
+JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=9, num_permutations=20)
 MB = 2**20
 
 

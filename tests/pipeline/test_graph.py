@@ -11,7 +11,8 @@ from pipeline.dali.whole import whole_graph
 from pipeline.draws import Draws
 from pipeline.loader import central_squares
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
-from pipeline.reference import crop_view, jigsaw_views
+from pipeline.pretext.plan import GRAY, RGB
+from pipeline.reference import crop_view, tile_views
 
 CALTECH = Path(__file__).parents[3] / "shared/data/caltech101"
 
@@ -77,11 +78,9 @@ def run_once(build, encoded, *arrays, **changes):
 
 def run_tiles(encoded, config, plan, **changes):
     return run_once(
-        lambda feed, options: tile_graph(feed, config, options),
+        lambda feed, options: tile_graph(feed, [config.tiles], options),
         encoded,
-        plan.crops,
-        plan.anchors,
-        plan.gray,
+        *plan.arrays(),
         **changes,
     )
 
@@ -101,10 +100,10 @@ def assert_close(views, expected):
 @pytest.mark.parametrize("config", GEOMETRIES, ids=["paper", "small"])
 def test_tiles_are_those_of_the_reference(jpegs, config):
     plan = plan_jigsaw(config, *sizes_of(jpegs), Draws(3, 0, np.arange(len(jpegs))))
-    assert 0 < plan.gray.sum() < len(jpegs)  # Both branches of the graph.
+    assert set(plan.colors[:, 0]) == {RGB, GRAY}
     views = run_tiles(jpegs, config, plan)
     assert views.shape == (len(jpegs), 9, config.tile_px, config.tile_px, 3)
-    assert_close(views, jigsaw_views(jpegs, config, plan))
+    assert_close(views, tile_views(jpegs, config.tiles, plan))
 
 
 def test_gray_images_have_equal_channels_and_others_keep_their_colours(jpegs):
@@ -113,8 +112,8 @@ def test_gray_images_have_equal_channels_and_others_keep_their_colours(jpegs):
     plan = plan_jigsaw(config, *sizes_of(colour), Draws(3, 0, np.arange(len(colour))))
     views = run_tiles(colour, config, plan)
     spread = np.ptp(views, axis=-1).max(axis=(1, 2, 3))
-    assert (spread[plan.gray == 1] == 0).all()
-    assert (spread[plan.gray == 0] > 20).all()
+    assert (spread[plan.colors[:, 0] == GRAY] == 0).all()
+    assert (spread[plan.colors[:, 0] == RGB] > 20).all()
 
 
 @pytest.mark.parametrize("px", [224, 64])
@@ -133,7 +132,7 @@ TINY_AND_HUGE = [(1, 1), (2, 3), (3, 200), (40, 40), (1900, 2100), (64, 2500)]
 def test_any_size_gives_the_tiles_of_the_reference(size, config):
     encoded = [encode(photo(11, *size), format="PNG")] * 8
     plan = plan_jigsaw(config, *sizes_of(encoded), Draws(5, 0, np.arange(8)))
-    assert_close(run_tiles(encoded, config, plan), jigsaw_views(encoded, config, plan))
+    assert_close(run_tiles(encoded, config, plan), tile_views(encoded, config.tiles, plan))
 
 
 def test_crops_that_are_not_square_are_those_of_the_reference():
@@ -152,7 +151,9 @@ def indexed(height, width):
 
 def test_every_pixel_of_every_tile_is_where_the_plan_says():
     # A crop as large as its view: the resize changes nothing.
-    config = JigsawConfig(name="jigsaw", crop_px=129, tile_px=32, gray_probability=0)
+    config = JigsawConfig(
+        name="jigsaw", crop_px=129, tile_px=32, gray_probability=0, channel_shift_px=2
+    )
     sizes = [(129, 129), (300, 200), (200, 700), (129, 400)]
     heights, widths = np.array(sizes, dtype=np.int32).T
     plan = plan_jigsaw(config, heights, widths, Draws(0, 0, np.arange(4)))
@@ -162,11 +163,14 @@ def test_every_pixel_of_every_tile_is_where_the_plan_says():
     views = run_tiles([indexed(*size) for size in sizes], config, plan).astype(int)
 
     inside = np.arange(32)
-    first = plan.crops[:, None, :2] + plan.anchors  # (B, T, 2)
-    rows = first[:, :, 0, None, None] + inside[:, None]
-    columns = first[:, :, 1, None, None] + inside
-    assert (views[..., 0] + views[..., 2] // 16 * 256 == rows).all()
-    assert (views[..., 1] + views[..., 2] % 16 * 256 == columns).all()
+    # Each channel is taken off its own place: (B, T, 3, 2).
+    first = (plan.crops[:, None, :2] + plan.anchors)[:, :, None] + plan.shifts
+    rows = first[..., 0, None, None] + inside[:, None]
+    columns = first[..., 1, None, None] + inside
+    assert plan.shifts.max() == 2
+    assert (views[..., 0] == rows[:, :, 0] % 256).all()
+    assert (views[..., 1] == columns[:, :, 1] % 256).all()
+    assert (views[..., 2] == rows[:, :, 2] // 256 * 16 + columns[:, :, 2] // 256).all()
 
 
 def test_every_pixel_of_a_whole_view_is_where_the_crop_says():
@@ -206,4 +210,4 @@ def test_tiles_of_real_photographs_are_those_of_the_reference(config):
     files = sorted(CALTECH.rglob("*.jpg"))
     photos = [path.read_bytes() for path in files[:: len(files) // 32][:32]]
     plan = plan_jigsaw(config, *sizes_of(photos), Draws(5, 0, np.arange(32)))
-    assert_close(run_tiles(photos, config, plan), jigsaw_views(photos, config, plan))
+    assert_close(run_tiles(photos, config, plan), tile_views(photos, config.tiles, plan))

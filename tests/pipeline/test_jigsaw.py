@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pipeline.config import ConfigError, parse
 from pipeline.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
+from pipeline.pretext.plan import GRAY, RGB
 
 LAWS = settings(max_examples=100, deadline=None)
 SIDES = st.lists(st.integers(1, 5000), min_size=1, max_size=20)
@@ -22,6 +23,7 @@ def configs(draw):
         grid=grid,
         crop_px=grid * cell,
         tile_px=draw(st.integers(2, cell)),
+        channel_shift_px=0,
         min_scale=draw(st.floats(0.001, 1)),
         gray_probability=draw(st.floats(0, 1)),
         num_permutations=draw(st.integers(2, min(10_000, math.factorial(grid * grid)))),
@@ -57,13 +59,13 @@ def test_every_cut_lies_inside(config, heights, widths, seed):
     assert inside.shape == (batch, config.num_tiles, 2)
     assert ((inside >= 0) & (inside + config.tile_px <= config.cell_px)).all()
 
-    assert set(plan.gray.tolist()) <= {0, 1}
+    assert set(plan.colors.ravel().tolist()) <= {RGB, GRAY}
     assert plan.labels.shape == (batch, config.puzzles_per_image)
     assert ((plan.labels >= 0) & (plan.labels < config.num_classes)).all()
 
 
 def test_tiles_reach_both_ends_of_their_cell():
-    plan = many(grid=3, crop_px=255, tile_px=64)
+    plan = many(grid=3, crop_px=255, tile_px=64, channel_shift_px=0)
     inside = plan.anchors - np.array([divmod(t, 3) for t in range(9)]) * 85
     assert (inside.min(axis=0) == 0).all()
     assert (inside.max(axis=0) == 21).all()
@@ -73,7 +75,9 @@ def test_tiles_reach_both_ends_of_their_cell():
 
 
 def test_a_tile_as_large_as_its_cell_does_not_move():
-    anchors = many(10, grid=2, crop_px=64, tile_px=32, num_permutations=24).anchors
+    anchors = many(
+        10, grid=2, crop_px=64, tile_px=32, num_permutations=24, channel_shift_px=0
+    ).anchors
     assert (anchors == [[0, 0], [0, 32], [32, 0], [32, 32]]).all()
 
 
@@ -104,7 +108,7 @@ def test_crops_reach_both_ends_of_the_image_and_of_the_scale():
     ],
 )
 def test_the_configured_share_of_images_is_gray(probability, share):
-    assert many(gray_probability=probability).gray.mean() == share
+    assert (many(gray_probability=probability).colors == GRAY).mean() == share
 
 
 def test_every_label_is_asked_and_puzzles_of_an_image_differ():
@@ -117,7 +121,7 @@ def test_every_label_is_asked_and_puzzles_of_an_image_differ():
 def test_an_epoch_brings_new_views_and_the_same_epoch_the_same():
     config = JigsawConfig(name="jigsaw")
     first, again, other = (plan_of(config, [300] * 50, [200] * 50, epoch=e) for e in (0, 0, 1))
-    for name in ("crops", "anchors", "gray", "labels"):
+    for name in ("crops", "anchors", "shifts", "colors", "labels"):
         assert (getattr(first, name) == getattr(again, name)).all()
         assert (getattr(first, name) != getattr(other, name)).any()
 
@@ -131,8 +135,22 @@ def test_an_epoch_brings_new_views_and_the_same_epoch_the_same():
         ),
         (
             {"crop_px": 96},
-            "jigsaw: tile_px (=64) must be at most the cell of 32 px (crop_px 96 / grid 3); lower "
+            "jigsaw: tile_px (=64) + channel_shift_px (=2) must fit into the cell of 32 px "
+            "(crop_px 96 / grid 3); lower tile_px or raise crop_px.",
+        ),
+        (
+            {"crop_px": 96, "channel_shift_px": 0},
+            "jigsaw: tile_px (=64) must fit into the cell of 32 px (crop_px 96 / grid 3); lower "
             "tile_px or raise crop_px.",
+        ),
+        (
+            {"min_scale": 0.9, "max_scale": 0.8},
+            "jigsaw: min_scale (=0.9) must be at most max_scale (=0.8).",
+        ),
+        (
+            {"projection_probability": 0.8},
+            "jigsaw: gray_probability (=0.3) + projection_probability (=0.8) must be at most 1, is "
+            "1.1.",
         ),
         ({"grid": 9}, "jigsaw: grid (=9): Input should be less than or equal to 8"),
         ({"min_scale": 0}, "jigsaw: min_scale (=0): Input should be greater than 0"),
@@ -143,8 +161,10 @@ def test_an_epoch_brings_new_views_and_the_same_epoch_the_same():
         # Derived from num_permutations, so no file can contradict it.
         (
             {"num_classes": 1000},
-            "jigsaw: num_classes is no known key; known keys: crop_px, gray_probability, grid, "
-            "min_scale, name, num_permutations, permutation_seed, puzzles_per_image, tile_px.",
+            "jigsaw: num_classes is no known key; known keys: channel_shift_px, crop_px, "
+            "gray_probability, grid, intensity_jitter, max_scale, min_scale, name, normalization, "
+            "num_permutations, permutation_file, permutation_method, permutation_seed, "
+            "projection_probability, puzzles_per_image, tile_px.",
         ),
     ],
 )

@@ -14,14 +14,14 @@ from pipeline.loader import PretextLoader, central_squares, whole_batches
 from pipeline.mixture import DataSet, Mixture, Place
 from pipeline.order import Order, OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
-from pipeline.reference import crop_view, jigsaw_views
+from pipeline.reference import crop_view, tile_views
 from pipeline.shards.damage import DamageError
 from pipeline.shards.index import encode_index, hash_spans, read_index
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
 
 JIGSAW = JigsawConfig(
-    name="jigsaw", crop_px=33, tile_px=10, num_permutations=20, puzzles_per_image=2
+    name="jigsaw", crop_px=33, tile_px=9, num_permutations=20, puzzles_per_image=2
 )
 ORDER = OrderConfig(global_batch=12, num_lanes=6, window=20)  # 16 steps of 198 samples.
 
@@ -69,8 +69,8 @@ def test_a_batch_is_the_planned_views_of_the_ordered_samples(store):
         draws = Draws(0, 0, batch.sample_ids)
         plan = plan_jigsaw(JIGSAW, samples.heights, samples.widths, draws)
         assert (batch.labels == plan.labels).all()
-        expected = jigsaw_views([p.tobytes() for p in samples.payloads], JIGSAW, plan)
-        assert batch.views.shape == (12, 9, 10, 10, 3)
+        expected = tile_views([p.tobytes() for p in samples.payloads], JIGSAW.tiles, plan)
+        assert batch.views.shape == (12, 9, 9, 9, 3)
         assert np.abs(batch.views.numpy().astype(int) - expected).max() <= 2
 
 

@@ -18,7 +18,7 @@ from pipeline.order import Order, OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
 from pipeline.shards.store import Store
 
-JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20)
+JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=9, num_permutations=20)
 
 
 class Manifest:

@@ -16,7 +16,7 @@ from pipeline.shards.index import read_index
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
 
-JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20)
+JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=9, num_permutations=20)
 ORDER = OrderConfig(global_batch=12, num_lanes=6, window=20)  # 16 steps of 198 samples.
 
 

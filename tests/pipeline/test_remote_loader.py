@@ -18,7 +18,7 @@ from pipeline.remote.cache import CacheConfig, ShardCache
 from pipeline.shards.damage import DamageError
 from pipeline.shards.store import Store
 
-JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20)
+JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=9, num_permutations=20)
 ORDER = OrderConfig(global_batch=12, num_lanes=6, window=20)  # 16 steps of 198 samples.
 FAST = {"attempts": 3, "backoff": 0.01, "timeout": 2, "budget": 20}
 

@@ -31,7 +31,10 @@ def test_tiles_are_those_of_the_filter_at_every_scale(px):
         top, left, rows, columns = rectangle
         pixels = np.ascontiguousarray(image[top : top + rows, left : left + columns])
         out = np.empty((3, tile, tile, 3), np.uint8)
-        cut_tiles(out, pixels, geometry, anchors[0])
+        cuts = np.zeros((3, 11), np.int32)
+        cuts[:, :2], cuts[:, 8] = anchors[0], tile
+        plain = np.tile(np.eye(3, 5, dtype=np.float32), (3, 1, 1))
+        cut_tiles(out, pixels, np.append(geometry, [0, 0]).astype(np.int32), cuts, plain)
         whole = np.stack([dense(px, height) @ image[..., c] @ dense(px, width).T for c in range(3)])
         for (y, x), got in zip(anchors[0], out, strict=True):
             expected = np.moveaxis(whole[:, y : y + tile, x : x + tile], 0, 2)

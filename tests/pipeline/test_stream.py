@@ -19,7 +19,7 @@ from pipeline.mixture import Place
 from pipeline.order import OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
 from pipeline.quarantine import STOP_AT_DAMAGE
-from pipeline.reference import jigsaw_views
+from pipeline.reference import tile_views
 from pipeline.shards.store import Store
 from pipeline.stream import StreamConfig, StreamLoader
 from pipeline.unindexed import sample_id
@@ -27,7 +27,7 @@ from training.pretrain import train
 from training.run import RunConfig, pretraining_of
 
 JIGSAW = JigsawConfig(
-    name="jigsaw", crop_px=33, tile_px=10, num_permutations=20, puzzles_per_image=2
+    name="jigsaw", crop_px=33, tile_px=9, num_permutations=20, puzzles_per_image=2
 )
 ORDER = OrderConfig(global_batch=12, num_lanes=6, window=20)  # 16 steps of 198 samples.
 
@@ -72,7 +72,7 @@ def test_views_are_those_that_the_exact_loader_plans(shards):
         draws = Draws(0, 0, batch.sample_ids)
         plan = plan_jigsaw(JIGSAW, samples.heights, samples.widths, draws)
         assert (batch.labels == plan.labels).all()
-        expected = jigsaw_views([p.tobytes() for p in samples.payloads], JIGSAW, plan)
+        expected = tile_views([p.tobytes() for p in samples.payloads], JIGSAW.tiles, plan)
         assert batch.views.shape == (12, 9, 10, 10, 3)
         assert np.abs(batch.views.numpy().astype(int) - expected).max() <= 2
 
@@ -258,7 +258,7 @@ from pipeline.stream import StreamConfig, StreamLoader
 loader = StreamLoader(
     StreamConfig(url="-", samples_per_epoch=1000, shuffle=50),
     OrderConfig(global_batch=12, num_lanes=1, window=1),
-    JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20),
+    JigsawConfig(name="jigsaw", crop_px=33, tile_px=9, num_permutations=20),
     seed=0, place=Place(0, 1), policy=STOP_AT_DAMAGE,
 )
 options = GraphOptions(max_batch=12, num_threads=1, device_id=None, prefetch=2)

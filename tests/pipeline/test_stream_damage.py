@@ -17,7 +17,7 @@ from pipeline.shards.damage import DamageError
 from pipeline.stream import StreamConfig, StreamLoader
 from pipeline.unindexed import sample_id
 
-JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=10, num_permutations=20)
+JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=9, num_permutations=20)
 ORDER = OrderConfig(global_batch=12, num_lanes=1, window=1)
 
 

@@ -85,6 +85,19 @@ def test_pairs_are_all_neighbours_in_both_orders_with_directions_equally_often(g
     assert len(seen) == 2 * (2 * grid * (grid - 1) + 2 * (grid - 1) ** 2)
 
 
+def test_the_second_patch_of_a_pair_lies_where_the_label_says():
+    plan = many(200, grid=3, min_pixels=160_000)
+    first, second, direction = np.moveaxis(neighbours(3)[plan.labels], 2, 0)
+    rows = np.arange(200)[:, None]
+    between = plan.anchors[rows, second] - plan.anchors[rows, first]
+    # At most 14 px of movement beside the 144 px from patch to patch.
+    down, right = np.moveaxis(np.rint(between / 144).astype(int), 2, 0)
+    names = np.array(DIRECTIONS)[direction]
+    for name in DIRECTIONS:
+        assert (down[names == name] == NORTH_TO_SOUTH.get(name[0], 0)).all()
+        assert (right[names == name] == WEST_TO_EAST.get(name[-1], 0)).all()
+
+
 def test_every_direction_is_asked_evenly():
     config = ContextConfig(name="context")
     directions = neighbours(config.grid)[many().labels.ravel(), 2]

@@ -21,7 +21,7 @@ from pipeline.remote.cache import ShardCache
 from pipeline.running import Failure, Planned, run_plans
 from pipeline.shards.damage import Damage, DamageError
 from pipeline.shards.store import Samples, Store
-from pipeline.views import PretextConfig, plan_views, view_graph
+from pipeline.views import PretextConfig, check_lanes, plan_views, view_graph
 
 _MAX_SPARES = 1000
 
@@ -94,6 +94,7 @@ class PretextLoader:
         policy: DamagePolicy = STOP_AT_DAMAGE,
     ) -> None:
         self.max_batch = data.batch_size(place)  # Refuses more ranks than lanes at once.
+        check_lanes(pretext, data)
         self.global_batch, self.remainder = data.global_batch, data.remainder
         self.steps_per_epoch = data.steps_per_epoch
         self.counters = LoaderCounters()
@@ -153,7 +154,7 @@ class PretextLoader:
         self._fetch_early(share, epoch, step)
         ids, samples = self._read_whole(share, epoch, step)
         draws = Draws(self._seed, share.epochs, ids)
-        plan = plan_views(self._pretext, samples, draws)
+        plan = plan_views(self._pretext, samples, draws, self._data.mates(share))
         spent = time.perf_counter() - started
         self.counters.plan_s += spent - (self.counters.read_s - read_before)
         replaced = int((ids != share.sample_ids).sum())

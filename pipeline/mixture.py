@@ -100,6 +100,18 @@ class Mixture:
             epochs.append(np.full(len(own), own_epoch))
         return Share(np.concatenate(ids), np.concatenate(epochs), tuple(parts))
 
+    def mates(self, share: Share) -> Ints:
+        """Name another image of the same lane for each place; the same for every number of ranks.
+
+        Returns:
+            int64 (B,): how many places on it stands in the rank's batch; 0 where a lane gives a single sample to a step.
+        """
+        found = []
+        for part in share.parts:
+            size = self.sets[part.number].order.config.lane_share
+            found.append(np.where(part.slots % size == size - 1, 1 - size, 1))
+        return np.concatenate(found)
+
     def batch_size(self, place: Place) -> int:
         """Return the size of a rank's batch."""
         lanes = self.sets[0].order.lanes_of(place.rank, place.world_size)

@@ -215,7 +215,8 @@ class StreamLoader:
         samples = as_samples(passed)
         ids, visits = np.array([(one.sample_id, one.visit) for one in passed], np.int64).T
         draws = Draws(self._seed, visits, ids)
-        plan = plan_views(self._pretext, samples, draws)
+        mates = np.where(np.arange(len(ids)) == len(ids) - 1, 1 - len(ids), 1)
+        plan = plan_views(self._pretext, samples, draws, mates)
         lost, self._lost = self._lost, 0
         self.counters.plan_s += time.perf_counter() - started
         epoch, step = divmod(number, self.steps_per_epoch)

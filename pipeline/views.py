@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import assert_never
 
+from pipeline.config import ConfigError
 from pipeline.dali.graph import Arrays, Feed, Graph, GraphOptions
 from pipeline.dali.tiles import tile_graph
 from pipeline.draws import Draws
+from pipeline.mixture import Mixture
 from pipeline.pretext.context import ContextConfig, plan_context
-from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
+from pipeline.pretext.jigsaw import JigsawConfig, draw_foreign, plan_jigsaw
 from pipeline.pretext.multitask import MultitaskConfig, Task, tasks_of
 from pipeline.pretext.plan import TilePlan
 from pipeline.pretext.rotation import RotationConfig, plan_rotation
@@ -36,12 +38,18 @@ class ViewPlan:
     """In the order of the graph's inputs."""
 
 
-def plan_views(pretext: PretextConfig, samples: Samples, draws: Draws) -> ViewPlan:
-    """Draw the views of a batch."""
-    plans = [plan_task(task, samples.heights, samples.widths, draws) for task in tasks_of(pretext)]
+def plan_views(
+    pretext: PretextConfig, samples: Samples, draws: Draws, mates: NDArray[np.int64]
+) -> ViewPlan:
+    """Draw the views of a batch, and what is asked of them; `mates` as `Mixture.mates` says."""
+    tasks = tasks_of(pretext)
+    plans = [plan_task(task, samples.heights, samples.widths, draws) for task in tasks]
     arrays = [array for plan in plans for array in plan.arrays()]
-    labels = np.concatenate([plan.labels for plan in plans], axis=1)
-    return ViewPlan(labels, tuple(plans), (samples.payloads, *arrays))
+    labels = [
+        np.concatenate([plan.labels, _foreign(task, draws, mates)], axis=1)
+        for task, plan in zip(tasks, plans, strict=True)
+    ]
+    return ViewPlan(np.concatenate(labels, axis=1), tuple(plans), (samples.payloads, *arrays))
 
 
 def plan_task(
@@ -57,6 +65,27 @@ def plan_task(
             return plan_rotation(task, heights, widths, draws)
         case _:
             assert_never(task)
+
+
+def check_lanes(pretext: PretextConfig, data: Mixture) -> None:
+    """Refuse foreign tiles where no other image of the lane is at hand.
+
+    Raises:
+        ConfigError: A lane gives a single sample to a step.
+    """
+    least = min(one.order.config.lane_share for one in data.sets)
+    for task in tasks_of(pretext):
+        if isinstance(task, JigsawConfig) and task.max_foreign_tiles and least == 1:
+            raise ConfigError(
+                f"max_foreign_tiles (={task.max_foreign_tiles}) needs two samples of a lane in a "
+                "step, but global_batch / num_lanes is 1; raise global_batch or lower num_lanes."
+            )
+
+
+def _foreign(task: Task, draws: Draws, mates: NDArray[np.int64]) -> NDArray[np.int64]:
+    if isinstance(task, JigsawConfig) and task.max_foreign_tiles:
+        return draw_foreign(task, draws, mates)
+    return np.empty((len(mates), 0), np.int64)
 
 
 def view_graph(feed: Feed, pretext: PretextConfig, options: GraphOptions) -> Graph:

@@ -60,6 +60,9 @@ class JigsawConfig(Config):
     its own (the color jittering of section 4.1), inside the tile's cell."""
     intensity_jitter: int = Field(0, ge=0, le=64)
     """Each color channel of a tile is made brighter or darker by up to this many gray levels."""
+    max_foreign_tiles: int = Field(0, ge=0)
+    """Up to this many tiles of a puzzle are exchanged for tiles of another image (Noroozi et al.
+    2018, section 3.1: 2), one that the same lane gives to the step."""
     num_permutations: int = Field(1000, ge=2, le=10_000)
     """Size of the permutation set."""
     permutation_method: PermutationMethod = "max_min"
@@ -106,6 +109,11 @@ class JigsawConfig(Config):
                 f"gray_probability (={self.gray_probability}) + projection_probability "
                 f"(={self.projection_probability}) must be at most 1, is {colored:g}."
             )
+        if self.max_foreign_tiles > self.num_tiles - 2:
+            raise ValueError(
+                f"max_foreign_tiles (={self.max_foreign_tiles}) must leave 2 of the "
+                f"{self.num_tiles} tiles of a puzzle; lower it."
+            )
         return self
 
     @property
@@ -120,8 +128,8 @@ class JigsawConfig(Config):
 
     @property
     def num_answers(self) -> int:
-        """Answers asked of one image, L."""
-        return self.puzzles_per_image
+        """Columns of the labels: a permutation for each puzzle, and two for each foreign tile."""
+        return self.puzzles_per_image * (1 + 2 * self.max_foreign_tiles)
 
     @property
     def num_classes(self) -> int:
@@ -183,3 +191,26 @@ def plan_jigsaw(
         .reshape(batch, tiles, 3)
         .astype(np.int32),
     )
+
+
+def draw_foreign(config: JigsawConfig, draws: Draws, mates: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Draw which tiles of each puzzle come of another image: none to all of max_foreign_tiles.
+
+    Args:
+        config: How many puzzles, tiles and foreign tiles.
+        draws: Of the batch.
+        mates: (B,), how many rows on the other image stands.
+
+    Returns:
+        int64 (B, 2 * P * F), as (B, 2, P, F): the places in the puzzles that are exchanged, -1 for
+        none; and whose tile comes there, rows on * T + tile.
+    """
+    puzzles, most, tiles = config.puzzles_per_image, config.max_foreign_tiles, config.num_tiles
+    shape = (len(mates), puzzles, most)
+    order = draws.uniform("jigsaw.foreign", puzzles * tiles).reshape(len(mates), puzzles, tiles)
+    places = order.argsort(axis=2)[:, :, :most]  # All different.
+    count = draws.integers("jigsaw.num_foreign", most + 1, puzzles)
+    places = np.where(np.arange(most) < count[:, :, None], places, -1)
+    donors = draws.integers("jigsaw.donor", tiles, puzzles * most).reshape(shape)
+    donors += mates[:, None, None] * tiles
+    return np.stack([places, donors], axis=1).reshape(len(mates), -1)

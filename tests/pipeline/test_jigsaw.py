@@ -162,9 +162,9 @@ def test_an_epoch_brings_new_views_and_the_same_epoch_the_same():
         (
             {"num_classes": 1000},
             "jigsaw: num_classes is no known key; known keys: channel_shift_px, crop_px, "
-            "gray_probability, grid, intensity_jitter, max_scale, min_scale, name, normalization, "
-            "num_permutations, permutation_file, permutation_method, permutation_seed, "
-            "projection_probability, puzzles_per_image, tile_px.",
+            "gray_probability, grid, intensity_jitter, max_foreign_tiles, max_scale, min_scale, "
+            "name, normalization, num_permutations, permutation_file, permutation_method, "
+            "permutation_seed, projection_probability, puzzles_per_image, tile_px.",
         ),
     ],
 )

@@ -48,18 +48,42 @@ class JigsawHead(nn.Module):
         self.register_buffer("perms_KT", perms_KT, persistent=False)
         self.embed = _embedding(width)
         self.classify = _classifier(config.num_tiles, config.num_classes)
+        self._puzzles, self._foreign = config.puzzles_per_image, config.max_foreign_tiles
 
-    def forward(self, features_BTD: Tensor, labels_BP: Tensor) -> tuple[Tensor, Tensor]:
-        """Show every image's tiles in the order of its labels.
+    def forward(self, features_BTD: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Show every image's tiles in the order of its labels, some of them exchanged.
+
+        Args:
+            features_BTD: Of the tiles.
+            labels_BL: Permutations (B, P), then what `draw_foreign` gave.
 
         Returns:
             Logits (B * P, K); row b * P + p answers labels_BP[b, p]. And those labels, (B * P,).
         """
         embedded_BTE = _embedded(self.embed, features_BTD)
+        labels_BP = labels_BL[:, : self._puzzles]
         order_BPT = self.perms_KT[labels_BP]
         rows = torch.arange(len(labels_BP), device=labels_BP.device)[:, None, None]
         shuffled_BPTE = embedded_BTE[rows, order_BPT]
+        if self._foreign:
+            foreign = labels_BL[:, self._puzzles :].view(-1, 2, self._puzzles, self._foreign)
+            shuffled_BPTE = _exchange(shuffled_BPTE, embedded_BTE, foreign)
         return self.classify(shuffled_BPTE.flatten(2).flatten(0, 1)), labels_BP.flatten()
+
+
+def _exchange(shuffled_BPTE: Tensor, embedded_BTE: Tensor, foreign_B2PF: Tensor) -> Tensor:
+    """Put tiles of other images into puzzles, as `draw_foreign` says."""
+    tiles = embedded_BTE.shape[1]
+    numbers = torch.arange(tiles, device=embedded_BTE.device)
+    rows = torch.arange(len(embedded_BTE), device=embedded_BTE.device)[:, None]
+    for place_BP, donor_BP in zip(
+        *(part.unbind(2) for part in foreign_B2PF.unbind(1)), strict=True
+    ):
+        ahead_BP = donor_BP.div(tiles, rounding_mode="floor")
+        donated_BPE = embedded_BTE[rows + ahead_BP, donor_BP - ahead_BP * tiles]
+        here_BPT1 = (place_BP[..., None] == numbers)[..., None]
+        shuffled_BPTE = torch.where(here_BPT1, donated_BPE[:, :, None], shuffled_BPTE)
+    return shuffled_BPTE
 
 
 class ContextHead(nn.Module):

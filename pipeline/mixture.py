@@ -104,7 +104,8 @@ class Mixture:
         """Name another image of the same lane for each place; the same for every number of ranks.
 
         Returns:
-            int64 (B,): how many places on it stands in the rank's batch; 0 where a lane gives a single sample to a step.
+            int64 (B,): how many places on it stands in the rank's batch; 0 where a lane gives a
+            single sample to a step.
         """
         found = []
         for part in share.parts:

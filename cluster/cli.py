@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from cluster import cli_bench, cli_explain
+from cluster import cli_audit, cli_bench, cli_explain, cli_permutations, cli_preview
 from cluster.cli_options import ConfigFile, JsonFile, Overrides, Resume
 from cluster.errors import clear_errors
 
@@ -25,11 +25,12 @@ app = typer.Typer(
     "The stages, each a command:\n\n"
     "  [bold]shard[/]     images in, WebDataset shards out; every input accounted for\n\n"
     "  [bold]index[/]     WebDataset shards of others, used where they lie\n\n"
-    "  [bold]pretrain[/]  shards in, a trunk out: jigsaw puzzles on any number of processes\n\n"
+    "  [bold]pretrain[/]  shards in, a trunk out: jigsaw, context, rotation, or all at once\n\n"
     "  [bold]transfer[/]  the trunk beside a random one: linear SVMs on frozen features\n\n"
     "  [bold]report[/]    one HTML page of a run\n\n"
     "[bold]tessera demo[/] runs them all here; [bold]tessera submit[/] sends them to a cluster; "
-    "[bold]tessera explain[/] shows what any step saw.",
+    "[bold]tessera explain[/] shows what any step saw, [bold]tessera preview[/] what a config "
+    "would show.",
 )
 
 _VERSIONS = ("torch", "torchvision", "nvidia-dali-cuda130", "webdataset", "ray")
@@ -253,7 +254,10 @@ def demo(
         run_demo(out, images, minutes, Console(), resume=resume)
 
 
+app.command()(cli_audit.audit)
 app.command()(cli_explain.explain)
+app.command()(cli_permutations.permutations)
+app.command()(cli_preview.preview)
 app.add_typer(cli_bench.app, name="bench")
 
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cluster.explain_lines import draw_lines
 from pipeline.config import ConfigError, load
 from pipeline.explain import (
     Explained,
-    JigsawDraws,
     Shown,
     Subject,
     explain_sample,
@@ -185,18 +185,9 @@ def _cells(shown: Shown, explained: Explained) -> list[list[Text]]:
         Text(f"at {shown.offset}"),
         Text(f"{shown.num_bytes} B, {shown.width} x {shown.height} px"),
     ]
-    return [place, sample, stored, _draws(shown.draws)]
-
-
-def _draws(draws: JigsawDraws) -> list[Text]:
-    top, left, side = draws.crop
-    color = "gray" if draws.gray else "color"
-    tiles = " ".join(f"{y},{x}" for y, x in draws.tiles)
-    return [
-        Text(f"crop top {top} left {left} side {side}, {color}"),
-        Text.assemble(("tiles ", "dim"), tiles),
-        Text.assemble(("permutations ", "dim"), " ".join(map(str, draws.permutations))),
-    ]
+    names = explained.task_names if len(explained.task_names) > 1 else ("",)
+    pairs = zip(names, shown.draws, strict=True)
+    return [place, sample, stored, [line for pair in pairs for line in draw_lines(*pair)]]
 
 
 def _first(explained: Explained, sets: str) -> Text:

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import assert_never
 
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
 from pipeline.data import DataConfig, open_mixture
+from pipeline.drawn import AnyDraws, drawn_by, listed, only_rows
 from pipeline.loader import PretextLoader
 from pipeline.mixture import Mixture, Place, Share
 from pipeline.order import OrderConfig
-from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.plan import GRAY, grid_cells
+from pipeline.pretext.multitask import tasks_of
+from pipeline.pretext.plan import TilePlan
 from pipeline.quarantine import DamagePolicy
 from pipeline.remote.cache import ShardCache
 from pipeline.running import Planned
@@ -41,19 +41,6 @@ class Subject:
         self.data.close()
         if self.cache is not None:
             self.cache.close()
-
-
-@dataclass(frozen=True, slots=True)
-class JigsawDraws:
-    """What was drawn for one image."""
-
-    crop: tuple[int, int, int]
-    """Top, left, side of the square, px of the stored image."""
-    tiles: tuple[tuple[int, int], ...]
-    """Top, left of every tile inside its cell, px of the crop after its resize; reading order."""
-    gray: bool
-    permutations: tuple[int, ...]
-    """Rows of the permutation set, the labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +76,8 @@ class Shown:
     """Name of the class."""
     instead_of: Damage | None
     """The damaged sample whose place it takes."""
-    draws: JigsawDraws
+    draws: tuple[AnyDraws, ...]
+    """Of each task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +93,10 @@ class Explained:
     """Samples of an epoch that fill no step."""
     global_batch: int
     num_lanes: int
+    task_names: tuple[str, ...]
     samples: tuple[Shown, ...]
+    plans: tuple[TilePlan, ...]
+    """Of each task, a row for each sample."""
     views: NDArray[np.uint8]
     """(B, ...), as the graph gave them."""
     payloads: tuple[NDArray[np.uint8], ...]
@@ -117,6 +108,7 @@ class Explained:
         rows = []
         for shown in self.samples:
             row = asdict(shown)
+            row["draws"] = listed(dict(zip(self.task_names, shown.draws, strict=True)))
             rows.append({**row.pop("seat"), **row})
         head = {name: getattr(self, name) for name in (*names, "num_lanes")}
         return {**head, **asdict(self.place), "samples": rows}
@@ -170,7 +162,9 @@ def explain_step(subject: Subject, epoch: int, step: int, place: Place) -> Expla
         remainder=data.remainder,
         global_batch=data.global_batch,
         num_lanes=data.num_lanes,
+        task_names=tuple(task.name for task in tasks_of(subject.pretext)),
         samples=tuple(_samples(subject, planned, share)),
+        plans=planned.tasks,
         views=views.numpy(),
         payloads=tuple(planned.samples.payloads),
     )
@@ -194,15 +188,17 @@ def _only(whole: Explained, rows: slice) -> Explained:
         whole,
         place=Place(0, 1),
         samples=whole.samples[rows],
+        plans=tuple(only_rows(plan, rows) for plan in whole.plans),
         views=whole.views[rows],
         payloads=whole.payloads[rows],
     )
 
 
 def _samples(subject: Subject, planned: Planned, share: Share) -> Iterator[Shown]:
-    draws = _draws(subject.pretext, planned)
+    seats = list(_seats(subject.data, share))
+    draws = drawn_by(subject.pretext, planned, [seat.position for seat in seats])
     wanted = share.sample_ids.tolist()
-    for row, seat in enumerate(_seats(subject.data, share)):
+    for row, seat in enumerate(seats):
         sample_id = int(planned.sample_ids[row])
         where = _address(subject.data, sample_id)
         replaced = sample_id != wanted[row]
@@ -228,25 +224,6 @@ def _seats(data: Mixture, share: Share) -> Iterator[Seat]:
         for slot in part.slots.tolist():
             yield Seat(ahead + slot, slot // config.lane_share, part.number, part.epoch)
         ahead += config.global_batch
-
-
-def _draws(pretext: PretextConfig, planned: Planned) -> list[JigsawDraws]:
-    match pretext:
-        case JigsawConfig():
-            (plan,) = planned.tasks
-            offsets = plan.anchors - grid_cells(pretext.grid, pretext.cell_px)
-            rows = zip(plan.crops, offsets, plan.colors[:, 0] == GRAY, plan.labels, strict=True)
-            return [
-                JigsawDraws(
-                    crop=(int(crop[0]), int(crop[1]), int(crop[2])),
-                    tiles=tuple((top, left) for top, left in tiles.tolist()),
-                    gray=bool(is_gray),
-                    permutations=tuple(labels.tolist()),
-                )
-                for crop, tiles, is_gray, labels in rows
-            ]
-        case _:
-            assert_never(pretext)
 
 
 def _address(data: Mixture, sample_id: int) -> Damage:

@@ -12,7 +12,8 @@ from pipeline.pretext.multitask import MultitaskConfig, Task, tasks_of
 from pipeline.pretext.rotation import RotationConfig
 
 _FLOOR = 4.0
-"""Added to the standard deviation, in gray levels: sky and JPEG noise are not blown up."""
+"""Least deviation that is divided by, in gray levels: sky and JPEG noise are not blown up. Were it
+added instead, contrast could still be read off what is left: s / (s + 4) grows with s."""
 _MEAN = (123.675, 116.28, 103.53)
 _DEVIATION = (58.395, 57.12, 57.375)
 """Of ImageNet, in gray levels, as torchvision's models use them."""
@@ -68,7 +69,7 @@ def quarter_turns(views: Tensor) -> Tensor:
 
 
 def normalize(views: Tensor) -> Tensor:
-    """Give every view and channel mean 0 and standard deviation about 1.
+    """Give every view and channel mean 0 and standard deviation 1, less where it is flat.
 
     Mean and deviation are those of the single tile, so that neither its brightness nor its
     contrast tells where it comes from (Noroozi and Favaro 2016, section 4.1).
@@ -81,7 +82,7 @@ def normalize(views: Tensor) -> Tensor:
     """
     pixels = views.flatten(0, -4).float()
     deviation, mean = torch.std_mean(pixels, dim=(1, 2), keepdim=True)
-    return ((pixels - mean) / (deviation + _FLOOR)).permute(0, 3, 1, 2)
+    return ((pixels - mean) / deviation.clamp(min=_FLOOR)).permute(0, 3, 1, 2)
 
 
 def standardize(views: Tensor) -> Tensor:

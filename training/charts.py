@@ -46,7 +46,7 @@ class Series:
     """Behind every number; "%" for values that are percent."""
     rule: float | None = None
     """Value of a line to compare with."""
-    rule_label: str = ""
+    rule_label: str = "chance"
 
 
 @dataclass(frozen=True, slots=True)

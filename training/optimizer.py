@@ -19,7 +19,7 @@ class SgdConfig(Config):
     """Peak learning rate at the configured global batch; it is never rescaled."""
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
-    """Not applied to biases and normalisation."""
+    """Not applied to biases, normalisation, class token and position embedding."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the run in which the learning rate rises from 0."""
 
@@ -31,7 +31,7 @@ class AdamWConfig(Config):
     lr: float = Field(gt=0)
     """Peak learning rate at the configured global batch; it is never rescaled."""
     weight_decay: float = Field(0.05, ge=0)
-    """Not applied to biases and normalisation."""
+    """Not applied to biases, normalisation, class token and position embedding."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the run in which the learning rate rises from 0."""
 
@@ -41,8 +41,9 @@ OptimConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
 
 def build_optimizer(model: nn.Module, config: SgdConfig | AdamWConfig) -> torch.optim.Optimizer:
     """Make the optimizer, with weight decay on matrices and filters only."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    named = list(model.named_parameters())
+    weights = [p for name, p in named if _decays(name, p)]
+    others = [p for name, p in named if not _decays(name, p)]
     groups = [
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -54,6 +55,11 @@ def build_optimizer(model: nn.Module, config: SgdConfig | AdamWConfig) -> torch.
             return torch.optim.AdamW(groups, lr=config.lr)
         case _:
             assert_never(config)
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    # Tokens and positions are no maps of an input, whatever their shape (Touvron et al. 2021).
+    return parameter.ndim > 1 and not name.endswith(("class_token", "pos_embedding"))
 
 
 def learning_rate(config: SgdConfig | AdamWConfig, progress: float) -> float:

@@ -1,5 +1,6 @@
 """Pretraining: batches in, a trunk out. The loop reads top to bottom."""
 
+import shutil
 import time
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
@@ -10,13 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
 from pipeline.data import check_data, open_loader
 from pipeline.loader import Batch, Loader
 from pipeline.mixture import Place
+from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import tasks_of, weights_of
+from pipeline.pretext.permutations import permutations_hash, permutations_of
 from pipeline.quarantine import FILE_NAME as QUARANTINE_FILE
 from pipeline.shards.manifest import write_atomic
+from pipeline.views import PretextConfig
 from training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from training.ddp import Ranks, joined
 from training.metrics import Answered, Meter, MetricsWriter, read_metrics
@@ -29,6 +34,8 @@ from training.run import Pretraining, TrainConfig, write_json
 TRUNK_FILE = "trunk.safetensors"
 RESULT_FILE = "pretrain.json"
 CHECKPOINTS = "checkpoints"
+
+_COMPILERS = ("g++", "clang++", "c++")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +63,23 @@ class PretrainResult:
     """Samples that took the place of damaged ones, over the whole run."""
     accuracy_of: dict[str, float]
     """Of each task."""
+    permutations_sha256: str | None
+    """Of the rows of a jigsaw puzzle's permutation set, which tell what its labels mean."""
 
 
 def check(run: Pretraining) -> None:
     """Find what would stop the run before anything is started.
 
     Raises:
-        ConfigError: The shards are not there or too few, or there are more workers than lanes.
+        ConfigError: The shards are not there or too few, there are more workers than lanes, a
+            permutation file holds no such set, or there is no compiler for train.compile.
     """
+    _permutations(run.pretext)
+    if run.train.compile and not any(map(shutil.which, _COMPILERS)):
+        raise ConfigError(
+            "train.compile (=true) needs a C++ compiler, and there is none on the PATH "
+            f"({', '.join(_COMPILERS)}); install one or set it to false."
+        )
     check_data(run.data, run.order, seed=run.seed, world_size=run.train.workers)
 
 
@@ -111,13 +127,21 @@ def _start(run: Pretraining, ranks: Ranks) -> _Job:
     optimizer = build_optimizer(model, run.optim)
 
     # Where we left off.
+    perms = _permutations(run.pretext)
     step, seconds = 0, 0.0
     checkpoint = load_newest(run.out / CHECKPOINTS)
     if checkpoint:
+        if checkpoint.progress.get("permutations_sha256", perms) != perms:
+            raise ConfigError(
+                f"the permutation set has changed since the checkpoint of step {checkpoint.step}, "
+                "and with it what every label means; give the old permutation_file or start anew."
+            )
         model.load_state_dict(checkpoint.model)
         optimizer.load_state_dict(checkpoint.optimizer)
         loader.restore(checkpoint.progress["loader"])
         step, seconds = checkpoint.step, checkpoint.progress["seconds"]
+    if run.train.compile:
+        model.compile()  # In place: names of weights stay, in checkpoints and the export.
     clock = _Clock(run.train, ranks, run.train.epochs * loader.steps_per_epoch, seconds)
     return _Job(run, ranks, loader, model, optimizer, step, clock)
 
@@ -174,9 +198,19 @@ def _step(job: _Job, model: nn.Module, batch: Batch, lr: float) -> Answered:
 
 
 def _save(job: _Job) -> None:
-    progress = {"loader": job.loader.state(), "seconds": job.clock.spent()}
+    progress = {
+        "loader": job.loader.state(),
+        "seconds": job.clock.spent(),
+        "permutations_sha256": _permutations(job.run.pretext),
+    }
     model, optimizer = job.model.state_dict(), job.optimizer.state_dict()
     save_checkpoint(job.run.out / CHECKPOINTS, Checkpoint(job.step, model, optimizer, progress))
+
+
+def _permutations(pretext: PretextConfig) -> str | None:
+    """Name the permutation set of a pretext; None where there is no puzzle in it."""
+    puzzles = [task for task in tasks_of(pretext) if isinstance(task, JigsawConfig)]
+    return permutations_hash(permutations_of(puzzles[0])) if puzzles else None
 
 
 def _metrics_of(job: _Job) -> AbstractContextManager[MetricsWriter | None]:
@@ -230,4 +264,5 @@ def _summarize(job: _Job) -> PretrainResult:
         accuracy_of={
             name: sum(r.accuracy_of[name] for r in last) / len(last) for name in last[0].accuracy_of
         },
+        permutations_sha256=_permutations(job.run.pretext),
     )

@@ -1,6 +1,5 @@
 """A run as one HTML page that stands alone: what went in, what was learned, what it is worth."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,13 @@ from pipeline.config import ConfigError
 from pipeline.crawl.plan import LeftOut
 from pipeline.data import open_store
 from pipeline.shards.manifest import Manifest, write_atomic
-from pipeline.shards.store import Store
-from training.charts import DotChart, LineChart, Series, dot_chart, line_chart
-from training.figures import Filters, Picture, Puzzle, contact_sheet, filters, puzzles
+from training.charts import DotChart, LineChart, dot_chart
+from training.curves import curves, several_tasks
+from training.figures import Filters, Picture, contact_sheet, filters
 from training.metrics import Record
 from training.models.trunks import build_trunk
 from training.pretrain import TRUNK_FILE
+from training.puzzles import TaskPuzzles, puzzles
 from training.results import (
     Results,
     commands,
@@ -73,8 +73,10 @@ class Page:
     summary: Sequence[str]
     sheet: Sequence[Picture] | str
     left_out: Sequence[LeftOut] | str
-    puzzles: Sequence[Puzzle] | str
+    puzzles: Sequence[TaskPuzzles] | str
     curves: Sequence[LineChart]
+    tasks: Sequence[str]
+    """Those whose accuracies are known beside their mean, where there are several."""
     records: Sequence[Record]
     """A few of the run's records, evenly spaced, the last one among them."""
     transfer: Transfer | str
@@ -101,7 +103,7 @@ def write_report(run: Path, on_progress: Callable[[str], None]) -> Path:
     store = or_reason(lambda: open_store(config.data.first_manifest, config.data.cache))
     sheet = store if isinstance(store, str) else or_reason(lambda: contact_sheet(store, _SAMPLES))
     on_progress("puzzles")
-    shown = store if isinstance(store, str) else or_reason(lambda: _puzzles(results, store))
+    shown = store if isinstance(store, str) else or_reason(lambda: _puzzles(results))
     on_progress("curves and tables")
     transfer = _transfer(results)
     page = Page(
@@ -110,7 +112,8 @@ def write_report(run: Path, on_progress: Callable[[str], None]) -> Path:
         sheet=sheet,
         left_out=or_reason(lambda: read_left_out(results.shard_folder, _LEFT_OUT)),
         puzzles=shown,
-        curves=_curves(results),
+        curves=curves(results.records, results.config.pretext, _PERCENT),
+        tasks=several_tasks(results.records),
         records=_spaced(results.records, _TABLE_ROWS),
         transfer=transfer,
         filters=or_reason(lambda: _filters(results)),
@@ -138,48 +141,8 @@ def _summary(results: Results, transfer: Transfer | str) -> list[str]:
     return parts
 
 
-def _puzzles(results: Results, store: Store) -> list[Puzzle]:
-    return puzzles(pretraining_of(results.config), store, _PUZZLES)
-
-
-def _curves(results: Results) -> list[LineChart]:
-    records = results.records
-    if not records:
-        return []
-    steps = [record.step for record in records]
-    pretext = results.config.pretext
-    chance = pretext.chance if pretext else None
-    main = [
-        Series(
-            "loss",
-            "Loss",
-            steps,
-            [r.loss for r in records],
-            from_zero=False,
-            rule=-math.log(chance) if chance else None,
-            rule_label="chance",
-        ),
-        Series(
-            "accuracy",
-            "Pretext accuracy",
-            steps,
-            [100 * r.accuracy for r in records],
-            from_zero=True,
-            unit=_PERCENT,
-            rule=100 * chance if chance else None,
-            rule_label="chance",
-        ),
-    ]
-    starved = [100 * r.starvation for r in records]
-    minor = [
-        Series("lr", "Learning rate", steps, [r.lr for r in records], from_zero=True),
-        Series("speed", "Images/s", steps, [r.images_per_s for r in records], from_zero=True),
-        Series("starvation", "Waiting for the loader", steps, starved, True, _PERCENT),
-    ]
-    return [
-        *(line_chart(series, width=440, height=220) for series in main),
-        *(line_chart(series, width=320, height=170) for series in minor),
-    ]
+def _puzzles(results: Results) -> list[TaskPuzzles]:
+    return puzzles(pretraining_of(results.config), _PUZZLES)
 
 
 def _spaced(records: Sequence[Record], num: int) -> list[Record]:
@@ -220,9 +183,9 @@ def _filters(results: Results) -> Filters:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(results.config.seed)  # The weights that pretraining starts from.
         trunk = build_trunk(results.config.trunk)
-    random = trunk.net.state_dict()["conv1.weight"].clone()
+    random = trunk.first_filters.detach().clone()
     load_trunk(trunk, path)
-    return filters(random, trunk.net.state_dict()["conv1.weight"])
+    return filters(random, trunk.first_filters.detach())
 
 
 def _render(page: Page) -> str:

@@ -13,10 +13,11 @@ from pydantic import Field
 from pipeline.config import Config, ConfigError, parse
 from pipeline.data import DataConfig
 from pipeline.order import OrderConfig
+from pipeline.pretext.multitask import tasks_of
 from pipeline.remote.fetch import is_remote
 from pipeline.shards.manifest import write_atomic
 from pipeline.views import PretextConfig
-from training.models.trunks import TrunkConfig
+from training.models.trunks import TrunkConfig, require_view
 from training.optimizer import OptimConfig
 from training.precision import Precision
 from training.transfer.config import TransferConfig
@@ -29,9 +30,13 @@ _MAY_CHANGE = (
     "train.log_every",
     "train.checkpoint_every",
     "train.max_failures",
+    "train.compile",
     "transfer",
 )
 """Keys that may differ between a stop and a resume: they change no sample and no view."""
+
+_SIDE_KEYS = {"jigsaw": "tile_px", "context": "patch_px", "rotation": "crop_px"}
+"""How each task calls the side of its views."""
 
 
 class TrainConfig(Config):
@@ -47,6 +52,9 @@ class TrainConfig(Config):
     """Restarts from the newest checkpoint under Ray before the run is given up."""
     precision: Precision = "auto"
     """Of the forward pass; auto takes bf16 where the processor has it. Weights stay in fp32."""
+    compile: bool = False
+    """Compile the model with torch.compile: a minute or more at the start, faster steps after it.
+    Sums are taken in another order, so that losses differ in their last digits."""
     log_every: int = Field(20, gt=0)
     """Steps between records."""
     checkpoint_every: int = Field(500, gt=0)
@@ -87,7 +95,7 @@ def pretraining_of(config: RunConfig) -> Pretraining:
     """Return what pretraining needs.
 
     Raises:
-        ConfigError: A section is missing.
+        ConfigError: A section is missing, or the trunk can not see the views of the pretext.
     """
     for name in ("order", "pretext", "optim", "train"):
         if getattr(config, name) is None:
@@ -96,6 +104,9 @@ def pretraining_of(config: RunConfig) -> Pretraining:
     assert config.pretext is not None
     assert config.optim is not None
     assert config.train is not None
+    for task in tasks_of(config.pretext):
+        key = f"{task.name} {_SIDE_KEYS[task.name]}"
+        require_view(config.trunk, task.tiles.tile_px, key=key, use="pretext")
     return Pretraining(
         out=config.out,
         seed=config.seed,
@@ -113,6 +124,9 @@ def absolute(config: RunConfig) -> RunConfig:
     raw = config.model_dump(mode="json")
     raw["out"] = str(config.out.absolute())
     raw["data"] = config.data.absolute()
+    for task in (raw["pretext"], *(raw["pretext"] or {}).get("tasks", ())):
+        if task and task.get("permutation_file"):
+            task["permutation_file"] = str(Path(task["permutation_file"]).absolute())
     transfer = raw["transfer"]
     for key in ("manifest", "weights"):
         if transfer and transfer[key] and not is_remote(transfer[key]):

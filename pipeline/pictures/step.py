@@ -1,20 +1,23 @@
 """The pictures of a step: a page for every sample, and all of them on one contact sheet."""
 
-import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from typing_extensions import assert_never
 
 from pipeline.explain import Explained, Shown
 from pipeline.pictures.lettering import ALARM, INK, PAPER, QUIET, fit, font, wrap
-from pipeline.pictures.sample import MARGIN, WIDEST, TileSheet, fitted, sample_page
+from pipeline.pictures.sample import MARGIN, WIDEST, sample_page
+from pipeline.pictures.sheets import Pixels, seen_tiles, sheet_of, views_by_task
+from pipeline.pictures.source import decoded, fitted
+from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.multitask import Task, tasks_of
+from pipeline.pretext.rotation import RotationConfig
 from pipeline.views import PretextConfig
 
 CONTACT_SHEET = "step.png"
@@ -37,51 +40,87 @@ def save_pictures(folder: Path, explained: Explained, pretext: PretextConfig, ab
     Returns:
         The contact sheet's path.
     """
-    match pretext:
-        case JigsawConfig():
-            return _save_jigsaw(folder, explained, pretext, about)
-        case _:
-            assert_never(pretext)
-
-
-def _save_jigsaw(folder: Path, explained: Explained, config: JigsawConfig, about: str) -> Path:
-    rows = zip(explained.samples, explained.payloads, explained.views, strict=True)
+    rows = zip(
+        explained.samples, explained.payloads, views_by_task(pretext, explained.views), strict=True
+    )
     digits = len(str(explained.global_batch - 1))
     cells = []
     for number, (shown, payload, views) in enumerate(rows):
-        image = _decode(payload, shown)
-        page = sample_page(explained, shown, image, views, config)
-        name = f"{shown.seat.position:0{digits}}-{_file_name(shown.key)}.png"
+        image = decoded(payload, (shown.width, shown.height))
+        page = sample_page(explained, shown, image, views, pretext)
+        name = f"{shown.seat.position:0{digits}}-{file_name(shown.key)}.png"
         page.save(folder / name, compress_level=_COMPRESSION)
         if number < _MAX_ON_SHEET:
-            cells.append(_cell(shown, image, views, config))
+            cells.append(_cell(shown, image, views, pretext))
     path = folder / CONTACT_SHEET
-    _contact_sheet(explained, cells, about).save(path)
+    _contact_sheet(explained, cells, f"{about}. {_legend(pretext)}").save(path)
     return path
 
 
+def file_name(key: str) -> str:
+    """Turn a key, which may be a path, into a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", key)[:_MAX_NAME]
+
+
 def _cell(
-    shown: Shown, image: Image.Image, views: NDArray[np.uint8], config: JigsawConfig
+    shown: Shown, image: Image.Image, views: Sequence[Pixels], pretext: PretextConfig
 ) -> Image.Image:
-    """Draw a sample small, for the contact sheet."""
-    box = (int(WIDEST * _SMALL_PX), _SMALL_PX)
-    cell = Image.new("RGB", (box[0] + 6 + _SMALL_PX, _SMALL_PX + 22), PAPER)
-    cell.paste(fitted(image, shown, config, box, numbers=False), (0, 0))
-    sheet = TileSheet(config.grid, config.tile_px, 1, gap=max(2, config.tile_px // 12))
-    size = (_SMALL_PX, _SMALL_PX)
-    cell.paste(sheet.draw(views).resize(size, Image.Resampling.LANCZOS), (box[0] + 6, 0))
-    notes = [shown.key, shown.label or "", "gray" if shown.draws.gray else ""]
+    """Draw a sample small, for the contact sheet: its tasks below each other."""
+    box, tasks = (int(WIDEST * _SMALL_PX), _SMALL_PX), tasks_of(pretext)
+    foot = len(tasks) * (_SMALL_PX + 6) - 6
+    cell = Image.new("RGB", (box[0] + 6 + _SMALL_PX, foot + 22), PAPER)
+    for row, (task, draws, tiles) in enumerate(zip(tasks, shown.draws, views, strict=True)):
+        top = row * (_SMALL_PX + 6)
+        cell.paste(fitted(image, draws, task, box, numbers=False), (0, top))
+        sheet = replace(sheet_of(task), scale=1, gap=max(2, task.tiles.tile_px // 12))
+        drawn = sheet.draw(seen_tiles(task, tiles))
+        seen = Image.new("RGB", drawn.size, PAPER)
+        seen.paste(drawn, mask=drawn)
+        small = seen.resize((_SMALL_PX, _SMALL_PX), Image.Resampling.LANCZOS)
+        cell.paste(small, (box[0] + 6, top))
+    gray = any(draws.gray for draws in shown.draws)
+    notes = [shown.key, shown.label or "", "gray" if gray else ""]
     color = QUIET
     if shown.instead_of:
         notes, color = [shown.key, f"for damaged {shown.instead_of.sample_id}"], ALARM
     pen = ImageDraw.Draw(cell)
     number = str(shown.seat.position)
-    pen.text((0, _SMALL_PX + 3), number, INK, font(14))
+    pen.text((0, foot + 3), number, INK, font(14))
     start = pen.textlength(number, font(14)) + 8
     text = "  ".join(note for note in notes if note)
     text = fit(text, 13, cell.width - start)
-    pen.text((start, _SMALL_PX + 4), text, color, font(13))
+    pen.text((start, foot + 4), text, color, font(13))
     return cell
+
+
+def _legend(pretext: PretextConfig) -> str:
+    tasks = tasks_of(pretext)
+    names = [f"{task.name.capitalize()}: " if len(tasks) > 1 else "" for task in tasks]
+    parts = [name + _task_legend(task) for name, task in zip(names, tasks, strict=True)]
+    legend = " ".join(part[0].upper() + part[1:] for part in parts)
+    return f"{legend} The number is the sample's position in the global batch."
+
+
+def _task_legend(task: Task) -> str:
+    match task:
+        case JigsawConfig():
+            return (
+                "left: the stored image, with its crop (orange) and the places of its tiles "
+                "(white); right: the tiles as the network saw them, in reading order."
+            )
+        case ContextConfig():
+            return (
+                "left: the stored image, with its block (orange), its patches (white) and the "
+                "pair asked first (yellow), an arrow from its first to its second patch; right: "
+                "the patches as the network saw them, in reading order."
+            )
+        case RotationConfig():
+            return (
+                "left: the stored image, with its square (orange); right: its four turns as the "
+                "network saw them, by 0, 90, 180 and 270 degrees counterclockwise."
+            )
+        case _:
+            assert_never(task)
 
 
 def _contact_sheet(explained: Explained, cells: Sequence[Image.Image], about: str) -> Image.Image:
@@ -96,12 +135,7 @@ def _contact_sheet(explained: Explained, cells: Sequence[Image.Image], about: st
         f"Epoch {explained.epoch}, step {explained.step} of {explained.steps_per_epoch}: "
         f"{count} {'sample' if count == 1 else 'samples'}, {whose}{cut}"
     )
-    legend = (
-        f"{about}. Left: the stored image, with its crop (orange) and the places of its tiles "
-        "(white). Right: the tiles as the network saw them, in reading order. The number is the "
-        "sample's position in the global batch."
-    )
-    wrapped = wrap(legend, 14, width - 2 * MARGIN)
+    wrapped = wrap(about, 14, width - 2 * MARGIN)
     head = 58 + 20 * len(wrapped) + 16
     rows = -(-len(cells) // columns)
     sheet = Image.new("RGB", (width, head + rows * down + MARGIN // 2), PAPER)
@@ -113,17 +147,3 @@ def _contact_sheet(explained: Explained, cells: Sequence[Image.Image], about: st
         row, column = divmod(number, columns)
         sheet.paste(cell, (MARGIN + column * across, head + row * down))
     return sheet
-
-
-def _decode(payload: NDArray[np.uint8], shown: Shown) -> Image.Image:
-    """Decode what is stored; gray where Pillow refuses what the graph accepted."""
-    try:
-        with Image.open(io.BytesIO(payload.tobytes())) as image:
-            return image.convert("RGB")
-    except OSError:
-        return Image.new("RGB", (shown.width, shown.height), "#808080")
-
-
-def _file_name(key: str) -> str:
-    """Turn a key, which may be a path, into a part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", key)[:_MAX_NAME]

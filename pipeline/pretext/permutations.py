@@ -1,33 +1,83 @@
-"""Permutation sets for jigsaw puzzles: seeded, far apart, cached."""
+"""Permutation sets for jigsaw puzzles: seeded, far apart, named by their hash."""
 
+import functools
+import hashlib
+import io
 import itertools
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
+from typing_extensions import assert_never
 
 from pipeline.config import ConfigError
-from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.jigsaw import JigsawConfig, PermutationMethod
+from pipeline.pretext.permutation_files import cached, read_permutations
+from pipeline.shards.manifest import write_atomic
 
 _MAX_ENUMERATED = 9  # 9! = 362,880 rows; above, a sample of that many stands for all.
+_BLOCK = 8192
+"""Candidates that are measured at a time: their distances stay in the processor's cache."""
+_TAKEN = -(2**30)
 
 
 def permutations_of(config: JigsawConfig) -> NDArray[np.int64]:
-    """Return the permutation set of a puzzle, int64 (num_permutations, num_tiles)."""
-    return max_min_hamming_set(
-        config.num_tiles, config.num_permutations, seed=config.permutation_seed
+    """Return the permutation set of a puzzle, int64 (num_permutations, num_tiles).
+
+    Raises:
+        ConfigError: permutation_file holds no such set.
+    """
+    if config.permutation_file is not None:
+        shape = (config.num_permutations, config.num_tiles)
+        return read_permutations(config.permutation_file, shape)
+    return permutation_set(
+        config.permutation_method,
+        config.num_tiles,
+        config.num_permutations,
+        seed=config.permutation_seed,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Distances:
-    """Hamming distances over all pairs of a set."""
+def permutation_set(
+    method: PermutationMethod, num_tiles: int, size: int, *, seed: int
+) -> NDArray[np.int64]:
+    """Return a set, made once: by this process, or by an earlier one of the same user.
 
-    min: int
-    mean: float
-    histogram: tuple[int, ...]
-    """Pairs at distance 0..T."""
+    Returns:
+        int64 (size, num_tiles), a copy; row k, column p names the tile shown at position p.
+
+    Raises:
+        ConfigError: There are fewer than `size` permutations.
+    """
+    return _known(method, num_tiles, size, seed).copy()
+
+
+@functools.cache
+def _known(method: PermutationMethod, num_tiles: int, size: int, seed: int) -> NDArray[np.int64]:
+    key = f"{method}-{num_tiles}-{size}-{seed}"
+    make = functools.partial(make_permutations, method, num_tiles, size, seed=seed)
+    return cached(key, (size, num_tiles), make)
+
+
+def make_permutations(
+    method: PermutationMethod, num_tiles: int, size: int, *, seed: int
+) -> NDArray[np.int64]:
+    """Make a set anew; arguments and result are those of `permutation_set`."""
+    match method:
+        case "max_min":
+            return max_min_hamming_set(num_tiles, size, seed=seed)
+        case "max_mean":
+            return max_mean_hamming_set(num_tiles, size, seed=seed)
+        case "random":
+            rows = _candidates(num_tiles, size, seed)[:, :size]
+            return np.ascontiguousarray(rows.T, dtype=np.int64)
+        case _:
+            assert_never(method)
 
 
 def max_min_hamming_set(num_tiles: int, size: int, *, seed: int) -> NDArray[np.int64]:
@@ -43,40 +93,37 @@ def max_min_hamming_set(num_tiles: int, size: int, *, seed: int) -> NDArray[np.i
     Raises:
         ConfigError: There are fewer than `size` permutations.
     """
-    if size > math.factorial(num_tiles):
-        raise ConfigError(
-            f"num_permutations (={size}) exceeds the {math.factorial(num_tiles)} permutations of "
-            f"{num_tiles} tiles ({num_tiles}!); lower it."
-        )
-    candidates = _candidates(num_tiles, np.random.Generator(np.random.Philox(seed)))
-    if size > candidates.shape[1]:
-        raise ConfigError(
-            f"num_permutations (={size}) exceeds the {candidates.shape[1]} distinct permutations "
-            f"drawn of {num_tiles} tiles; lower it."
-        )
-    # One integer ranks a candidate: minimum distance, then sum; -1 marks the chosen.
-    chosen = [0]
-    smallest = np.full(candidates.shape[1], num_tiles, dtype=np.int64)
-    total = np.zeros(candidates.shape[1], dtype=np.int64)
-    while len(chosen) < size:
-        distance = np.zeros(candidates.shape[1], dtype=np.uint8)
-        for row in candidates:
-            distance += row != row[chosen[-1]]
-        np.minimum(smallest, distance, out=smallest)
-        total += distance
-        # A chosen candidate has distance 0 to itself, so its minimum can not win while a
-        # candidate with a distance above 0 is left; `size` above ensures one is.
-        chosen.append(int(np.argmax(smallest * (size * num_tiles + 1) + total)))
-    return candidates[:, chosen].T.astype(np.int64)
+    # One integer ranks a candidate: the minimum outweighs any sum.
+    return _greedy(num_tiles, size, seed, min_weight=size * num_tiles + 1)
+
+
+def max_mean_hamming_set(num_tiles: int, size: int, *, seed: int) -> NDArray[np.int64]:
+    """Pick permutations greedily: the largest mean distance to those picked before.
+
+    Algorithm 1 of Noroozi and Favaro 2016. Ties go to the first in a seeded shuffle of the
+    candidates: in lexicographic order, as in released scripts, thousands of pairs differ in two
+    tiles only.
+
+    Returns and raises as `max_min_hamming_set`.
+    """
+    return _greedy(num_tiles, size, seed, min_weight=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Distances:
+    """Hamming distances over all pairs of a set."""
+
+    min: int
+    mean: float
+    histogram: tuple[int, ...]
+    """Pairs at distance 0..T."""
 
 
 def distances(perms: NDArray[np.int64]) -> Distances:
     """Measure a set of at least two permutations, (K, T)."""
     num_tiles = perms.shape[1]
     histogram = np.zeros(num_tiles + 1, dtype=np.int64)
-    for k in range(len(perms) - 1):
-        apart = (perms[k + 1 :] != perms[k]).sum(axis=1)
-        histogram += np.bincount(apart, minlength=num_tiles + 1)
+    _count_pairs(np.ascontiguousarray(perms, dtype=np.int64), histogram)
     pairs = int(histogram.sum())
     return Distances(
         min=int(np.flatnonzero(histogram)[0]),
@@ -85,8 +132,113 @@ def distances(perms: NDArray[np.int64]) -> Distances:
     )
 
 
-def _candidates(num_tiles: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return distinct permutations in random order, uint8 (num_tiles, N): one row a position."""
+def permutations_hash(perms: NDArray[np.int64]) -> str:
+    """Name a set: SHA-256 of its rows as little-endian int64."""
+    return hashlib.sha256(np.ascontiguousarray(perms, dtype="<i8").tobytes()).hexdigest()
+
+
+def write_permutations(
+    path: Path, perms: NDArray[np.int64], *, method: PermutationMethod, seed: int
+) -> Path:
+    """Write a set as .npy, and beside it a .json that says what it is: both whole or not at all.
+
+    Returns:
+        The .json: size, tiles, method, seed, sha256 of the rows, and the distances.
+
+    Raises:
+        ConfigError: The path does not end in .npy.
+    """
+    if path.suffix != ".npy":
+        raise ConfigError(f"out (={path}) must end in .npy, the format the set is written in.")
+    about = describe(perms) | {"method": method, "seed": seed}
+    array = io.BytesIO()
+    np.save(array, perms, allow_pickle=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, array.getvalue())
+    beside = path.with_suffix(".json")
+    write_atomic(beside, (json.dumps(about, indent=1) + "\n").encode())
+    return beside
+
+
+def describe(perms: NDArray[np.int64]) -> dict[str, Any]:
+    """Say what a set is, for JSON; the histogram counts pairs at distance 0..T."""
+    found = distances(perms)
+    return {
+        "size": len(perms),
+        "tiles": perms.shape[1],
+        "sha256": permutations_hash(perms),
+        "min_distance": found.min,
+        "mean_distance": found.mean,
+        "histogram": list(found.histogram),
+    }
+
+
+def _greedy(num_tiles: int, size: int, seed: int, *, min_weight: int) -> NDArray[np.int64]:
+    candidates = _candidates(num_tiles, size, seed)
+    chosen = np.zeros(size, dtype=np.int64)  # The first candidate opens the set.
+    _choose(candidates, chosen, min_weight)
+    return np.ascontiguousarray(candidates[:, chosen].T, dtype=np.int64)
+
+
+@njit(cache=True)
+def _choose(candidates: Any, chosen: Any, min_weight: Any) -> None:
+    """Fill `chosen` (size,), the first of which is given, with columns of candidates (T, N)."""
+    num_tiles, num = candidates.shape
+    smallest = np.full(num, num_tiles, dtype=np.uint8)
+    total = np.zeros(num, dtype=np.int32)
+    rank = np.empty(_BLOCK, dtype=np.int32)
+    for k in range(1, len(chosen)):
+        last = candidates[:, chosen[k - 1]].copy()
+        total[chosen[k - 1]] = _TAKEN
+        best = np.int32(2 * _TAKEN)
+        for start in range(0, num, _BLOCK):
+            block = slice(start, min(num, start + _BLOCK))
+            here = rank[: block.stop - start]
+            _rank(candidates[:, block], last, smallest[block], total[block], min_weight, here)
+            top = here.max()
+            if top > best:  # The first among equals.
+                best = top
+                chosen[k] = start + here.argmax()
+
+
+@njit(cache=True)
+def _rank(
+    candidates: Any, last: Any, smallest: Any, total: Any, min_weight: Any, rank: Any
+) -> None:
+    """Add the distances to `last` (T,) to `smallest` and `total`, and rank what is left."""
+    apart = np.zeros(len(rank), dtype=np.uint8)
+    for t in range(len(last)):
+        row, tile = candidates[t], last[t]
+        for i in range(len(rank)):
+            apart[i] += np.uint8(row[i] != tile)
+    for i in range(len(rank)):
+        smallest[i] = min(smallest[i], apart[i])
+        total[i] += np.int32(apart[i])
+        rank[i] = np.int32(np.int32(smallest[i]) * np.int32(min_weight) + total[i])
+
+
+@njit(cache=True)
+def _count_pairs(perms: Any, histogram: Any) -> None:
+    for j in range(len(perms)):
+        for k in range(j + 1, len(perms)):
+            apart = 0
+            for t in range(perms.shape[1]):
+                apart += perms[j, t] != perms[k, t]
+            histogram[apart] += 1
+
+
+def _candidates(num_tiles: int, size: int, seed: int) -> NDArray[np.uint8]:
+    """Return distinct permutations in random order, uint8 (num_tiles, N): one row a position.
+
+    Raises:
+        ConfigError: There are fewer than `size`.
+    """
+    if size > math.factorial(num_tiles):
+        raise ConfigError(
+            f"num_permutations (={size}) exceeds the {math.factorial(num_tiles)} permutations of "
+            f"{num_tiles} tiles ({num_tiles}!); lower it."
+        )
+    rng = np.random.Generator(np.random.Philox(seed))
     if num_tiles <= _MAX_ENUMERATED:
         flat = np.fromiter(
             itertools.chain.from_iterable(itertools.permutations(range(num_tiles))), dtype=np.uint8
@@ -95,4 +247,9 @@ def _candidates(num_tiles: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     else:
         identity = np.tile(np.arange(num_tiles, dtype=np.uint8), (math.factorial(9), 1))
         rows = np.unique(rng.permuted(identity, axis=1), axis=0)
-    return np.ascontiguousarray(rows[rng.permutation(len(rows))].T)
+    if size > len(rows):
+        raise ConfigError(
+            f"num_permutations (={size}) exceeds the {len(rows)} distinct permutations drawn of "
+            f"{num_tiles} tiles; lower it."
+        )
+    return cast(NDArray[np.uint8], np.ascontiguousarray(rows[rng.permutation(len(rows))].T))

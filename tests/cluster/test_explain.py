@@ -69,10 +69,36 @@ def test_a_step_of_a_run_is_listed(run, shards, tmp_path):
     same = json.loads(json.dumps({"data": [str(shards)], **explained.listed()}))
     assert listed == same
     for shown in explained.samples:
-        top, left, side = shown.draws.crop
+        top, left, side = shown.draws[0].crop
         assert shown.key in result.stdout
         assert f"at {shown.offset} " in result.stdout
         assert f"crop top {top} left {left} side {side}, " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("pretext", "words"),
+    [
+        ("{name: context, patch_px: 12, gap_px: 4, jitter_px: 1, min_pixels: 2000}", ["pairs "]),
+        ("{name: rotation, crop_px: 32}", ["turns 0 90 180 270"]),
+        (
+            "{name: multitask, weights: [1, 1], tasks: [{name: jigsaw, crop_px: 36, tile_px: 9}, "
+            "{name: rotation, crop_px: 32}]}",
+            ["jigsaw ", "rotation ", "permutations ", "turns 0 90 180 270"],
+        ),
+    ],
+)
+def test_every_pretext_is_listed_and_drawn(shards, tmp_path, pretext, words):
+    folder, file = tmp_path / "pictures", tmp_path / "step.json"
+    raw = yaml.safe_load(CONFIG.read_text()) | {"pretext": yaml.safe_load(pretext)}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    config = ["--config", tmp_path / "run.yaml", *SMALL]
+    at = ["--epoch", 0, "--step", 0, "--rank", "0/6", "--save", folder, "--json", file]
+    result = explain(shards, *at, *config)
+    assert result.exit_code == 0, result.output
+    for word in words:
+        assert word in result.stdout
+    assert len(list(folder.iterdir())) == 3
+    assert len(json.loads(file.read_text())["samples"]) == 2
 
 
 def test_shards_and_a_config_explain_what_the_run_explains(run, shards, tmp_path):

@@ -4,6 +4,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -12,15 +13,22 @@ from pipeline.config import ConfigError
 from pipeline.crawl.config import ShardConfig
 from pipeline.dali.graph import GraphOptions
 from pipeline.data import DataConfig
+from pipeline.drawn import ContextDraws, JigsawDraws, RotationDraws, cells_of
 from pipeline.explain import Subject, explain_sample, explain_step, open_subject
 from pipeline.loader import PretextLoader
 from pipeline.mixture import DataSet, Mixture, Place, orders
 from pipeline.order import Order, OrderConfig
-from pipeline.pictures.sample import page_of
+from pipeline.pictures.sample import panels_of
+from pipeline.pictures.sheets import seen_tiles
 from pipeline.pictures.step import CONTACT_SHEET, save_pictures
-from pipeline.pretext.jigsaw import JigsawConfig, JigsawPlan
+from pipeline.pretext.context import ContextConfig
+from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.multitask import MultitaskConfig, tasks_of
+from pipeline.pretext.plan import COLORS, TilePlan
+from pipeline.pretext.rotation import RotationConfig
 from pipeline.quarantine import STOP_AT_DAMAGE, DamagePolicy
-from pipeline.reference import jigsaw_views
+from pipeline.reference import tile_views
+from pipeline.seen import split_labels
 from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
@@ -28,40 +36,79 @@ from pipeline.stream import StreamConfig
 from pipeline.whereabouts import find_sample, place_of, sample_id_of
 
 JIGSAW = JigsawConfig(
-    name="jigsaw", crop_px=33, tile_px=10, num_permutations=20, puzzles_per_image=2
+    name="jigsaw",
+    crop_px=36,
+    tile_px=9,
+    channel_shift_px=1,
+    intensity_jitter=9,
+    max_foreign_tiles=1,
+    num_permutations=20,
+    puzzles_per_image=2,
 )
+CONTEXT = ContextConfig(
+    name="context",
+    patch_px=12,
+    gap_px=6,
+    jitter_px=2,
+    min_pixels=2000,
+    max_pixels=4000,
+    pairs_per_image=3,
+)
+ROTATION = RotationConfig(name="rotation", crop_px=24, gray_probability=0.5)
+BOTH = MultitaskConfig(name="multitask", tasks=(CONTEXT, ROTATION, JIGSAW), weights=(1, 2, 1))
+PRETEXTS = [JIGSAW, CONTEXT, ROTATION, BOTH]
 ORDER = OrderConfig(global_batch=12, num_lanes=6, window=20)  # 16 steps of 198 samples.
 TAKE_SPARES = DamagePolicy("quarantine", 0.5, None)
 
 
-def subject_of(*folders, weights=(1, 1), order=ORDER, policy=STOP_AT_DAMAGE):
+def subject_of(*folders, weights=(1, 1), order=ORDER, policy=STOP_AT_DAMAGE, pretext=JIGSAW):
     stores = [Store(folder) for folder in folders]
     counts = [store.manifest.shard_counts for store in stores]
     made = orders(counts, weights[: len(stores)], order, seed=0)
     data = Mixture([DataSet(s, o) for s, o in zip(stores, made, strict=True)])
-    return Subject(data, JIGSAW, 0, policy, threads=1, cache=None)
+    return Subject(data, pretext, 0, policy, threads=1, cache=None)
 
 
 def delivered(subject, epoch, step, place):
     """The batch of a loader that goes on at a step."""
     data, policy = subject.data, subject.policy
-    loader = PretextLoader(data, JIGSAW, seed=0, place=place, policy=policy)
+    loader = PretextLoader(data, subject.pretext, seed=0, place=place, policy=policy)
     loader.restore({**loader.state(), "epoch": epoch, "step": step})
     options = GraphOptions(max_batch=loader.max_batch, num_threads=1, device_id=None, prefetch=2)
     with closing(loader.batches(options)) as batches:
         return next(batches)
 
 
-def plan_of(samples):
-    """The plan that the list of a step spells out."""
-    cells = np.stack(np.divmod(np.arange(9), 3), axis=1) * JIGSAW.cell_px
-    crops = [(top, left, side, side) for top, left, side in (s.draws.crop for s in samples)]
-    return JigsawPlan(
-        crops=np.array(crops, np.int32),
-        anchors=np.array([cells + np.array(s.draws.tiles) for s in samples], np.int32),
-        gray=np.array([s.draws.gray for s in samples], np.int32),
-        labels=np.array([s.draws.permutations for s in samples]),
+def plan_of(task, samples, number=0):
+    """The plan that the list of a step spells out for one of its tasks."""
+    draws = [s.draws[number] for s in samples]
+    first, size = draws[0], (len(draws), task.num_tiles)
+    shifts = [d.shifts for d in draws] if first.shifts else np.zeros((*size, 3, 2))
+    added = [d.intensity for d in draws] if first.intensity else np.zeros((*size, 3))
+    noise = [d.noise for d in draws] if first.noise else np.zeros((*size, 2))
+    sides = [d.sides for d in draws] if first.sides else np.full(size, task.tiles.tile_px)
+    return TilePlan(
+        crops=np.array([(*d.crop, d.crop[2]) for d in draws], np.int32),
+        anchors=np.array([cells_of(task) + np.array(d.tiles) for d in draws], np.int32),
+        labels=np.array([asked(d) for d in draws]),
+        shifts=np.array(shifts, np.int32),
+        sides=np.array(sides, np.int32),
+        colors=np.array([[COLORS.index(color) for color in d.colors] for d in draws], np.int32),
+        offsets=np.array(added, np.int32),
+        noise=np.array(noise, np.int32),
+        mirrored=np.array([bool(d.mirrored) for d in draws], np.int32),
     )
+
+
+def asked(draws):
+    """The labels that draws spell out."""
+    match draws:
+        case JigsawDraws():
+            return draws.permutations
+        case ContextDraws():
+            return draws.labels
+        case RotationDraws():
+            return [turn // 90 for turn in draws.turns]
 
 
 def bytes_of(folder, shown):
@@ -86,16 +133,20 @@ def explain_sample_of(folder, sample_id, epoch=0):
     return step.samples[0]
 
 
+@pytest.mark.parametrize("pretext", PRETEXTS, ids=lambda pretext: pretext.name)
 @pytest.mark.parametrize("world_size", [1, 4, 6])  # 4 does not divide the lanes.
-def test_what_is_explained_is_what_the_loader_delivers(shards, world_size):
-    subject = subject_of(shards)
+def test_what_is_explained_is_what_the_loader_delivers(shards, world_size, pretext):
+    subject = subject_of(shards, pretext=pretext)
     for rank in range(world_size):
         place = Place(rank, world_size)
         batch = delivered(subject, 1, 5, place)
         explained = explain_step(subject, 1, 5, place)
         samples = explained.samples
         assert [s.sample_id for s in samples] == batch.sample_ids.tolist()
-        assert (plan_of(samples).labels == batch.labels).all()
+        parts = split_labels(pretext, torch.from_numpy(batch.labels))
+        for number, (task, labels) in enumerate(zip(tasks_of(pretext), parts, strict=True)):
+            told = plan_of(task, samples, number).labels
+            assert (told == labels.numpy()[:, : told.shape[1]]).all()
         assert (explained.views == batch.views.numpy()).all()
         assert {s.seat.lane % world_size for s in samples} == {rank}
 
@@ -112,30 +163,71 @@ def test_keys_bytes_sizes_and_labels_are_those_of_the_shards(shards):
             assert image.size == (shown.width, shown.height)
 
 
+@pytest.mark.parametrize("pretext", PRETEXTS, ids=lambda pretext: pretext.name)
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_saved_tiles_are_what_the_list_says(shards, tmp_path, world_size):
-    subject = subject_of(shards)
-    page = page_of(JIGSAW)
+def test_saved_tiles_are_what_the_list_says(shards, tmp_path, world_size, pretext):
+    subject = subject_of(shards, pretext=pretext)
+    tasks, panels = tasks_of(pretext), panels_of(pretext)
     for rank in range(world_size):
         folder = tmp_path / str(rank)
         folder.mkdir()
         explained = explain_step(subject, 2, 7, Place(rank, world_size))
-        sheet = save_pictures(folder, explained, JIGSAW, "Data set")
+        sheet = save_pictures(folder, explained, pretext, "Data set")
         assert sheet == folder / CONTACT_SHEET
         samples = explained.samples
-        plan = plan_of(samples)
-        expected = jigsaw_views([bytes_of(shards, s) for s in samples], JIGSAW, plan)
-        for shown, tiles in zip(samples, expected, strict=True):
-            with Image.open(folder / f"{shown.seat.position:02}-{shown.key}.png") as drawn:
-                pixels = np.asarray(drawn).astype(int)
-            for (left, top), tile in zip(page.tiles.places, tiles, strict=True):
-                large = page.tiles.scale * JIGSAW.tile_px
-                x, y = page.left + left, page.top + top
-                seen = pixels[y : y + large, x : x + large]
-                small = seen[:: page.tiles.scale, :: page.tiles.scale]
-                assert (small.repeat(page.tiles.scale, 0).repeat(page.tiles.scale, 1) == seen).all()
-                assert np.abs(small - tile).max() <= 2
+        stored = [bytes_of(shards, shown) for shown in samples]
+        for number, (task, panel) in enumerate(zip(tasks, panels, strict=True)):
+            expected = tile_views(stored, task.tiles, plan_of(task, samples, number))
+            for shown, tiles in zip(samples, expected, strict=True):
+                with Image.open(folder / f"{shown.seat.position:02}-{shown.key}.png") as drawn:
+                    page = np.asarray(drawn).astype(int)
+                assert_drawn(page, panel, seen_tiles(task, tiles))
         assert len(list(folder.iterdir())) == len(samples) + 1
+
+
+def assert_drawn(page, panel, tiles):
+    """Every tile stands at its place on the page, enlarged."""
+    scale, large = panel.tiles.scale, panel.tiles.scale * panel.tiles.tile_px
+    for (left, top), tile in zip(panel.tiles.places, tiles, strict=True):
+        x, y = panel.left + left, panel.top + top
+        seen = page[y : y + large, x : x + large]
+        small = seen[::scale, ::scale]
+        assert (small.repeat(scale, 0).repeat(scale, 1) == seen).all()
+        assert np.abs(small - tile).max() <= 4  # Two decoders, and a second resize of patches.
+
+
+def test_foreign_tiles_are_named_by_the_position_they_come_from(shards):
+    samples = explain_step(subject_of(shards), 0, 2, Place(0, 1)).samples
+    pairs = [
+        (shown, one) for shown in samples for puzzle in shown.draws[0].foreign for one in puzzle
+    ]
+    assert pairs
+    for shown, one in pairs:
+        assert one.position != shown.seat.position
+        assert samples[one.position].seat.lane == shown.seat.lane
+        assert 0 <= one.tile < 9
+
+
+def test_a_pair_is_told_with_the_direction_of_its_patches(shards):
+    samples = explain_step(subject_of(shards, pretext=CONTEXT), 0, 2, Place(0, 1)).samples
+    for pair in (pair for shown in samples for pair in shown.draws[0].pairs):
+        (down, right) = np.subtract(divmod(pair.second, 2), divmod(pair.first, 2))
+        assert pair.direction == ("N", "", "S")[down + 1] + ("W", "", "E")[right + 1]
+
+
+@pytest.mark.parametrize(("task", "keys"), [
+    (JIGSAW, {"shifts", "intensity", "permutations", "foreign"}),
+    (CONTEXT, {"sides", "noise", "pairs", "labels"}),
+    (ROTATION, {"mirrored", "turns"}),
+])  # fmt: skip
+def test_json_tells_only_what_a_config_leaves_open(shards, task, keys):
+    common = {"crop", "tiles", "gray", "colors"}
+    (row, *_) = explain_step(subject_of(shards, pretext=task), 0, 0, Place(0, 6)).listed()[
+        "samples"
+    ]
+    assert set(row["draws"]) == common | keys
+    both = explain_step(subject_of(shards, pretext=BOTH), 0, 0, Place(0, 6)).listed()
+    assert both["samples"][0]["draws"][task.name] == row["draws"]
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 4, 6])

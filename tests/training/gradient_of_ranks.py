@@ -13,6 +13,7 @@ from pipeline.dali.graph import GraphOptions
 from pipeline.data import open_loader
 from pipeline.mixture import Place
 from training.ddp import joined
+from training.models.pretext_model import Answer
 from training.pretrain import _Clock, _Job, _step
 from training.run import RunConfig, pretraining_of
 
@@ -24,6 +25,7 @@ CONFIG = {
         "name": "jigsaw",
         "crop_px": 33,
         "tile_px": 10,
+        "channel_shift_px": 1,
         "num_permutations": 7,
         "puzzles_per_image": 2,
     },
@@ -41,7 +43,8 @@ class MeanColours(torch.nn.Module):
 
     def forward(self, views, labels):
         means = views.double().mean(dim=(2, 3)).flatten(1) / 255
-        return self.linear(means).repeat_interleave(labels.shape[1], dim=0)
+        logits = self.linear(means).repeat_interleave(labels.shape[1], dim=0)
+        return [Answer(logits, labels.flatten())]
 
 
 def main(shards, out):

@@ -45,6 +45,19 @@ def test_only_matrices_and_filters_decay(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+def test_class_token_and_positions_do_not_decay_though_they_have_three_axes(config):
+    model = torch.nn.ModuleDict({"trunk": build_trunk(TrunkConfig(name="vit_s16"), view_px=32)})
+    decayed, spared = (group["params"] for group in build_optimizer(model, config).param_groups)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert len(decayed) + len(spared) == len(names)
+    # Every block has 4 matrices: queries, keys and values in one; output; two of the MLP.
+    assert len(decayed) == 1 + 12 * 4
+    thick = sorted(names[id(parameter)] for parameter in spared if parameter.ndim > 1)
+    assert thick == ["trunk.net.class_token", "trunk.net.encoder.pos_embedding"]
+    assert all(names[id(parameter)].endswith("weight") for parameter in decayed)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
 def test_a_step_without_gradient_moves_only_what_decays(config):
     layer = torch.nn.Linear(3, 2)
     optimizer = build_optimizer(layer, config)

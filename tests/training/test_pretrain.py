@@ -2,11 +2,13 @@ import json
 import shutil
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from pipeline.config import ConfigError, parse
+from pipeline.pretext.permutations import make_permutations, permutations_hash
 from training.metrics import read_metrics
 from training.optimizer import learning_rate
 from training.pretrain import PretrainResult, check, train
@@ -26,6 +28,7 @@ def run_of(shards, out, **changes):
             "name": "jigsaw",
             "crop_px": 33,
             "tile_px": 10,
+            "channel_shift_px": 1,
             "num_permutations": 10,
             "puzzles_per_image": 2,
         },
@@ -116,6 +119,8 @@ def test_the_summary_says_how_the_run_ended(whole):
     assert 0 < summary["starvation"] < 1
     last = read_metrics(whole)[-1]
     assert (summary["loss"], summary["seconds"]) == (last.loss, last.seconds)
+    perms = make_permutations("max_min", 9, 10, seed=0)
+    assert summary["permutations_sha256"] == permutations_hash(perms)
     assert summary["images_per_s"] == pytest.approx(12 * 16 / last.seconds)
 
 
@@ -169,11 +174,55 @@ def test_a_resume_with_another_order_is_refused(whole, shards, tmp_path):
         train(run_of(shards, out, order__window=64))
 
 
+def test_a_resume_with_other_permutations_in_the_file_is_refused(shards, tmp_path):
+    file, out = tmp_path / "set.npy", tmp_path / "out"
+    out.mkdir()
+    np.save(file, make_permutations("max_min", 9, 10, seed=0))
+    run = run_of(shards, out, pretext__permutation_file=str(file))
+    train(run)
+    np.save(file, make_permutations("max_min", 9, 10, seed=1))
+    with pytest.raises(ConfigError, match=r"^the permutation set has changed since .* step 12,"):
+        train(run)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_same_losses_and_the_same_names(whole, shards, tmp_path):
+    train(run_of(shards, tmp_path, train__compile=True))
+    ours, theirs = read_metrics(tmp_path), read_metrics(whole)
+    # The sums of 12 steps differ in their last digits, and BatchNorm at batch 16 makes more of it.
+    assert [r.loss for r in ours] == pytest.approx([r.loss for r in theirs], rel=0.02)
+    assert ours[0].loss == pytest.approx(theirs[0].loss, rel=1e-4)
+    (model, optimizer), (plain, plain_optimizer) = checkpoint(tmp_path), checkpoint(whole)
+    assert model.keys() == plain.keys()
+    assert optimizer["state"].keys() == plain_optimizer["state"].keys()
+    assert weights(tmp_path).keys() == weights(whole).keys()
+
+
+@pytest.mark.parametrize(
+    ("trunk", "message"),
+    [
+        ("vit_s16", r"jigsaw tile_px \(=10\) must be a multiple of 16, .* trunk.name \(=vit_s16\)"),
+        ("alexnet", r"jigsaw tile_px \(=10\) must be at least 25: .* trunk.name \(=alexnet\)"),
+    ],
+)
+def test_tiles_that_the_trunk_can_not_see_are_refused(shards, tmp_path, trunk, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        run_of(shards, tmp_path, trunk__name=trunk)
+    assert "\n" not in str(caught.value)
+
+
+def test_compiling_without_a_compiler_is_refused(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"train.compile \(=true\) needs a C\+\+ compiler"):
+        check(run_of(shards, tmp_path, train__compile=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"order__global_batch": 200}, r"the data set holds 198 samples, fewer than one"),
         ({"train__workers": 5}, r"world_size \(=5\) exceeds num_lanes \(=4\)"),
+        ({"pretext__permutation_file": "nowhere"}, r"permutation_file \(=nowhere\) cannot be read"),
         ({"data__manifest": "nowhere"}, r"manifest \(=nowhere\) cannot be read"),
     ],
 )

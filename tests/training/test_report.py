@@ -1,22 +1,14 @@
-import base64
-import io
 import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+import yaml
 
 from pipeline.config import ConfigError, parse
-from pipeline.dali.graph import GraphOptions
-from pipeline.data import open_loader
-from pipeline.mixture import Place
 from pipeline.shards.manifest import Ledger, read_manifest, write_manifest
-from pipeline.shards.store import Store
-from training.figures import puzzles
 from training.pretrain import train
 from training.report import write_report
 from training.run import RunConfig, open_run, pretraining_of
@@ -25,6 +17,16 @@ from training.transfer.evaluate import transfer
 HOSTILE = "<script>alert(1)</script>.jpg"
 QUARANTINED = {"truncated": 3, "not_image": 2}
 FILTERED = {"min_side": 4}
+PRETEXTS = {
+    "context": {"name": "context", "patch_px": 16, "gap_px": 4, "jitter_px": 1}
+    | {"min_pixels": 2000, "max_pixels": 4000},
+    "rotation": {"name": "rotation", "crop_px": 48, "mirror_probability": 1.0},
+}
+PRETEXTS["multitask"] = {
+    "name": "multitask",
+    "tasks": [{"name": "jigsaw", "crop_px": 48, "tile_px": 12}, *PRETEXTS.values()],
+    "weights": [1, 1, 2],
+}
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
@@ -58,7 +60,12 @@ def finished(shards, tmp_path_factory):
             "trunk": {"name": "small"},
             "order": {"global_batch": 64, "num_lanes": 4, "window": 16},
             "pretext": {"name": "jigsaw", "grid": 2, "crop_px": 64, "tile_px": 24}
-            | {"num_permutations": 24, "gray_probability": 0.5, "puzzles_per_image": 2},
+            | {
+                "channel_shift_px": 1,
+                "num_permutations": 24,
+                "gray_probability": 0.5,
+                "puzzles_per_image": 2,
+            },
             "optim": {"name": "sgd", "lr": 0.01},
             "train": {"epochs": 1, "log_every": 1},
             "transfer": {"view_px": 48, "test_share": 0.4, "map_side": 2, "costs": [0.01]},
@@ -185,22 +192,25 @@ def test_the_same_run_gives_the_same_page(page, finished):
     assert write_report(finished.out, lambda _: None).read_text(encoding="utf-8") == page.source
 
 
-def test_puzzles_show_what_training_takes(finished):
-    run, store = pretraining_of(finished), Store(finished.data.manifest)
-    loader = open_loader(
-        run.data, run.order, run.pretext, seed=run.seed, place=Place(0, 1), ledger=None
-    )
-    options = GraphOptions(max_batch=64, num_threads=1, device_id=None, prefetch=1)
-    batch = next(loader.batches(options))
-    shown = puzzles(run, store, 3)
-    assert [p.permutation for p in shown] == batch.labels[:3, 0].tolist()
-    for puzzle, views in zip(shown, batch.views.numpy()[:3], strict=True):
-        for sheet in (puzzle.raw, puzzle.raw_shuffled):
-            pixels = _pixels(sheet.picture.uri)
-            for place, tile in zip(sheet.places, sheet.numbers, strict=True):
-                top, left, side = (int(v) for v in (place.top, place.left, place.side))
-                cut = pixels[top : top + side, left : left + side, :3]
-                assert (cut == views[tile - 1]).all()
+@pytest.mark.parametrize(
+    ("name", "words", "not_words"),
+    [
+        ("context", ["names the direction", "The pair asked first: "], ["permutation", "turned"]),
+        ("rotation", ["names the turn", "mirrored"], ["permutation", "direction"]),
+        ("multitask", ["among 1,000", "names the direction", "names the turn"], []),
+    ],
+)
+def test_the_page_claims_what_its_pretext_asks(run, name, words, not_words):
+    record = yaml.safe_load((run / "config.yaml").read_text())
+    record["config"]["pretext"] = PRETEXTS[name]
+    (run / "config.yaml").write_text(yaml.safe_dump(record))
+    (run / "transfer.json").unlink()
+    page = Page(write_report(run, lambda _: None).read_text(encoding="utf-8"))
+    section = page.text.split("2. What the network sees")[1].split("3. Curves")[0]
+    for word in words:
+        assert word in section
+    for word in not_words:
+        assert word not in section.lower()
 
 
 def test_a_run_without_transfer_says_so(run):
@@ -278,7 +288,3 @@ def test_a_damaged_result_is_one_line(run):
     (run / "pretrain.json").write_text('{"steps": 1}')
     with pytest.raises(ConfigError, match=r"lacks epochs, .*: it is of another version"):
         write_report(run, lambda _: None)
-
-
-def _pixels(uri):
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))

@@ -1,89 +1,95 @@
-"""Trunks: networks whose stages are probed; exported under torchvision's key names."""
-
-# Shapes: B batch, C channels, H/W map size, D width of the last stage.
+"""Which trunks there are, and what views each can see."""
 
 from typing import Literal
 
 import torchvision
-from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from pydantic import model_validator
+from typing_extensions import Self, assert_never
 
-from pipeline.config import Config
+from pipeline.config import Config, ConfigError
+from training.models.alexnet import PRETEXT_STRIDE, TRANSFER_STRIDE, AlexNetTrunk, least_px
+from training.models.residual import ResidualTrunk, SmallNet
+from training.models.trunk import Trunk
+from training.models.vit import PATCH, VitTrunk
 
-STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
-"""Names of the stages of every trunk, first to last."""
+__all__ = ["Trunk", "TrunkConfig", "Use", "build_trunk", "require_view"]
+
+Use = Literal["pretext", "transfer"]
+"""What a trunk is built for: the same weights, but AlexNet's conv1 has a larger stride in a
+transfer."""
 
 
 class TrunkConfig(Config):
     """Which architecture is trained."""
 
-    name: Literal["small", "resnet18", "resnet50"]
-    """small: four basic blocks of 32 to 256 channels, for CPUs; the others are torchvision's."""
+    name: Literal["small", "resnet18", "resnet50", "alexnet", "vit_s16"]
+    """small: four basic blocks of 32 to 256 channels, for CPUs; alexnet: the convolutions of
+    Noroozi and Favaro 2016; vit_s16: views of a multiple of 16 px; the others are torchvision's."""
+    batch_norm: bool | None = None
+    """BatchNorm behind every convolution of alexnet: true where this is left out. The paper has
+    none, and SGD often does not start without it."""
+
+    @model_validator(mode="after")
+    def _options_are_of_the_architecture(self) -> Self:
+        if self.batch_norm is not None and self.name != "alexnet":
+            raise ValueError(
+                f"batch_norm (={self.batch_norm}) is a choice of alexnet alone, name "
+                f"(={self.name}); leave batch_norm out."
+            )
+        return self
 
 
-class Trunk(nn.Module):
-    """A residual network without its classifier."""
+def build_trunk(config: TrunkConfig, *, use: Use = "pretext", view_px: int = 224) -> Trunk:
+    """Make a trunk with fresh weights from torch's global generator.
 
-    def __init__(self, net: nn.Module, width: int) -> None:
-        super().__init__()
-        self.net = net
-        self.width = width
-        """Channels of the last stage, D."""
+    Weights are those of He et al. 2015 (fan-out), but for alexnet without BatchNorm and vit_s16.
 
-    def stages(self, images_BCHW: Tensor) -> list[Tensor]:
-        """Return the map behind every stage of STAGES."""
-        x, maps = images_BCHW, []
-        for name in ("conv1", "bn1", "relu", "maxpool", *STAGES[1:]):
-            x = self.net.get_submodule(name)(x)
-            if name == "relu" or name in STAGES[1:]:
-                maps.append(x)
-        return maps
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return the last map, averaged over its places, (B, D)."""
-        return self.stages(images_BCHW)[-1].mean(dim=(2, 3))
-
-    def export(self) -> dict[str, Tensor]:
-        """Return the weights under torchvision's key names, without fc."""
-        return {key: value.contiguous() for key, value in self.net.state_dict().items()}
-
-
-def build_trunk(config: TrunkConfig) -> Trunk:
-    """Make a trunk with fresh weights (He et al. 2015, fan-out), from torch's global generator."""
+    Args:
+        config: The architecture.
+        use: What the trunk is for.
+        view_px: Side of the views that vit_s16 has a position embedding for; it interpolates for
+            others. No other trunk asks.
+    """
     match config.name:
         case "small":
-            return Trunk(SmallNet(), width=256)
+            return ResidualTrunk(SmallNet(), width=256)
         case "resnet18":
-            return Trunk(_headless(torchvision.models.resnet18(weights=None)), width=512)
+            return ResidualTrunk(torchvision.models.resnet18(weights=None), width=512)
         case "resnet50":
-            return Trunk(_headless(torchvision.models.resnet50(weights=None)), width=2048)
+            return ResidualTrunk(torchvision.models.resnet50(weights=None), width=2048)
+        case "alexnet":
+            return AlexNetTrunk(stride=_stride(use), batch_norm=config.batch_norm is not False)
+        case "vit_s16":
+            return VitTrunk(view_px=view_px)
+        case _:
+            assert_never(config.name)
 
 
-class SmallNet(nn.Module):
-    """One basic block a stage, a stride-2 stem without pooling: 1.2 M weights, for 32 px tiles."""
+def require_view(config: TrunkConfig, px: int, *, key: str, use: Use) -> None:
+    """Refuse a size of view that the trunk can not see.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 32, kernel_size=5, stride=2, padding=2, bias=False)
-        self.bn1 = nn.BatchNorm2d(32)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity()
-        self.layer1 = nn.Sequential(BasicBlock(32, 32))
-        self.layer2 = nn.Sequential(_down_block(32, 64))
-        self.layer3 = nn.Sequential(_down_block(64, 128))
-        self.layer4 = nn.Sequential(_down_block(128, 256))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    Args:
+        config: The architecture.
+        px: Side of the view.
+        key: Path of the key that says so, for the message.
+        use: What the trunk is for.
+
+    Raises:
+        ConfigError: The line that says so.
+    """
+    if config.name == "vit_s16" and px % PATCH:
+        near = sorted({max(PATCH, px // PATCH * PATCH), (px // PATCH + 1) * PATCH})
+        raise ConfigError(
+            f"{key} (={px}) must be a multiple of {PATCH}, the side of a patch of trunk.name "
+            f"(=vit_s16); set it to {' or '.join(map(str, near))}."
+        )
+    least = least_px(_stride(use))
+    if config.name == "alexnet" and px < least:
+        raise ConfigError(
+            f"{key} (={px}) must be at least {least}: the convolutions and pools of trunk.name "
+            "(=alexnet) leave nothing of smaller views; raise it or take trunk.name small."
+        )
 
 
-def _down_block(inputs: int, outputs: int) -> BasicBlock:
-    shortcut = nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(outputs)
-    )
-    return BasicBlock(inputs, outputs, stride=2, downsample=shortcut)
-
-
-def _headless(net: nn.Module) -> nn.Module:
-    net.fc = nn.Identity()  # Holds no weights, so fc is not in the export.
-    return net
+def _stride(use: Use) -> int:
+    return PRETEXT_STRIDE if use == "pretext" else TRANSFER_STRIDE

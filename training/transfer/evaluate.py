@@ -15,7 +15,7 @@ from pipeline.config import ConfigError
 from pipeline.data import open_store
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.store import Store
-from training.models.trunks import Trunk, build_trunk
+from training.models.trunks import Trunk, build_trunk, require_view
 from training.run import RunConfig, versions, write_json
 from training.transfer.config import TransferConfig
 from training.transfer.features import extract_features, load_trunk
@@ -60,10 +60,13 @@ def transfer(config: RunConfig, device: torch.device, on_progress: Progress) -> 
     and BatchNorm statistics of mean 0 and variance 1.
 
     Raises:
-        ConfigError: There is no transfer section, fewer than 2 classes, or no trunk.
+        ConfigError: There is no transfer section, fewer than 2 classes, no trunk, or views that it
+            can not see.
     """
     if config.transfer is None:
         raise ConfigError("transfer is missing: this stage needs that section of the config.")
+    px = config.transfer.view_px
+    require_view(config.trunk, px, key="transfer.view_px", use="transfer")
     started = time.monotonic()
     images = _labelled_images(config)
     random = _fresh_trunk(config, device)
@@ -163,8 +166,10 @@ def _labelled_images(config: RunConfig) -> _Images:
 
 
 def _fresh_trunk(config: RunConfig, device: torch.device) -> Trunk:
+    assert config.transfer is not None
     torch.manual_seed(config.seed)
-    return build_trunk(config.trunk).to(device).to(memory_format=torch.channels_last)
+    trunk = build_trunk(config.trunk, use="transfer", view_px=config.transfer.view_px)
+    return trunk.to(device).to(memory_format=torch.channels_last)
 
 
 def _score_trunk(

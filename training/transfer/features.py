@@ -18,7 +18,7 @@ from pipeline.dali.graph import GraphOptions
 from pipeline.loader import whole_batches
 from pipeline.seen import normalize
 from pipeline.shards.store import Store
-from training.models.trunks import STAGES, Trunk
+from training.models.trunks import Trunk
 from training.precision import autocast
 from training.transfer.config import TransferConfig
 
@@ -37,6 +37,7 @@ def load_trunk(trunk: Trunk, path: Path) -> None:
         weights = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"weights (={path}) cannot be read: {error}.") from None
+    trunk.make_room(weights)
     ours = trunk.net.state_dict()
     odd = sorted(set(ours) ^ set(weights))
     odd += [k for k in ours if k in weights and ours[k].shape != weights[k].shape]
@@ -79,7 +80,7 @@ def extract_features(
     for batch in whole_batches(store, sample_ids, options, px=config.view_px):
         with autocast(config.precision, device):
             maps = trunk.stages(normalize(batch.views))
-        for stage, map_NCHW in zip(STAGES, maps, strict=True):
+        for stage, map_NCHW in zip(trunk.stage_names, maps, strict=True):
             for kind, side in (("gap", 1), ("map", config.map_side)):
                 pooled = F.adaptive_avg_pool2d(map_NCHW.float(), side).flatten(1)
                 parts.setdefault(f"{stage}.{kind}", []).append(pooled.cpu())

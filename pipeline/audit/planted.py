@@ -1,0 +1,263 @@
+"""Bugs of known pipelines and countermeasures turned off, planted to show that the audit sees them.
+
+Each one is planted in the default jigsaw, context or rotation, whatever the run asks.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.audit.chroma import add_aberration
+from pipeline.audit.codes import probe_codes
+from pipeline.audit.control import KINDS, SUBSAMPLINGS, Control, stored_control
+from pipeline.audit.evidence import Evidence
+from pipeline.audit.gather import Progress, Source, emit, gather
+from pipeline.audit.limits import (
+    BLOCKS,
+    BORDERS,
+    CHROMA,
+    CODES,
+    CONTROL_TOLERANCE,
+    DRAWS,
+    EDGES,
+    MOMENTS,
+    PLACES,
+    SPECTRUM,
+    TURNS,
+    Shortcut,
+    checks_of,
+)
+from pipeline.audit.planting import (
+    StoredAs,
+    alike_in_pairs,
+    crop_beyond,
+    darken_corners,
+    presized,
+    reduce_first,
+    restored,
+    skip_last_place,
+    turn_before_crop,
+)
+from pipeline.audit.score import Score, score_of
+from pipeline.audit.uniformity import draw, probe_draws
+from pipeline.pretext.context import ContextConfig
+from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.multitask import Task
+from pipeline.pretext.permutations import permutations_of
+from pipeline.pretext.rotation import RotationConfig
+
+MOST_IMAGES = 1000
+_JIGSAW = JigsawConfig(name="jigsaw")
+_CONTEXT = ContextConfig(name="context")
+_ROTATION = RotationConfig(name="rotation")
+_SIZES = np.array([[375, 500], [500, 375]], np.int32)
+"""Height and width of the images without content that bugs are planted in."""
+_LENS = 1.004
+"""Red is magnified by this: about what Doersch, Gupta and Efros 2015 call aberration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catch:
+    """One planted bug."""
+
+    bug: str
+    """What was done."""
+    shortcut: Shortcut
+    """Whose probe is named to find it."""
+    without: Score
+    """Before."""
+    planted: Score
+    """After."""
+    on_control: bool = False
+    """Whether both were measured on images without content."""
+
+    @property
+    def limit(self) -> float:
+        """What the lower end of an interval must not exceed."""
+        return CONTROL_TOLERANCE if self.on_control else self.shortcut.limit
+
+    @property
+    def caught(self) -> bool:
+        """Whether the audit passes without the bug, and fails with it."""
+        return self.without.low <= self.limit < self.planted.low
+
+
+def prove(source: Source, num: int, on_progress: Progress) -> tuple[Catch, ...]:
+    """Plant every bug in views of at most `num` images, at most `MOST_IMAGES`.
+
+    Raises:
+        ConfigError: The shards are not there.
+        DamageError: A sample is damaged.
+    """
+    num = min(num, MOST_IMAGES)
+    prover = _Prover(source, num)
+    steps: list[tuple[str, Callable[[], list[Catch]]]] = [
+        ("geometry", prover.geometry),
+        ("normalization", prover.normalization),
+        ("chromatic aberration", prover.lens),
+        ("JPEG blocks", prover.blocks),
+        ("resampling", prover.resampling),
+        ("rotation", prover.rotation),
+        ("draws and permutations", prover.draws),
+    ]
+    found: list[Catch] = []
+    for n, (name, step) in enumerate(steps):
+        on_progress(n / len(steps), f"planting: {name}")
+        found += step()
+    on_progress(1.0, "done")
+    return tuple(found)
+
+
+def listed(catch: Catch) -> dict[str, Any]:
+    """Return a catch as JSON holds it."""
+    before, after = catch.without, catch.planted
+    return {
+        "bug": catch.bug,
+        "probe": catch.shortcut.name,
+        "score_without": before.value,
+        "interval_without": [before.low, before.high],
+        "score_with": after.value,
+        "interval_with": [after.low, after.high],
+        "on_control": catch.on_control,
+        "limit": catch.limit,
+        "caught": catch.caught,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Prover:
+    source: Source
+    num: int
+
+    def geometry(self) -> list[Catch]:
+        plain = self._views(_JIGSAW)
+        no_gap = self._views(_jigsaw(tile_px=_JIGSAW.cell_px, channel_shift_px=0))
+        beyond = replace(plain, views=crop_beyond(plain.views, _JIGSAW.grid))
+        dark = replace(plain, views=darken_corners(plain))
+        return [
+            self._catch("no gap: a tile is its cell", EDGES, plain, no_gap),
+            self._catch("tiles cut past the image, zeros beyond", BORDERS, plain, beyond),
+            self._catch("a lens that darkens corners", PLACES, plain, dark),
+        ]
+
+    def normalization(self) -> list[Catch]:
+        with self._blank(SUBSAMPLINGS, ("1/f noise",)) as source:
+            plain = _views(source, _JIGSAW, self.num)
+        fixed = replace(plain, task=_jigsaw(normalization="fixed"))
+        bug = "the same constants normalize all tiles"
+        return [self._catch(bug, MOMENTS, plain, fixed, on_control=True)]
+
+    def lens(self) -> list[Catch]:
+        with self._stored(
+            lambda pixels: add_aberration(pixels, _LENS), StoredAs("4:4:4")
+        ) as source:
+            guarded = _views(source, _JIGSAW, self.num)
+            bare = _views(source, _jigsaw(gray_probability=0, channel_shift_px=0), self.num)
+        bug = "a lens of 0.4 %, neither gray nor channel shifts"
+        return [self._catch(bug, CHROMA, guarded, bare)]
+
+    def blocks(self) -> list[Catch]:
+        whole: dict[str, Any] = {"min_scale": 1, "max_scale": 1, "channel_shift_px": 0}
+        grid = _jigsaw(**whole, tile_px=_JIGSAW.cell_px)
+        eight = _jigsaw(**whole, tile_px=_JIGSAW.cell_px - 7)  # Places that a tile can take.
+        # The quality of the web.
+        stored_as = StoredAs("4:2:0", quality=75)
+        with self._stored(lambda pixels: presized(pixels, _JIGSAW.crop_px), stored_as) as source:
+            drawn_scale = _views(source, _JIGSAW, self.num)
+            fixed_grid = _views(source, grid, self.num)
+            even = emit(source, eight, self.num, lambda plan: plan)
+            uneven = emit(source, eight, self.num, lambda plan: skip_last_place(plan, eight))
+        stored = f"JPEGs stored at {_JIGSAW.crop_px} px"
+        return [
+            self._catch(f"{stored}, a fixed grid", BLOCKS, drawn_scale, fixed_grid),
+            self._catch(f"{stored}, jitter without its last place", BLOCKS, even, uneven),
+        ]
+
+    def resampling(self) -> list[Catch]:
+        plain = self._views(_CONTEXT)
+        reduced = emit(self.source, _CONTEXT, self.num, reduce_first)
+        return [self._catch("the first patch alone is reduced", SPECTRUM, plain, reduced)]
+
+    def rotation(self) -> list[Catch]:
+        upright = self._views(_ROTATION)
+        turned = turn_before_crop(self._source_of(_ROTATION), _ROTATION, self.num)
+        with self._blank(SUBSAMPLINGS) as source:
+            even = _views(source, _ROTATION, self.num)
+        with self._blank(("4:2:2",)) as source:
+            halved = _views(source, _ROTATION, self.num)
+        stored = "chroma stored at half its width (4:2:2)"
+        return [
+            self._catch("turned before the crop, black bars", BORDERS, upright, turned),
+            self._catch(stored, TURNS, even, halved, on_control=True),
+        ]
+
+    def draws(self) -> list[Catch]:
+        seed = self.source.seed
+        own, same = draw(_JIGSAW, seed=seed), draw(_JIGSAW, seed=seed, keyed_by_slot=True)
+        perms = permutations_of(_JIGSAW)
+        return [
+            Catch("the same seed on every rank", DRAWS, probe_draws(own), probe_draws(same)),
+            Catch(
+                "pairs of permutations that differ in two tiles",
+                CODES,
+                probe_codes(perms),
+                probe_codes(alike_in_pairs(perms)),
+            ),
+        ]
+
+    def _source_of(self, task: Task) -> Source:
+        return replace(self.source, pretext=task)
+
+    def _views(self, task: Task) -> Evidence:
+        return _views(self.source, task, self.num)
+
+    def _catch(
+        self,
+        bug: str,
+        shortcut: Shortcut,
+        without: Evidence,
+        planted: Evidence,
+        *,
+        on_control: bool = False,
+    ) -> Catch:
+        both = (without, planted)
+        before, after = (_score(evidence, shortcut, self.source.seed) for evidence in both)
+        return Catch(bug, shortcut, before, after, on_control)
+
+    @contextmanager
+    def _blank(
+        self, subsamplings: tuple[str, ...], kinds: tuple[str, ...] = KINDS
+    ) -> Iterator[Source]:
+        control = Control(_SIZES, self.num, self.source.seed, subsamplings, kinds)
+        with stored_control(self.source, control, lambda share, note: None) as source:
+            yield source
+
+    @contextmanager
+    def _stored(
+        self, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], stored_as: StoredAs
+    ) -> Iterator[Source]:
+        """Store changed images as shards of their own, as long as the block runs."""
+        with tempfile.TemporaryDirectory(prefix="tessera-audit-") as folder:
+            out = Path(folder) / "planted"
+            restored(self.source, self.num, out, change, stored_as)
+            yield self.source.at(str(out))
+
+
+def _jigsaw(**changes: Any) -> JigsawConfig:
+    return JigsawConfig(name="jigsaw", **changes)
+
+
+def _views(source: Source, task: Task, num: int) -> Evidence:
+    (evidence,) = gather(replace(source, pretext=task), num, lambda share, note: None)
+    return evidence
+
+
+def _score(evidence: Evidence, shortcut: Shortcut, seed: int) -> Score:
+    (probe,) = (c.probe for c in checks_of(evidence.task) if c.shortcut is shortcut)
+    return score_of(probe(evidence, seed), seed=seed)

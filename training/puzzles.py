@@ -1,0 +1,215 @@
+"""The report's puzzles: what becomes of a few images at one step, for every task."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from typing_extensions import assert_never
+
+from pipeline.drawn import AnyDraws, ContextDraws, JigsawDraws
+from pipeline.explain import Explained, Subject, explain_step, open_subject
+from pipeline.mixture import Place
+from pipeline.pictures.sheets import (
+    SHOWN_DEVIATIONS,
+    Pixels,
+    normalised_tiles,
+    seen_tiles,
+    views_by_task,
+)
+from pipeline.pictures.source import Arrow, Square, arrow_between, asked_first, decoded, squares_of
+from pipeline.pretext.context import ContextConfig
+from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.multitask import Task, tasks_of
+from pipeline.pretext.permutations import permutations_of
+from pipeline.pretext.rotation import QUARTER_TURNS, RotationConfig
+from training.figures import Picture, picture
+from training.run import Pretraining
+
+_SOURCE_PX = 640
+_TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """Tiles of one image on a grid."""
+
+    picture: Picture
+    places: tuple[Square, ...]
+    """In reading order."""
+    numbers: tuple[str, ...]
+    """What is written on each; nothing where they stand in reading order."""
+    tiles: tuple[int, ...]
+    """Which tile stands at each place."""
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Puzzle:
+    """What becomes of one image at one step."""
+
+    source: Picture
+    size: tuple[int, int]
+    """Width and height of the stored image, px; the squares are given in these."""
+    crop: Square
+    tiles: tuple[Square, ...]
+    """In reading order; none where the crop is the only one."""
+    arrow: Arrow | None
+    """From the first to the second patch asked."""
+    shown: str
+    """How the image is shown other than as it is."""
+    sheets: tuple[Sheet, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPuzzles:
+    """One task's puzzles."""
+
+    name: str
+    words: str
+    """What is asked, and what the pictures show."""
+    puzzles: tuple[Puzzle, ...]
+
+
+def puzzles(run: Pretraining, num: int) -> list[TaskPuzzles]:
+    """Show the first images of epoch 0, step 0, from the graph that trains.
+
+    Raises:
+        ConfigError: The shards cannot be read.
+        DamageError: A sample is damaged, and the run's policy is to stop.
+    """
+    # Any number of ranks shares the same global batches, so many ranks make the share small.
+    num_lanes = -(-num // run.order.lane_share)
+    place = Place(rank=0, world_size=max(1, run.order.num_lanes // num_lanes))
+    with closing(open_subject(run.data, run.order, run.pretext, seed=run.seed)) as subject:
+        explained = explain_step(subject, 0, 0, place)
+        return [
+            TaskPuzzles(task.name, _words(task), tuple(_puzzles(subject, explained, number, num)))
+            for number, task in enumerate(tasks_of(run.pretext))
+        ]
+
+
+def _puzzles(subject: Subject, explained: Explained, number: int, num: int) -> list[Puzzle]:
+    task = tasks_of(subject.pretext)[number]
+    views = views_by_task(subject.pretext, explained.views[:num])
+    found = []
+    for row, by_task in enumerate(views):
+        shown = explained.samples[row]
+        image = decoded(explained.payloads[row], (shown.width, shown.height))
+        found.append(_puzzle(task, shown.draws[number], image, by_task[number]))
+    return found
+
+
+def _puzzle(task: Task, draws: AnyDraws, image: Image.Image, views: Pixels) -> Puzzle:
+    top, left, side = draws.crop
+    size = image.size
+    squares, pair = squares_of(task, draws, 1.0), asked_first(draws)
+    image.thumbnail((_SOURCE_PX, _SOURCE_PX), Image.Resampling.LANCZOS)
+    drawn = "the crop" if len(squares) == 1 else f"the crop and the {len(squares)} tiles"
+    if pair is not None:
+        drawn += f" and an arrow from tile {pair.first + 1} to tile {pair.second + 1}"
+    return Puzzle(
+        source=picture(image, "JPEG", f"The stored image, with {drawn} drawn in it"),
+        size=size,
+        crop=Square(left, top, side),
+        tiles=squares if len(squares) > 1 else (),
+        arrow=arrow_between(squares[pair.first], squares[pair.second]) if pair else None,
+        shown=("shown in gray" if draws.gray else "")
+        + (", " if draws.gray and draws.mirrored else "")
+        + ("mirrored" if draws.mirrored else ""),
+        sheets=_sheets(task, draws, views),
+    )
+
+
+def _sheets(task: Task, draws: AnyDraws, views: Pixels) -> tuple[Sheet, ...]:
+    seen = seen_tiles(task, views)
+    normalised = normalised_tiles(task, views)
+    reading = np.arange(task.num_tiles)
+    match task:
+        case JigsawConfig():
+            assert isinstance(draws, JigsawDraws)
+            number = draws.permutations[0]
+            asked, names = permutations_of(task)[number], [str(t + 1) for t in reading]
+            words = (
+                *("Tiles in reading order", f"Shuffled by permutation {number}"),
+                "Normalised, as the trunk gets them",
+                "Normalised, in the order that the head gets",
+            )
+        case ContextConfig():
+            assert isinstance(draws, ContextDraws)
+            pair = draws.pairs[0]
+            asked, names = np.array([pair.first, pair.second]), [str(t + 1) for t in reading]
+            words = (
+                *("Patches in reading order", f"The pair asked first: {pair.direction}"),
+                *("Normalised, as the trunk gets them", f"The pair, normalised: {pair.direction}"),
+            )
+        case RotationConfig():
+            asked, names = np.arange(len(QUARTER_TURNS)), [str(turn) for turn in QUARTER_TURNS]
+            words = (
+                *("The square", "Turned, degrees counterclockwise"),
+                *("The square, normalised", "Turned and normalised, as the trunk gets them"),
+            )
+        case _:
+            assert_never(task)
+    return (
+        _sheet(seen, reading, [], words[0]),
+        _sheet(seen, asked, names, words[1]),
+        _sheet(normalised, reading, [], words[2]),
+        _sheet(normalised, asked, names, words[3]),
+    )
+
+
+def _sheet(tiles: Pixels, order: NDArray[np.int64], names: Sequence[str], caption: str) -> Sheet:
+    """Lay tiles (T, H, W, 3) on a grid, tile order[p] at place p, with gaps between."""
+    count, side = len(order), tiles.shape[1]
+    grid, gap = int(np.ceil(count**0.5)), max(2, side // 12)
+    places = tuple(
+        Square((p % grid) * (side + gap), (p // grid) * (side + gap), side) for p in range(count)
+    )
+    rows = -(-count // grid)
+    sheet = Image.new("RGBA", (grid * (side + gap) - gap, rows * (side + gap) - gap))
+    for place, tile in zip(places, order, strict=True):
+        sheet.paste(Image.fromarray(tiles[tile]), (int(place.left), int(place.top)))
+    shown = tuple(order.tolist())
+    numbers = tuple(names[tile] for tile in shown) if names else ()
+    alt = f"{caption}: {', '.join(numbers)}" if numbers else caption
+    return Sheet(picture(sheet, "PNG", alt), places, numbers, shown, caption)
+
+
+def _words(task: Task) -> str:
+    deviations = f"{SHOWN_DEVIATIONS:.1f} standard deviations"
+    scale = (
+        f"here middle gray is its mean; black and white are {deviations} away"
+        if task.normalization == "tile"
+        else f"here middle gray is 0; black and white are {deviations} away"
+    )
+    own = "on its own" if task.normalization == "tile" else "by constants"
+    match task:
+        case JigsawConfig():
+            return (
+                f"A square crop is resized to {task.crop_px} px and cut into {task.grid} {_TIMES} "
+                f"{task.grid} cells of {task.cell_px} px; in each cell lies a tile of "
+                f"{task.tile_px} px at a drawn place. The trunk gets each tile normalised {own} "
+                f"({scale}). The head gets what the trunk makes of them in shuffled order, and "
+                f"names the permutation among {task.num_permutations:,}. It is asked "
+                f"{task.puzzles_per_image} permutations of every image; the first is shown."
+            )
+        case ContextConfig():
+            return (
+                f"A block of {task.grid} {_TIMES} {task.grid} patches of {task.patch_px} px is cut "
+                f"out of the resized image, {task.gap_px} px apart, each moved by up to "
+                f"{task.jitter_px} px. The trunk gets each patch normalised {own} ({scale}). The "
+                "head gets what the trunk makes of two patches, and names the direction from the "
+                f"first to the second among 8. It is asked {task.pairs_per_image} pairs of every "
+                "image; the first is shown, and an arrow points from its first patch to its second."
+            )
+        case RotationConfig():
+            return (
+                f"A square is resized to {task.crop_px} px and turned by 0, 90, 180 and 270 "
+                f"degrees. The trunk gets each turn normalised {own} ({scale}), and the head names "
+                "the turn."
+            )
+        case _:
+            assert_never(task)

@@ -16,6 +16,7 @@ from training.charts import DotChart, LineChart, dot_chart
 from training.curves import curves, several_tasks
 from training.figures import Filters, Picture, contact_sheet, filters
 from training.metrics import Record
+from training.models.pretext_model import largest_view
 from training.models.trunks import build_trunk
 from training.pretrain import TRUNK_FILE
 from training.puzzles import TaskPuzzles, puzzles
@@ -182,7 +183,9 @@ def _filters(results: Results) -> Filters:
         raise ConfigError(f"There is no {TRUNK_FILE} yet: the pretraining has not finished.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(results.config.seed)  # The weights that pretraining starts from.
-        trunk = build_trunk(results.config.trunk)
+        pretext = results.config.pretext
+        assert pretext is not None, "a trunk was trained, so there is what it was asked"
+        trunk = build_trunk(results.config.trunk, view_px=largest_view(pretext))
     random = trunk.first_filters.detach().clone()
     load_trunk(trunk, path)
     return filters(random, trunk.first_filters.detach())

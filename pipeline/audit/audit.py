@@ -92,7 +92,7 @@ class Audit:
 
 
 def run_audit(source: Source, num: int, on_progress: Progress) -> Audit:
-    """Audit a pretext on at most `num` images of some shards, and on as many or more without content.
+    """Audit a pretext on at most `num` images of some shards, and on no fewer without content.
 
     Raises:
         ConfigError: The shards hold too few images, or are not there.

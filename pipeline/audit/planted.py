@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.audit.chroma import add_aberration
 from pipeline.audit.codes import probe_codes
-from pipeline.audit.control import KINDS, SUBSAMPLINGS, Control, stored_control
+from pipeline.audit.control import SUBSAMPLINGS, Control, stored_control
 from pipeline.audit.evidence import Evidence
 from pipeline.audit.gather import Progress, Source, emit, gather
 from pipeline.audit.limits import (
@@ -98,8 +98,7 @@ def prove(source: Source, num: int, on_progress: Progress) -> tuple[Catch, ...]:
     num = min(num, MOST_IMAGES)
     prover = _Prover(source, num)
     steps: list[tuple[str, Callable[[], list[Catch]]]] = [
-        ("geometry", prover.geometry),
-        ("normalization", prover.normalization),
+        ("geometry and normalization", prover.geometry),
         ("chromatic aberration", prover.lens),
         ("JPEG blocks", prover.blocks),
         ("resampling", prover.resampling),
@@ -138,20 +137,15 @@ class _Prover:
     def geometry(self) -> list[Catch]:
         plain = self._views(_JIGSAW)
         no_gap = self._views(_jigsaw(tile_px=_JIGSAW.cell_px, channel_shift_px=0))
+        fixed = replace(plain, task=_jigsaw(normalization="fixed"))
         beyond = replace(plain, views=crop_beyond(plain.views, _JIGSAW.grid))
         dark = replace(plain, views=darken_corners(plain))
         return [
             self._catch("no gap: a tile is its cell", EDGES, plain, no_gap),
+            self._catch("the same constants normalize all tiles", MOMENTS, plain, fixed),
             self._catch("tiles cut past the image, zeros beyond", BORDERS, plain, beyond),
             self._catch("a lens that darkens corners", PLACES, plain, dark),
         ]
-
-    def normalization(self) -> list[Catch]:
-        with self._blank(SUBSAMPLINGS, ("1/f noise",)) as source:
-            plain = _views(source, _JIGSAW, self.num)
-        fixed = replace(plain, task=_jigsaw(normalization="fixed"))
-        bug = "the same constants normalize all tiles"
-        return [self._catch(bug, MOMENTS, plain, fixed, on_control=True)]
 
     def lens(self) -> list[Catch]:
         with self._stored(
@@ -188,9 +182,9 @@ class _Prover:
         upright = self._views(_ROTATION)
         turned = turn_before_crop(self._source_of(_ROTATION), _ROTATION, self.num)
         with self._blank(SUBSAMPLINGS) as source:
-            even = _views(source, _ROTATION, self.num)
+            even = _views(source, _ROTATION, MOST_IMAGES)
         with self._blank(("4:2:2",)) as source:
-            halved = _views(source, _ROTATION, self.num)
+            halved = _views(source, _ROTATION, MOST_IMAGES)
         stored = "chroma stored at half its width (4:2:2)"
         return [
             self._catch("turned before the crop, black bars", BORDERS, upright, turned),
@@ -231,10 +225,8 @@ class _Prover:
         return Catch(bug, shortcut, before, after, on_control)
 
     @contextmanager
-    def _blank(
-        self, subsamplings: tuple[str, ...], kinds: tuple[str, ...] = KINDS
-    ) -> Iterator[Source]:
-        control = Control(_SIZES, self.num, self.source.seed, subsamplings, kinds)
+    def _blank(self, subsamplings: tuple[str, ...]) -> Iterator[Source]:
+        control = Control(_SIZES, MOST_IMAGES, self.source.seed, subsamplings)
         with stored_control(self.source, control, lambda share, note: None) as source:
             yield source
 

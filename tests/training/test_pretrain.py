@@ -186,16 +186,20 @@ def test_a_resume_with_other_permutations_in_the_file_is_refused(shards, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_compiled_run_has_the_same_losses_and_the_same_names(whole, shards, tmp_path):
-    train(run_of(shards, tmp_path, train__compile=True))
-    ours, theirs = read_metrics(tmp_path), read_metrics(whole)
-    # The sums of 12 steps differ in their last digits, and BatchNorm at batch 16 makes more of it.
-    assert [r.loss for r in ours] == pytest.approx([r.loss for r in theirs], rel=0.02)
-    assert ours[0].loss == pytest.approx(theirs[0].loss, rel=1e-4)
-    (model, optimizer), (plain, plain_optimizer) = checkpoint(tmp_path), checkpoint(whole)
-    assert model.keys() == plain.keys()
-    assert optimizer["state"].keys() == plain_optimizer["state"].keys()
-    assert weights(tmp_path).keys() == weights(whole).keys()
+def test_a_compiled_run_has_the_same_losses_and_the_same_names(shards, tmp_path):
+    # At a low rate: a high one makes much of the last digits, which differ.
+    for name in ("plain", "compiled"):
+        (tmp_path / name).mkdir()
+        changes = {"optim__lr": 1e-3, "train__compile": name == "compiled"}
+        train(run_of(shards, tmp_path / name, **changes))
+    plain, compiled = (read_metrics(tmp_path / name) for name in ("plain", "compiled"))
+    assert [r.loss for r in compiled] == pytest.approx([r.loss for r in plain], rel=2e-3)
+    (model, optimizer), (ours, our_optimizer) = map(
+        checkpoint, (tmp_path / "plain", tmp_path / "compiled")
+    )
+    assert ours.keys() == model.keys()
+    assert our_optimizer["state"].keys() == optimizer["state"].keys()
+    assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "plain").keys()
 
 
 @pytest.mark.parametrize(

@@ -49,4 +49,9 @@ class PretextModel(nn.Module):
 
 def build_model(pretext: PretextConfig, trunk: TrunkConfig) -> PretextModel:
     """Make trunk and heads with fresh weights from torch's global generator."""
-    return PretextModel(pretext, build_trunk(trunk))
+    return PretextModel(pretext, build_trunk(trunk, view_px=largest_view(pretext)))
+
+
+def largest_view(pretext: PretextConfig) -> int:
+    """Return the side of the largest view, px, which a ViT has its positions for."""
+    return max(task.tiles.tile_px for task in tasks_of(pretext))

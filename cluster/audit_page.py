@@ -17,7 +17,7 @@ from pipeline.shards.manifest import write_atomic
 from training import charts
 from training.charts import Box, Tick, number, ticks
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 640.0, 150.0, 16.0, 8.0, 24.0
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 460.0, 150.0, 16.0, 8.0, 24.0
 _ROW, _THICK, _APART = 40.0, 9.0, 13.0
 _LEAST_REACH = 0.3
 
@@ -104,7 +104,7 @@ def chart_of(title: str, lines: Sequence[_Line]) -> Chart:
     scores = [s for line in lines for s in (line.now, line.beside) if s is not None]
     reach = max(_LEAST_REACH, *(s.high for s in scores), *(line.limit for line in lines))
     low = min(0.0, *(s.low for s in scores))
-    x_values = [v for v in ticks(low, reach, at_most=7) if v >= low - 0.05]
+    x_values = [v for v in ticks(low, reach, at_most=6) if v >= low - 0.05]
     low, reach = min(low, x_values[0]), max(reach, x_values[-1])
     box = Box(
         _WIDTH,

@@ -41,7 +41,7 @@ def tile_views(encoded: list[bytes], tiles: Tiles, plan: TilePlan) -> NDArray[np
         uint8 (B, T, tile_px, tile_px, 3), tiles in reading order.
     """
     side, field, colors = tiles.tile_px, noise_field(tiles.tile_px), tints(plan)
-    views = np.empty((len(encoded), tiles.num_tiles, side, side, 3), np.uint8)
+    views = np.empty((len(encoded), *tiles.shape), np.uint8)
     for b, data in enumerate(encoded):
         pixels = crop_view(data, plan.crops[b], tiles.crop_px)
         for t in range(tiles.num_tiles):

@@ -5,6 +5,8 @@ A graph gives one row of bytes for each image. Here the row is cut into each tas
 
 # Shapes: B batch, T tiles of an image, V views that the network sees of it, H/W view size.
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,8 +35,8 @@ def split_views(pretext: Task | MultitaskConfig, views: Tensor) -> tuple[Tensor,
         return (views,)
     parts, start = [], 0
     for task in pretext.tasks:
-        shape = (task.tiles.num_tiles, task.tiles.tile_px, task.tiles.tile_px, 3)
-        size = shape[0] * shape[1] * shape[2] * 3
+        shape = task.tiles.shape
+        size = math.prod(shape)
         parts.append(views[:, start : start + size].view(len(views), *shape))
         start += size
     return tuple(parts)

@@ -10,7 +10,7 @@ from sklearn.model_selection import GroupKFold
 
 from pipeline.audit.evidence import Answers, Evidence
 from pipeline.audit.probing import (
-    LUMA,
+    GRAY_WEIGHTS,
     describe_raw,
     generator,
     grid_of,
@@ -62,7 +62,7 @@ def probe_blocks(evidence: Evidence, *, seed: int) -> Answers:
 
 def _phases(views: NDArray[np.float32]) -> NDArray[np.int64]:
     """Find where blocks begin: (n, T, 3, H, W) to (n, T, 2), along x and y, 0..7."""
-    luma = np.einsum("ntchw,c->nthw", views, LUMA)
+    luma = np.einsum("ntchw,c->nthw", views, GRAY_WEIGHTS)
     return np.stack([_phase(luma), _phase(luma.swapaxes(2, 3))], axis=2)
 
 

@@ -65,8 +65,7 @@ def gather(source: Source, num: int, on_progress: Progress) -> tuple[Evidence, .
     tasks = tasks_of(source.pretext)
     with closing(open_source(source, num)) as loader:
         batch, steps = loader.global_batch, _steps(loader, num)
-        shapes = [(task.num_tiles, task.tiles.tile_px, task.tiles.tile_px, 3) for task in tasks]
-        arrays = [np.empty((steps * batch, *shape), np.uint8) for shape in shapes]
+        arrays = [np.empty((steps * batch, *task.tiles.shape), np.uint8) for task in tasks]
         done = []
         for step in range(steps):
             planned, views = loader.one_step(0, step, options_of(source, batch))

@@ -14,10 +14,11 @@ from sklearn.model_selection import GroupKFold
 from pipeline.audit.evidence import Answers, Evidence
 from pipeline.pretext.context import ContextConfig, neighbours
 from pipeline.pretext.multitask import Task
+from pipeline.pretext.plan import LUMA
 from pipeline.pretext.rotation import RotationConfig
 from pipeline.seen import see
 
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601.
+GRAY_WEIGHTS = np.array(LUMA, np.float32)
 _CHUNK_BYTES = 32 << 20
 _FOLDS = 5
 _SHRINKAGE = 0.01

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pipeline.audit.chroma import color_shifts
 from pipeline.audit.evidence import Answers, Evidence
 from pipeline.audit.probing import (
-    LUMA,
+    GRAY_WEIGHTS,
     describe,
     generator,
     linear,
@@ -64,7 +64,7 @@ def probe_turns(evidence: Evidence, *, seed: int) -> Answers:
 
 def _cues(views: NDArray[np.float32]) -> NDArray[np.float64]:
     """Describe views (n, 4, 3, H, H): (n, 4, 24), see `_GROUPS`."""
-    luma = np.einsum("nvchw,c->nvhw", views, LUMA)
+    luma = np.einsum("nvchw,c->nvhw", views, GRAY_WEIGHTS)
     chroma = np.einsum("nvchw,dc->nvdhw", views, _CHROMA)
     planes = np.concatenate([luma[:, :, None], chroma], axis=2)
     start = max(0, (views.shape[-1] - _PATCH_PX) // 2)

@@ -17,9 +17,11 @@ from pipeline.draws import Draws
 from pipeline.pretext.plan import (
     TilePlan,
     Tiles,
+    crop_sides,
     grid_cells,
     image_colors,
     plain_plan,
+    require_color_shares,
     square_crops,
 )
 
@@ -103,12 +105,7 @@ class JigsawConfig(Config):
             raise ValueError(
                 f"min_scale (={self.min_scale}) must be at most max_scale (={self.max_scale})."
             )
-        colored = self.gray_probability + self.projection_probability
-        if colored > 1:
-            raise ValueError(
-                f"gray_probability (={self.gray_probability}) + projection_probability "
-                f"(={self.projection_probability}) must be at most 1, is {colored:g}."
-            )
+        require_color_shares(self.gray_probability, self.projection_probability)
         if self.max_foreign_tiles > self.num_tiles - 2:
             raise ValueError(
                 f"max_foreign_tiles (={self.max_foreign_tiles}) must leave 2 of the "
@@ -163,10 +160,8 @@ def plan_jigsaw(
     Labels are rows of the permutation set, (B, P).
     """
     batch, tiles = len(heights), config.num_tiles
-    short = np.minimum(heights, widths)
     place = draws.uniform("jigsaw.crop", 3)
-    scale = config.min_scale + (config.max_scale - config.min_scale) * place[:, 0]
-    side = np.maximum(1, np.rint(scale * short)).astype(np.int64)
+    side = crop_sides(heights, widths, (config.min_scale, config.max_scale), place[:, 0])
 
     slack = config.cell_px - config.tile_px - config.channel_shift_px
     jitter = draws.integers("jigsaw.jitter", slack + 1, 2 * tiles).reshape(batch, tiles, 2)

@@ -18,7 +18,8 @@ RGB, GRAY, PROJECTED, KEEP_RED = range(4)
 NOISE_PLACES = 128
 """Places on a side where a tile's noise may be cut from the field of noise."""
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601.
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in gray, ITU-R BT.601."""
 _AXIS = np.array([-1.0, 2.0, -1.0])
 # Doersch, Gupta and Efros 2015, section 3.1: what lies along green against magenta, where lenses
 # leave their mark, is taken out of every pixel.
@@ -45,6 +46,11 @@ class Tiles:
     """Whether tiles may be shown in other than their own colors."""
     mirrored: bool = False
     """Whether tiles may be shown mirrored."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the views of one image: (T, tile_px, tile_px, 3)."""
+        return self.num_tiles, self.tile_px, self.tile_px, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,33 @@ def plain_plan(
     )
 
 
+def require_color_shares(gray: float, projected: float) -> None:
+    """Raise ValueError where images in gray and with projected colors are more than all."""
+    if gray + projected > 1:
+        raise ValueError(
+            f"gray_probability (={gray}) + projection_probability (={projected}) must be at most "
+            f"1, is {gray + projected:g}."
+        )
+
+
+def crop_sides(
+    heights: NDArray[np.int32],
+    widths: NDArray[np.int32],
+    scales: tuple[float, float],
+    drawn: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """Return sides of squares, (B,), from the smallest to the largest share of the short side.
+
+    Args:
+        heights: (B,).
+        widths: (B,).
+        scales: Smallest and largest share.
+        drawn: (B,) in [0, 1): where between them.
+    """
+    scale = scales[0] + (scales[1] - scales[0]) * drawn
+    return np.maximum(1, np.rint(scale * np.minimum(heights, widths))).astype(np.int64)
+
+
 def square_crops(
     sides: NDArray[np.int64],
     heights: NDArray[np.int32],
@@ -146,7 +179,7 @@ def tints(plan: TilePlan) -> NDArray[np.float32]:
     """
     table = np.zeros((len(COLORS), 3, 5))
     table[RGB, :, :3] = np.eye(3)
-    table[GRAY, :, :3] = _LUMA
+    table[GRAY, :, :3] = LUMA
     table[PROJECTED, :, :3] = _PROJECTION
     for channel in range(3):
         kept = table[KEEP_RED + channel]

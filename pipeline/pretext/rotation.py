@@ -13,7 +13,15 @@ from typing_extensions import Self
 from pipeline.config import Config
 from pipeline.draws import Draws
 from pipeline.pretext.jigsaw import Normalization
-from pipeline.pretext.plan import TilePlan, Tiles, image_colors, plain_plan, square_crops
+from pipeline.pretext.plan import (
+    TilePlan,
+    Tiles,
+    crop_sides,
+    image_colors,
+    plain_plan,
+    require_color_shares,
+    square_crops,
+)
 
 QUARTER_TURNS = (0, 90, 180, 270)
 """Degrees, counterclockwise; the classes, in this order."""
@@ -42,12 +50,7 @@ class RotationConfig(Config):
 
     @model_validator(mode="after")
     def _shares_are_possible(self) -> Self:
-        colored = self.gray_probability + self.projection_probability
-        if colored > 1:
-            raise ValueError(
-                f"gray_probability (={self.gray_probability}) + projection_probability "
-                f"(={self.projection_probability}) must be at most 1, is {colored:g}."
-            )
+        require_color_shares(self.gray_probability, self.projection_probability)
         return self
 
     @property
@@ -88,9 +91,7 @@ def plan_rotation(
     """Draw squares for a batch of images of the given sizes; labels (B, 4) are all four turns."""
     batch = len(heights)
     drawn = draws.uniform("rotation.crop", 4)
-    short = np.minimum(heights, widths)
-    scale = config.min_scale + (1 - config.min_scale) * drawn[:, 0]
-    side = np.maximum(1, np.rint(scale * short)).astype(np.int64)
+    side = crop_sides(heights, widths, (config.min_scale, 1.0), drawn[:, 0])
     turns = np.arange(len(QUARTER_TURNS), dtype=np.int64)
     plan = plain_plan(
         crops=square_crops(side, heights, widths, drawn[:, 1:3]),

@@ -25,11 +25,11 @@ def noise(tmp_path):
     return tmp_path / "noise"
 
 
-def refused(result, *words):
+def refusal(result):
+    """The one line of bad input."""
     assert result.exit_code == 2, result.output
     assert result.stderr.count("\n") == 1, result.stderr
-    for word in words:
-        assert word in result.stderr
+    return result.stderr
 
 
 def test_a_closed_pretext_ends_with_0_and_leaves_a_page(noise, tmp_path):
@@ -64,13 +64,19 @@ def test_a_page_stands_alone(noise, tmp_path):
 
 
 def test_bad_input_is_refused_in_one_line(noise, tmp_path):
-    refused(audit(CONFIG, tmp_path / "nowhere"), "nowhere) does not exist; give a folder of shards")
-    refused(audit(CONFIG, tmp_path), "holds no manifest.json; give a folder of shards")
-    refused(audit(tmp_path / "no.yaml", noise), "config (=", "cannot be read")
-    refused(audit(CONFIG, noise, "pretext=null"), "pretext is missing in", "nothing to audit")
+    missing = refusal(audit(CONFIG, tmp_path / "nowhere"))
+    assert "nowhere) does not exist; give a folder of shards" in missing
+    empty = refusal(audit(CONFIG, tmp_path))
+    assert "holds no manifest.json; give a folder of shards" in empty
+    no_config = refusal(audit(tmp_path / "no.yaml", noise))
+    assert "config (=" in no_config
+    assert "cannot be read" in no_config
+    no_pretext = refusal(audit(CONFIG, noise, "pretext=null"))
+    assert "pretext is missing in" in no_pretext
+    assert "nothing to audit" in no_pretext
     file = tmp_path / "file"
     file.touch()
-    refused(audit(CONFIG, noise, "--out", file), "file) is a file; give a folder")
+    assert "file) is a file; give a folder" in refusal(audit(CONFIG, noise, "--out", file))
 
 
 def test_an_audit_without_images_is_a_usage_error(noise):

@@ -31,17 +31,35 @@ def philox(counters: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uin
     return words
 
 
+@njit(cache=True, inline="always")
+def _rounds(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
+    for _ in range(10):
+        p0, p1 = c0 * _M0, c2 * _M1
+        c0, c1 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _LOW
+        c2, c3 = (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return c0, c1, c2, c3
+
+
 @njit(cache=True)  # In NumPy a batch of 64 costs more in calls than in arithmetic.
 def _encrypt(counters: Any, first_key: Any, second_key: Any, words: Any) -> None:
     for n in range(counters.shape[1]):
         c0, c1, c2, c3 = counters[0, n], counters[1, n], counters[2, n], counters[3, n]
-        k0, k1 = first_key, second_key
-        for _ in range(10):
-            p0, p1 = c0 * _M0, c2 * _M1
-            c0, c1 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _LOW
-            c2, c3 = (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _LOW
-            k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
-        words[0, n], words[1, n], words[2, n], words[3, n] = c0, c1, c2, c3
+        words[0, n], words[1, n], words[2, n], words[3, n] = _rounds(
+            c0, c1, c2, c3, first_key, second_key
+        )
+
+
+@njit(cache=True)
+def _draw(ids: Any, epochs: Any, first_key: Any, second_key: Any, words: Any) -> None:
+    """Fill uint64 (B, 4 K): block k of sample b is the cipher of (id, epoch, k)."""
+    for b in range(words.shape[0]):
+        low, high = np.uint64(ids[b]) & _LOW, np.uint64(ids[b]) >> _SHIFT
+        epoch = np.uint64(epochs[b])
+        for block in range(words.shape[1] // 4):
+            c0, c1, c2, c3 = _rounds(low, high, epoch, np.uint64(block), first_key, second_key)
+            at = 4 * block
+            words[b, at], words[b, at + 1], words[b, at + 2], words[b, at + 3] = c0, c1, c2, c3
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +82,12 @@ class Draws:
             uint64 (B, num), values below 2**32. The first columns do not depend on `num`.
         """
         hashed = xxhash.xxh3_64_intdigest(f"{self.seed}:{name}".encode())
-        num_blocks = -(-num // 4)
         batch = len(self.sample_ids)
-        ids = np.repeat(self.sample_ids.astype(np.uint64), num_blocks)
-        blocks = np.tile(np.arange(num_blocks, dtype=np.uint64), batch)
-        epochs = np.broadcast_to(np.asarray(self.epoch, np.uint64), (batch,)).repeat(num_blocks)
-        words = philox(
-            np.stack([ids & _LOW, ids >> _SHIFT, epochs, blocks]),
-            (hashed & 0xFFFFFFFF, hashed >> 32),
-        )
-        return words.T.reshape(batch, num_blocks * 4)[:, :num]
+        words = np.empty((batch, -(-num // 4) * 4), np.uint64)
+        epochs = np.broadcast_to(np.asarray(self.epoch, np.int64), (batch,))
+        keys = np.uint64(hashed & 0xFFFFFFFF), np.uint64(hashed >> 32)
+        _draw(self.sample_ids, epochs, *keys, words)
+        return words[:, :num]
 
     def uniform(self, name: str, num: int) -> NDArray[np.float64]:
         """Draw from [0, 1).

@@ -177,6 +177,13 @@ def tints(plan: TilePlan) -> NDArray[np.float32]:
         float32 (B, T, 3, 5): for each channel shown, the weights of red, green and blue, what is
         added, and the standard deviation of the noise, in gray levels.
     """
+    found = _TINTS[plan.colors]
+    found[..., 3] += plan.offsets
+    return found
+
+
+def _tint_table() -> NDArray[np.float32]:
+    """Return the tint of each of COLORS, float32 (6, 3, 5)."""
     table = np.zeros((len(COLORS), 3, 5))
     table[RGB, :, :3] = np.eye(3)
     table[GRAY, :, :3] = LUMA
@@ -186,9 +193,10 @@ def tints(plan: TilePlan) -> NDArray[np.float32]:
         kept[:, 3], kept[:, 4] = _MIDDLE, _NOISE_LEVELS
         kept[channel] = 0
         kept[channel, channel] = 1
-    found = table[plan.colors]
-    found[..., 3] += plan.offsets
-    return found.astype(np.float32)
+    return table.astype(np.float32)
+
+
+_TINTS = _tint_table()
 
 
 def noise_field(tile_px: int) -> NDArray[np.float32]:

@@ -11,7 +11,14 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from cluster import cli_audit, cli_bench, cli_explain, cli_permutations, cli_preview
+from cluster import (
+    cli_audit,
+    cli_bench,
+    cli_explain,
+    cli_permutations,
+    cli_preview,
+    cli_upkeep,
+)
 from cluster.cli_options import ConfigFile, JsonFile, Overrides, Resume
 from cluster.errors import clear_errors
 
@@ -258,6 +265,11 @@ app.command()(cli_audit.audit)
 app.command()(cli_explain.explain)
 app.command()(cli_permutations.permutations)
 app.command()(cli_preview.preview)
+app.command()(cli_upkeep.verify)
+app.command()(cli_upkeep.repair)
+app.command()(cli_upkeep.purge)
+app.command()(cli_upkeep.merge)
+app.command()(cli_upkeep.split)
 app.add_typer(cli_bench.app, name="bench")
 
 

@@ -31,7 +31,12 @@ def run_index(
     with bar(console, "index", counts=True) as line:
         try:
             indexed = index_shards(
-                inputs, out, _run, fast=fast, skip_damaged=skip_damaged, on_progress=line.update
+                inputs,
+                out,
+                run_somewhere,
+                fast=fast,
+                skip_damaged=skip_damaged,
+                on_progress=line.update,
             )
         except UnreadableError as error:
             raise IncompleteError(str(error)) from error
@@ -41,9 +46,15 @@ def run_index(
     return indexed
 
 
-def _run(
+def run_somewhere(
     call: Callable[[Any], Any], items: Sequence[Any]
 ) -> Generator[tuple[int, Any], None, None]:
+    """Call `call(item)` for every item: here where they are small, else in tasks of Ray.
+
+    Args:
+        call: Gets one item.
+        items: Each has the `name` of a shard, a path or a URL.
+    """
     is_small = _are_small([item.name for item in items])
     return run_here(call, items) if is_small else run_on_ray(call, items)
 
@@ -68,5 +79,6 @@ def run_on_ray(
 def _are_small(names: Sequence[str]) -> bool:
     if sum(map(is_remote, names)) >= _FEW_REMOTE:
         return False
-    sizes = (Path(name).stat().st_size for name in names if not is_remote(name))
+    local = (Path(name) for name in names if not is_remote(name))
+    sizes = (path.stat().st_size for path in local if path.exists())
     return sum(sizes) < _SMALL_BYTES

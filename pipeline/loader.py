@@ -104,6 +104,8 @@ class PretextLoader:
         self._epoch, self._step = 0, 0
         self._counts = EpochCounts(first_step=0)
         self._asked_for = (-1, -1)
+        self._obeyed = -1
+        """Epoch that the tombstones were read for."""
 
     def state(self) -> dict[str, Any]:
         """Return the position and what it belongs to; under 256 bytes of JSON."""
@@ -150,6 +152,9 @@ class PretextLoader:
 
     def _plan(self, epoch: int, step: int) -> Planned:
         started, read_before = time.perf_counter(), self.counters.read_s
+        if epoch != self._obeyed:  # What is purged in an epoch is gone from the next on.
+            self._quarantine.purge(self._data.purged())
+            self._obeyed = epoch
         share = self._data.share(epoch, step, self._place)
         self._fetch_early(share, epoch, step)
         ids, samples = self._read_whole(share, epoch, step)
@@ -157,8 +162,10 @@ class PretextLoader:
         plan = plan_views(self._pretext, samples, draws, self._data.mates(share))
         spent = time.perf_counter() - started
         self.counters.plan_s += spent - (self.counters.read_s - read_before)
-        replaced = int((ids != share.sample_ids).sum())
-        return Planned(epoch, step, ids, replaced, samples, plan.labels, plan.tasks, plan.arrays)
+        others = share.sample_ids[ids != share.sample_ids].tolist()
+        purged = sum(map(self._quarantine.is_purged, others))
+        made = (samples, plan.labels, plan.tasks, plan.arrays)
+        return Planned(epoch, step, ids, len(others) - purged, *made, purged)
 
     def _read_whole(self, share: Share, epoch: int, step: int) -> tuple[NDArray[np.int64], Samples]:
         """Read a step's samples, with others in the place of damaged ones."""
@@ -167,7 +174,9 @@ class PretextLoader:
         started = time.perf_counter()
         while True:
             for position in range(len(ids)) if bad else ():
-                while (int(ids[position]), epochs[position]) in bad:
+                while (sample := (int(ids[position]), epochs[position])) in bad:
+                    if bad.is_purged(sample[0]):
+                        bad.record_purged(sample[0], epoch=epoch, step=step)
                     if attempts[position] == _MAX_SPARES:
                         raise DamageError(f"no whole sample found in {_MAX_SPARES} places.")
                     ids[position] = self._data.spare(share, position, attempts[position])
@@ -191,8 +200,9 @@ class PretextLoader:
 
     def _advance(self, done: Planned) -> None:
         counts, steps = self._counts, self._data.steps_per_epoch
-        counts.delivered += len(done.sample_ids) - done.replaced
+        counts.delivered += len(done.sample_ids) - done.replaced - done.purged
         counts.replaced += done.replaced
+        counts.purged += done.purged
         self._quarantine.judge(counts, samples_per_epoch=steps * self.max_batch)
         self._epoch, self._step = self._after(done.epoch, done.step)
         if self._epoch != done.epoch:

@@ -147,6 +147,14 @@ class Mixture:
             _merge(merged, self.sets[number].store.read(sample_ids[places] - start), places, start)
         return merged
 
+    def purged(self) -> dict[int, Damage]:
+        """Return the samples of all sets that must not be shown, as of now, by id."""
+        found = {}
+        for start, one in zip(self._starts.tolist(), self.sets, strict=False):
+            for own, told in one.store.purged().items():
+                found[start + own] = dataclasses.replace(told, sample_id=start + own)
+        return found
+
     def prefetch(self, share: Share, place: Place) -> None:
         """Ask every store for the shards that the steps from this one on need."""
         for part in share.parts:

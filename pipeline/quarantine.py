@@ -43,13 +43,31 @@ class Quarantine:
     """Sample id to the reason it is left out for good."""
     _views: dict[tuple[int, int], str] = field(default_factory=dict)
     """Sample id and its own epoch to the reason its view of that epoch is left out."""
+    _purged: dict[int, Damage] = field(default_factory=dict)
+    """Samples that must not be shown, though they are whole, by id."""
+    _met: set[int] = field(default_factory=set)
+    """Those of them that the order asked for, and that are recorded."""
 
     def __contains__(self, sample: tuple[int, int]) -> bool:
         """Whether a sample (its id, its own epoch) is left out."""
-        return sample[0] in self._lasting or sample in self._views
+        return self.is_purged(sample[0]) or sample[0] in self._lasting or sample in self._views
 
     def __len__(self) -> int:
-        return len(self._lasting) + len(self._views)
+        return len(self._lasting) + len(self._views) + len(self._purged)
+
+    def purge(self, samples: dict[int, Damage]) -> None:
+        """Leave out these whole samples, too, from now on."""
+        self._purged = samples
+
+    def is_purged(self, sample_id: int) -> bool:
+        """Whether a sample is left out because it was purged."""
+        return sample_id in self._purged
+
+    def record_purged(self, sample_id: int, *, epoch: int, step: int) -> None:
+        """Record, once, that the order asked for a purged sample and did not get it."""
+        if sample_id not in self._met:
+            self._met.add(sample_id)
+            self._write(self._purged[sample_id], epoch, step)
 
     def admit(self, damage: Damage, *, epoch: int, step: int, view_of: int | None = None) -> None:
         """Take in a damaged sample.
@@ -72,9 +90,7 @@ class Quarantine:
             self._lasting[damage.sample_id] = damage.reason
         else:
             self._views[damage.sample_id, view_of] = damage.reason
-        if self.policy.ledger is not None:
-            row = {**asdict(damage), "epoch": epoch, "step": step, "rank": self.rank}
-            _append(self.policy.ledger, json.dumps(row) + "\n")
+        self._write(damage, epoch, step)
 
     def judge(self, counts: "EpochCounts", *, samples_per_epoch: int) -> None:
         """Stop a run that replaces too much.
@@ -82,7 +98,7 @@ class Quarantine:
         Raises:
             DamageError: More than `max_bad_fraction` was replaced; tells the reasons.
         """
-        seen = counts.delivered + counts.replaced
+        seen = counts.delivered + counts.replaced + counts.purged
         judged = max(seen, min(samples_per_epoch, _JUDGED_FROM))
         if counts.replaced <= self.policy.max_bad_fraction * judged:
             return
@@ -94,6 +110,11 @@ class Quarantine:
             f"look at {self.policy.ledger}, and restore the shards or shard again."
         )
 
+    def _write(self, damage: Damage, epoch: int, step: int) -> None:
+        if self.policy.ledger is not None:
+            row = {**asdict(damage), "epoch": epoch, "step": step, "rank": self.rank}
+            _append(self.policy.ledger, json.dumps(row) + "\n")
+
 
 @dataclass(slots=True)
 class EpochCounts:
@@ -104,13 +125,16 @@ class EpochCounts:
     """Samples that stood where the order put them."""
     replaced: int = 0
     """Samples that took the place of a damaged one."""
+    purged: int = 0
+    """Samples that took the place of one that was purged."""
 
     def close(self, epoch: int, *, planned: int) -> None:
         """Check at the end of an epoch that nothing was lost or added."""
-        if self.delivered + self.replaced != planned:
+        if self.delivered + self.replaced + self.purged != planned:
             raise RuntimeError(
-                f"epoch {epoch}: delivered (={self.delivered}) + replaced (={self.replaced}) must "
-                f"equal planned (={planned}): the loader lost or repeated samples."
+                f"epoch {epoch}: delivered (={self.delivered}) + replaced (={self.replaced}) + "
+                f"purged (={self.purged}) must equal planned (={planned}): the loader lost or "
+                "repeated samples."
             )
 
 

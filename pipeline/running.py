@@ -33,6 +33,8 @@ class Planned:
     """What was drawn for each task of the pretext; none in an evaluation."""
     arrays: tuple[Arrays, ...]
     """What the graph is fed."""
+    purged: int = 0
+    """How many samples took the place of a purged one."""
 
 
 @dataclass(frozen=True, slots=True)

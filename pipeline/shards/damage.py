@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Reason = Literal["hash", "header", "shard", "decode"]
+Reason = Literal["hash", "header", "shard", "decode", "purged"]
 """Bytes differ from their hash; no size can be read; the shard or its index is not there or another
-one; the bytes are whole but the decoder refuses them."""
+one; the bytes are whole but the decoder refuses them, or but they must not be shown any more."""
 
 
 class DamageError(RuntimeError):

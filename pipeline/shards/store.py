@@ -19,6 +19,7 @@ from pipeline.shards.damage import Damage, DamageError, Reason
 from pipeline.shards.first_use import complete_index
 from pipeline.shards.index import ShardIndex, read_index
 from pipeline.shards.manifest import Manifest, ShardInfo, folder_of, read_manifest
+from pipeline.shards.tombstones import read_tombstones
 
 _MIN_OPEN = 512
 """Shards kept mapped; each costs a mapping, a file descriptor and about 60 bytes a sample."""
@@ -138,9 +139,30 @@ class Store:
         self._cache.prefetch(wanted)
 
     def labels(self) -> NDArray[np.int64]:
-        """Class number of every sample in id order, int64 (N,), -1 where there is none."""
+        """Class number of every sample in id order, int64 (N,); -1: it has none, or was purged."""
         indexes = (self._shard(s).index for s in range(len(self.manifest.shards)))
-        return np.concatenate([index.labels for index in indexes]).astype(np.int64)
+        labels = np.concatenate([index.labels for index in indexes]).astype(np.int64)
+        labels[list(self.purged())] = -1
+        return labels
+
+    def purged(self) -> dict[int, Damage]:
+        """Return the samples that have a tombstone now, by id.
+
+        Raises:
+            ConfigError: The tombstones are damaged, or name a shard or row that is not there.
+        """
+        numbers = {shard.name: number for number, shard in enumerate(self.manifest.shards)}
+        found = {}
+        for stone in read_tombstones(self._folder):
+            number = numbers.get(stone.shard, -1)
+            if number < 0 or not 0 <= stone.row < self.manifest.shards[number].num_samples:
+                raise ConfigError(
+                    f"tombstones name sample {stone.row} of shard (={stone.shard}), which the "
+                    "manifest beside them does not; restore the file, or purge again."
+                )
+            sample_id, why = int(self._starts[number]) + stone.row, f"purged at {stone.time}."
+            found[sample_id] = Damage(sample_id, stone.shard, stone.key, -1, "purged", why)
+        return found
 
     def keys(self) -> list[str]:
         """Key of every sample in id order."""

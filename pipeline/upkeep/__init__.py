@@ -1,0 +1,1 @@
+"""Keeping finished shards: verify, repair, purge, merge, split, look."""

@@ -1,0 +1,195 @@
+"""Several manifests into one, and one into several: shards stay where they lie."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from pipeline.config import ConfigError
+from pipeline.remote.location import is_remote, join, local_path
+from pipeline.shards.index import ShardIndex, encode_index
+from pipeline.shards.manifest import (
+    Ledger,
+    Manifest,
+    ShardInfo,
+    folder_of,
+    read_manifest,
+    write_atomic,
+    write_manifest,
+)
+from pipeline.shards.tombstones import FILE_NAME as TOMBSTONES
+from pipeline.shards.tombstones import Tombstone, encode_tombstones, read_tombstones
+from pipeline.upkeep.verify import Progress, open_index
+
+_INDEX_FOLDER = "index"
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge gave."""
+
+    manifest: Manifest
+    repeated: int
+    """Samples whose stored image another sample holds, too; all of them are kept."""
+
+
+def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merged:
+    """Make one manifest of several; labels count through the classes of all, sorted.
+
+    Raises:
+        ConfigError: A manifest cannot be read, a shard is named twice, or `out` is not empty.
+    """
+    _require_empty(out)
+    sets = [(read_manifest(location), folder_of(location)) for location in locations]
+    classes = sorted({name for made, _ in sets for name in made.classes or ()})
+    position = {name: number for number, name in enumerate(classes)}
+    shards: list[ShardInfo] = []
+    stones: list[Tombstone] = []
+    hashes: Counter[int] = Counter()
+    total = sum(len(made.shards) for made, _ in sets)
+    for made, folder in sets:
+        numbers = np.array([*(position[name] for name in made.classes or ()), -1], np.int32)
+        for info in made.shards:
+            index = open_index(folder, info)
+            moved = replace(index, labels=numbers[index.labels])
+            hashes.update(digest for digest in index.hashes.tolist() if digest)
+            shards.append(_place(out, folder, info, moved, len(shards)))
+            on_progress(len(shards), total, "")
+        stones += _moved(read_tombstones(folder), folder)
+    twice = [name for name, count in Counter(info.name for info in shards).items() if count > 1]
+    if twice:
+        raise ConfigError(f"shard (={twice[0]}) is named by two manifests; give each set once.")
+    merged = Manifest(
+        version=2,
+        shards=tuple(shards),
+        classes=tuple(classes) or None,
+        ledger=_sum([made.ledger for made, _ in sets]),
+        config={"merged": list(locations)},
+    )
+    _finish(out, merged, stones)
+    return Merged(merged, sum(count for count in hashes.values() if count > 1))
+
+
+def split(
+    location: str, out: Path, shares: Mapping[str, float], *, seed: int, on_progress: Progress
+) -> dict[str, Manifest]:
+    """Give every shard to one of several parts, by hash of its content.
+
+    Args:
+        location: A folder of shards or the manifest in it, as a path or a URL.
+        out: Gets a folder with a manifest for each part.
+        shares: Name of each part to its share of the samples, which sum to 1; met to a shard.
+        seed: Another one gives other parts.
+        on_progress: Called after every shard.
+
+    Raises:
+        ConfigError: The manifest cannot be read, a part would be empty, or `out` is not empty.
+    """
+    _require_empty(out)
+    made, folder = read_manifest(location), folder_of(location)
+    parts = _assign(made, shares, seed)
+    stones = _moved(read_tombstones(folder), folder)
+    written: dict[str, Manifest] = {}
+    done = 0
+    for name, numbers in parts.items():
+        shards: list[ShardInfo] = []
+        for number in numbers:
+            info = made.shards[number]
+            index = open_index(folder, info)
+            shards.append(_place(out / name, folder, info, index, len(shards)))
+            done += 1
+            on_progress(done, len(made.shards), name)
+        held = sum(info.num_samples for info in shards)
+        part = Manifest(
+            version=2,
+            shards=tuple(shards),
+            classes=made.classes,
+            ledger=Ledger(inputs=held, accepted=held, quarantined={}, filtered={}, duplicate=0),
+            config={"split": location, "part": name, "shares": dict(shares), "seed": seed},
+        )
+        ours = {info.name for info in shards}
+        _finish(out / name, part, [stone for stone in stones if stone.shard in ours])
+        written[name] = part
+    return written
+
+
+def _assign(made: Manifest, shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:
+    """Walk through the shards in an order of hashes, and cut where the shares say."""
+    names = [shard.sha256 or shard.index_sha256 for shard in made.shards]
+    order = sorted(
+        range(len(names)), key=lambda n: xxhash.xxh3_64_intdigest(f"{seed}:{names[n]}".encode())
+    )
+    reached = np.cumsum([made.shards[n].num_samples for n in order])
+    borders = np.rint(np.cumsum(list(shares.values())) * made.num_samples)
+    # A shard goes where its middle lies.
+    middles = reached - np.array([made.shards[n].num_samples for n in order]) / 2
+    owners = np.minimum(np.searchsorted(borders, middles, side="right"), len(shares) - 1)
+    parts = {
+        name: sorted(order[i] for i in np.flatnonzero(owners == number))
+        for number, name in enumerate(shares)
+    }
+    empty = [name for name, numbers in parts.items() if not numbers]
+    if empty:
+        raise ConfigError(
+            f"part (={empty[0]}) with a share of {shares[empty[0]]:g} would get none of "
+            f"{len(names)} shards; raise its share, or shard into more."
+        )
+    return parts
+
+
+def _place(out: Path, folder: str, info: ShardInfo, index: ShardIndex, number: int) -> ShardInfo:
+    """Write a shard's index into `out`, and name the shard from there."""
+    name = _absolute(folder, info.name)
+    stem = Path(info.name).name.removesuffix(".tar")
+    path = out / _INDEX_FOLDER / f"{number:06}-{stem}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = encode_index(index)
+    write_atomic(path, encoded)
+    return info.model_copy(
+        update={
+            "name": name,
+            "index": f"{_INDEX_FOLDER}/{path.name}",
+            "index_sha256": hashlib.sha256(encoded).hexdigest(),
+        }
+    )
+
+
+def _absolute(folder: str, name: str) -> str:
+    url = join(folder, name)
+    return url if is_remote(url) else os.fspath(local_path(url).absolute())
+
+
+def _moved(stones: Sequence[Tombstone], folder: str) -> list[Tombstone]:
+    return [replace(stone, shard=_absolute(folder, stone.shard)) for stone in stones]
+
+
+def _sum(ledgers: Sequence[Ledger]) -> Ledger:
+    quarantined: Counter[str] = Counter()
+    filtered: Counter[str] = Counter()
+    for ledger in ledgers:
+        quarantined.update(ledger.quarantined)
+        filtered.update(ledger.filtered)
+    return Ledger(
+        inputs=sum(ledger.inputs for ledger in ledgers),
+        accepted=sum(ledger.accepted for ledger in ledgers),
+        quarantined=dict(sorted(quarantined.items())),
+        filtered=dict(sorted(filtered.items())),
+        duplicate=sum(ledger.duplicate for ledger in ledgers),
+    )
+
+
+def _require_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"out (={out}) is not an empty folder; choose another one.")
+
+
+def _finish(out: Path, made: Manifest, stones: Sequence[Tombstone]) -> None:
+    """Write the manifest, and before it what must not be trained on."""
+    if stones:
+        write_atomic(out / TOMBSTONES, encode_tombstones(stones))
+    write_manifest(out, made)

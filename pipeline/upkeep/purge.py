@@ -1,0 +1,101 @@
+"""Purge samples by hash: tombstones that training obeys from its next epoch on."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pipeline.config import ConfigError
+from pipeline.remote.location import is_remote, local_path
+from pipeline.shards.manifest import folder_of, read_manifest, write_atomic
+from pipeline.shards.tombstones import FILE_NAME, Tombstone, encode_tombstones, read_tombstones
+from pipeline.upkeep.verify import open_index
+
+_KEY_DIGITS, _HASH_DIGITS, _CONTENT_DIGITS = 20, 16, 32
+_is_hash = re.compile(
+    rf"[0-9a-f]{{{_HASH_DIGITS}}}|[0-9a-f]{{{_KEY_DIGITS}}}|[0-9a-f]{{{_CONTENT_DIGITS}}}"
+).fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What a purge did."""
+
+    asked: int
+    """Hashes in the list, each counted once."""
+    new: tuple[Tombstone, ...]
+    """Written by this call."""
+    known: int
+    """Samples asked for that had a tombstone before."""
+    missing: tuple[str, ...]
+    """Hashes that no sample of the shards has."""
+
+
+def read_hashes(path: Path) -> list[str]:
+    """Read a list of hashes: the first word of every line; # begins a comment.
+
+    A hash is that of the original file (xxh3, 128 bit, 32 hex digits, as `xxh128sum` prints it),
+    the key of a sample (its first 20 digits), or that of the stored image (xxh3, 64 bit, 16 hex
+    digits).
+
+    Raises:
+        ConfigError: The file cannot be read, or a line holds no such hash.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"hashes (={path}) cannot be read: {cause}.") from None
+    hashes: dict[str, None] = {}
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        if not _is_hash(words[0].lower()):
+            raise ConfigError(
+                f"hashes (={path}) line {number} (={words[0][:40]}) is no hash of 32 digits (of "
+                "the file: xxh128sum FILE), 20 digits (the key of a sample) or 16 digits (of the "
+                "stored image); nothing was purged."
+            )
+        hashes[words[0].lower()] = None
+    return list(hashes)
+
+
+def purge(
+    location: str, hashes: Sequence[str], *, on_progress: Callable[[float, float, str], None]
+) -> Purged:
+    """Write a tombstone for every sample that has one of `hashes`; shards stay as they are.
+
+    Raises:
+        ConfigError: The manifest or an index cannot be read, or lies where nothing can be written.
+    """
+    manifest, folder = read_manifest(location), folder_of(location)
+    if is_remote(folder):
+        raise ConfigError(
+            f"manifest (={location}) is remote; purge a local copy of the folder, and upload its "
+            f"{FILE_NAME} beside the manifest."
+        )
+    # A key is the beginning of its file's hash: 80 bits do not meet by chance.
+    wanted = {text[:_KEY_DIGITS]: text for text in hashes}
+    before = read_tombstones(folder)
+    buried = {(stone.shard, stone.row) for stone in before}
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    new, found, known = [], set(), 0
+    for done, info in enumerate(manifest.shards, 1):
+        index = open_index(folder, info)
+        for row, (key, digest) in enumerate(zip(index.keys, index.hashes.tolist(), strict=True)):
+            asked = wanted.get(f"{digest:016x}") or wanted.get(key)
+            if asked is None:
+                continue
+            found.add(asked)
+            if (info.name, row) in buried:
+                known += 1
+            else:
+                new.append(Tombstone(info.name, row, key, f"{digest:016x}", asked, now))
+        on_progress(done, len(manifest.shards), f"{len(new)} to purge")
+    if new:
+        path = local_path(folder) / FILE_NAME
+        write_atomic(path, encode_tombstones([*before, *new]))
+    missing = tuple(text for text in hashes if text not in found)
+    return Purged(len(hashes), tuple(new), known, missing)

@@ -1,0 +1,272 @@
+"""Damaged shards into a new set: what is whole is kept byte for byte, what is not is listed."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import ConfigError
+from pipeline.remote.fetch import FetchError
+from pipeline.remote.location import is_remote, join, local_path
+from pipeline.shards.folder import LEDGER_NAME
+from pipeline.shards.index import ShardIndex, encode_index, hash_spans, read_index
+from pipeline.shards.manifest import (
+    Ledger,
+    Manifest,
+    ShardInfo,
+    folder_of,
+    read_manifest,
+    write_atomic,
+    write_manifest,
+)
+from pipeline.shards.scan import ScanSpec, scan_shard
+from pipeline.shards.tar import ShardError, walk_tar
+from pipeline.upkeep.verify import (
+    CheckSpec,
+    Problem,
+    Progress,
+    Run,
+    check_shard,
+    open_index,
+    opened,
+    whole_rows,
+)
+
+_BLOCK = 512
+_END = bytes(2 * _BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class MendSpec:
+    """A shard to mend."""
+
+    folder: str
+    """Folder of its manifest, a path or a URL."""
+    info: ShardInfo
+    out: Path
+    """Folder of the new set."""
+    classes: tuple[str, ...]
+    number: int
+    """Of the shard in its manifest."""
+
+    @property
+    def name(self) -> str:
+        """Path or URL of the tar."""
+        return join(self.folder, self.info.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """What became of a shard."""
+
+    info: ShardInfo | None
+    """In the new set; None where nothing of it is whole."""
+    lost: tuple[str, ...]
+    """Keys of the samples that are not whole; numbers of rows where no index tells the keys."""
+    problems: tuple[Problem, ...]
+    """What was found; empty where the shard is as it was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair did."""
+
+    manifest: Manifest
+    num_mended: int
+    """Shards that were written anew."""
+    lost: tuple[tuple[str, str], ...]
+    """Shard and key of every sample that is not whole."""
+    problems: tuple[Problem, ...]
+
+
+def repair(location: str, out: Path, run: Run, *, on_progress: Progress) -> Repaired:
+    """Make a new set of all that is whole; the old one stays as it is.
+
+    Whole shards are linked or copied, and stay where they are if they have a URL.
+
+    Raises:
+        ConfigError: The manifest cannot be read, `out` is not empty, or nothing is whole.
+    """
+    manifest, folder = read_manifest(location), folder_of(location)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"out (={out}) is not an empty folder; choose another one.")
+    out.mkdir(parents=True, exist_ok=True)
+    specs = [
+        MendSpec(folder, info, out, manifest.classes or (), number)
+        for number, info in enumerate(manifest.shards)
+    ]
+    found: dict[int, Mended] = {}
+    with closing(run(mend_shard, specs)) as ended:
+        for done, (position, result) in enumerate(ended, 1):
+            if isinstance(result, Exception):
+                raise result
+            found[position] = result
+            num_lost = sum(len(one.lost) for one in found.values())
+            on_progress(done, len(specs), f"{num_lost} samples are lost")
+    mended = [found[position] for position in range(len(specs))]
+    lost = [
+        (info.name, key)
+        for info, one in zip(manifest.shards, mended, strict=True)
+        for key in one.lost
+    ]
+    made = _new_manifest(manifest, [one.info for one in mended if one.info], len(lost))
+    _write_ledger(folder, out, lost)
+    write_manifest(out, made)
+    return Repaired(
+        manifest=made,
+        num_mended=sum(bool(one.problems) and one.info is not None for one in mended),
+        lost=tuple(lost),
+        problems=tuple(problem for one in mended for problem in one.problems),
+    )
+
+
+def mend_shard(spec: MendSpec) -> Mended:
+    """Keep what is whole of one shard."""
+    problems = tuple(check_shard(CheckSpec(spec.folder, spec.info, deep=False)))
+    if not problems:
+        return Mended(_keep(spec), (), ())
+    try:
+        index = open_index(spec.folder, spec.info)
+    except (ConfigError, FetchError):
+        return _mend_without_index(spec, problems)
+    rows = np.zeros(len(index), np.bool_)
+    with suppress(OSError, FetchError), opened(spec.folder, spec.info.name) as tar:
+        rows = whole_rows(index, tar)
+        if rows.any():
+            info = _write(spec, index, rows, tar)
+            return Mended(info, _lost_keys(index, rows), problems)
+    return Mended(None, _lost_keys(index, rows), problems)
+
+
+def _mend_without_index(spec: MendSpec, problems: tuple[Problem, ...]) -> Mended:
+    """Index a shard anew whose own index is gone; a damaged tar without an index is lost."""
+    everything = tuple(map(str, range(spec.info.num_samples)))
+    with tempfile.TemporaryDirectory(prefix="tessera-repair-") as scratch:
+        try:
+            record = scan_shard(ScanSpec(spec.name, Path(scratch), fast=False)).record
+        except (ShardError, ConfigError, OSError):
+            return Mended(None, everything, problems)
+        if record.num_samples != spec.info.num_samples or record.sha256 != spec.info.sha256:
+            return Mended(None, everything, problems)
+        index = read_index(Path(scratch) / record.index, sha256=record.index_sha256)
+        numbers = [spec.classes.index(n) if n in spec.classes else -1 for n in record.names]
+        if numbers:
+            index = replace(index, labels=np.array([*numbers, -1], np.int32)[index.labels])
+        with opened(spec.folder, spec.info.name) as tar:
+            info = _write(spec, index, np.ones(len(index), np.bool_), tar)
+    return Mended(info, (), problems)
+
+
+def _keep(spec: MendSpec) -> ShardInfo:
+    """Take over a whole shard: linked or copied, or named where it has a URL."""
+    stem = _stem(spec)
+    index_path = spec.out / f"{stem}.parquet"
+    with opened(spec.folder, spec.info.index) as raw:
+        write_atomic(index_path, bytes(raw))
+    if is_remote(spec.name):
+        return spec.info.model_copy(update={"name": spec.name, "index": index_path.name})
+    target = spec.out / f"{stem}.tar"
+    _link(local_path(spec.name), target)
+    return spec.info.model_copy(update={"name": target.name, "index": index_path.name})
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # Another file system, or one without links.
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            shutil.copyfile(source, partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _write(
+    spec: MendSpec, index: ShardIndex, rows: NDArray[np.bool_], tar: memoryview
+) -> ShardInfo:
+    """Write the spans of the given rows, one behind the other, and the index of them."""
+    kept = np.flatnonzero(rows)
+    ends = np.append(index.starts[1:], len(tar))
+    spans = [bytes(tar[int(index.starts[row]) : int(ends[row])]) for row in kept]
+    if kept[-1] == len(index) - 1:  # The last span holds the mark that ends the tar.
+        spans[-1] = _without_end(spans[-1], spec.info.name)
+    data = b"".join([*spans, _END])
+    starts = np.cumsum([0, *map(len, spans[:-1])]).astype(np.int64)
+    moved = ShardIndex(
+        keys=tuple(index.keys[row] for row in kept),
+        starts=starts,
+        offsets=index.offsets[kept] - index.starts[kept] + starts,
+        sizes=index.sizes[kept],
+        widths=index.widths[kept],
+        heights=index.heights[kept],
+        hashes=index.hashes[kept],
+        span_hashes=hash_spans(memoryview(data), starts),
+        labels=index.labels[kept],
+    )
+    stem, encoded = _stem(spec), encode_index(moved)
+    write_atomic(spec.out / f"{stem}.parquet", encoded)
+    write_atomic(spec.out / f"{stem}.tar", data)
+    return ShardInfo(
+        name=f"{stem}.tar",
+        index=f"{stem}.parquet",
+        num_samples=len(kept),
+        num_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        index_sha256=hashlib.sha256(encoded).hexdigest(),
+    )
+
+
+def _without_end(span: bytes, shard: str) -> bytes:
+    last = list(walk_tar(memoryview(span), shard))[-1]
+    return span[: last.offset + -(-last.size // _BLOCK) * _BLOCK]
+
+
+def _stem(spec: MendSpec) -> str:
+    """Name the shard's files in the new set; those of one name in two folders do not meet."""
+    name = Path(spec.info.name).name.removesuffix(".tar")
+    return name if name == spec.info.name.removesuffix(".tar") else f"{spec.number:06}-{name}"
+
+
+def _lost_keys(index: ShardIndex, rows: NDArray[np.bool_]) -> tuple[str, ...]:
+    return tuple(index.keys[row] for row in np.flatnonzero(~rows).tolist())
+
+
+def _new_manifest(old: Manifest, shards: Sequence[ShardInfo], num_lost: int) -> Manifest:
+    if not shards:
+        raise ConfigError(f"0 of {old.num_samples} samples are whole; shard again.")
+    before = old.ledger
+    quarantined = dict(before.quarantined)
+    if num_lost:
+        quarantined["damaged"] = quarantined.get("damaged", 0) + num_lost
+    ledger = Ledger(
+        **{
+            **before.model_dump(),
+            "accepted": before.accepted - num_lost,
+            "quarantined": quarantined,
+        }
+    )
+    return old.model_copy(update={"shards": tuple(shards), "ledger": ledger})
+
+
+def _write_ledger(folder: str, out: Path, lost: Sequence[tuple[str, str]]) -> None:
+    """Carry the ledger over, and add a line for every sample that is lost."""
+    rows = [
+        {"path": f"{shard}/{key}", "verdict": "quarantined", "reason": "damaged"}
+        for shard, key in lost
+    ]
+    try:
+        with opened(folder, LEDGER_NAME) as raw:
+            text = bytes(raw)
+    except (FileNotFoundError, FetchError):
+        text = b""
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomic(out / LEDGER_NAME, text + lines.encode())

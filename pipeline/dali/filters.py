@@ -3,13 +3,31 @@
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import njit
+from numba.core import types
+from numba.extending import intrinsic
 
 GROUP = 4
 """Taps are summed four at a time: the widest filter of a scale up to 2."""
 
+# No flag that lets the compiler choose how sums are formed or rounded: the choice depends on what
+# was compiled before, in which process, and pixels must not. Division by zero cannot happen
+# (px > 0), and NaN cannot arise from uint8.
+EXACT = {"fastmath": {"nnan", "ninf", "nsz"}, "error_model": "numpy", "nogil": True}
 
-@njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
+
+@intrinsic
+def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
+    """Give a * b + c of float32, rounded once."""
+
+    def generate(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> Any:
+        return builder.fma(*args)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+@njit(**EXACT, cache=True)
 def taps(px: Any, side: Any) -> Any:
     """First source pixel and weights of each of `px` places along an axis of `side` pixels.
 

@@ -17,12 +17,11 @@ from nvidia.dali import types
 from nvidia.dali.plugin.numba import NumbaFunction
 from nvidia.dali.plugin.numba import address_as_void_pointer as at
 
-from pipeline.dali.filters import GROUP, taps
+from pipeline.dali.filters import EXACT, GROUP, fma, taps
 from pipeline.dali.show import shift_channels, show
 
-# Division by zero cannot happen (px > 0), and NaN cannot arise from uint8.
-_compiled = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
-_inlined = njit(fastmath=True, error_model="numpy", nogil=True, inline="always")
+_compiled = njit(**EXACT, cache=True)
+_inlined = njit(**EXACT, inline="always")
 
 
 def windows(
@@ -190,12 +189,10 @@ def _sum_rows(line: Any, pixels: Any, row: Any, weights: Any, begin: Any, length
         if k == 0:
             line[:length] = 0
         for x in range(length):
-            line[x] += (
-                wa * np.float32(row_a[x])
-                + wb * np.float32(row_b[x])
-                + wc * np.float32(row_c[x])
-                + wd * np.float32(row_d[x])
-            )
+            mixed = fma(wa, np.float32(row_a[x]), line[x])
+            mixed = fma(wb, np.float32(row_b[x]), mixed)
+            mixed = fma(wc, np.float32(row_c[x]), mixed)
+            line[x] = fma(wd, np.float32(row_d[x]), mixed)
 
 
 @_inlined
@@ -211,17 +208,24 @@ def _sum_columns(out: Any, line: Any, starts: Any, weights: Any, sums: Any) -> N
     for x in range(num):
         p, q = np.uint64((starts[x] - begin) * 3), np.uint64(x * 3)
         wa, wb, wc, wd = weights[x, 0], weights[x, 1], weights[x, 2], weights[x, 3]
-        s0 = wa * line[p] + wb * line[p + _U3] + wc * line[p + _U6] + wd * line[p + _U9]
-        s1 = wa * line[p + _U1] + wb * line[p + _U4] + wc * line[p + _U7] + wd * line[p + _U10]
-        s2 = wa * line[p + _U2] + wb * line[p + _U5] + wc * line[p + _U8] + wd * line[p + _U11]
-        s3 = wa * line[p + _U3] + wb * line[p + _U6] + wc * line[p + _U9] + wd * line[p + _U12]
+        s0 = fma(wa, line[p], fma(wb, line[p + _U3], fma(wc, line[p + _U6], wd * line[p + _U9])))
+        s1 = fma(
+            wa, line[p + _U1], fma(wb, line[p + _U4], fma(wc, line[p + _U7], wd * line[p + _U10]))
+        )
+        s2 = fma(
+            wa, line[p + _U2], fma(wb, line[p + _U5], fma(wc, line[p + _U8], wd * line[p + _U11]))
+        )
+        s3 = fma(
+            wa, line[p + _U3], fma(wb, line[p + _U6], fma(wc, line[p + _U9], wd * line[p + _U12]))
+        )
         sums[q], sums[q + _U1], sums[q + _U2], sums[q + _U3] = s0, s1, s2, s3
     if width > GROUP:
         for x in range(num):
             first, place = (starts[x] - begin) * 3, x * 3
             for k in range(GROUP, width):
                 for c in range(3):
-                    sums[place + c] += weights[x, k] * line[first + k * 3 + c]
+                    at_c = place + c
+                    sums[at_c] = fma(weights[x, k], line[first + k * 3 + c], sums[at_c])
     for x in range(num * 3):
         out[x] = np.uint8(np.int32(sums[x] + _HALF))  # Rounds to the nearest.
 

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from pipeline.dali.filters import taps
+from pipeline.dali.filters import EXACT, taps
 from pipeline.pretext.plan import noise_at
 
-_compiled = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
+_compiled = njit(**EXACT, cache=True)
 
 
 @_compiled

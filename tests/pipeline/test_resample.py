@@ -1,7 +1,15 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+from kernel_bits import digest
 
 from pipeline.dali.resample import cut_tiles, windows
+
+ROOT = Path(__file__).parents[2]
 
 SIDES = [*range(1, 24), 63, 64, 65, 127, 128, 129, 223, 224, 225, 256, 300, 383, 384, 448, 449]
 
@@ -39,3 +47,19 @@ def test_tiles_are_those_of_the_filter_at_every_scale(px):
         for (y, x), got in zip(anchors[0], out, strict=True):
             expected = np.moveaxis(whole[:, y : y + tile, x : x + tile], 0, 2)
             assert np.abs(got - expected).max() < 0.52, (px, height, width)
+
+
+@pytest.mark.multiprocess
+def test_bits_do_not_depend_on_how_the_kernel_was_compiled(tmp_path):
+    """Ranks may compile it at once, in whatever order; a sum must not be fused in one of them."""
+    plain = {
+        **os.environ,
+        "NUMBA_OPT": "0",  # No vectors, nothing fused but what the kernel itself asks for.
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+    }
+    script = Path(__file__).with_name("kernel_bits.py")
+    done = subprocess.run(
+        [sys.executable, script], env=plain, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.strip() == digest(), done.stderr

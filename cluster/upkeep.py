@@ -28,7 +28,11 @@ def run_verify(manifest: str, console: Console, *, deep: bool, json_file: Path |
         write_json(json_file, found.summary())
     asked = "sizes, hashes, indexes and images" if deep else "sizes, hashes and indexes"
     end = f"{len(found.problems)} problems" if found.problems else f"{asked} are as written"
-    console.print(f"verify: {found.shards} shards, {found.samples} samples: {end}", highlight=False)
+    console.print(
+        f"verify: {found.shards} shards, {found.samples} samples: {end}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return found
 
 
@@ -46,8 +50,9 @@ def run_repair(manifest: str, out: Path, console: Console, *, json_file: Path | 
         f"{done.manifest.num_samples} samples kept, {len(done.lost)} lost"
         f"{f', named in {out}/ledger.jsonl' if done.lost else ''}",
         highlight=False,
+        soft_wrap=True,
     )
-    console.print(ledger.describe(), highlight=False)
+    console.print(ledger.describe(), highlight=False, soft_wrap=True)
 
 
 def run_purge(manifest: str, hashes: Path, console: Console, *, json_file: Path | None) -> None:
@@ -69,6 +74,7 @@ def run_purge(manifest: str, hashes: Path, console: Console, *, json_file: Path 
         f"purge: {done.asked} hashes asked for: {len(done.new)} samples purged, {done.known} were "
         f"before, {len(done.missing)} hashes are of no sample here",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -82,11 +88,14 @@ def run_merge(manifests: Sequence[str], out: Path, console: Console) -> None:
             f"merge: {done.repeated} samples hold an image that another one holds, too; shard the "
             "sources together to keep one of each",
             highlight=False,
+            soft_wrap=True,
         )
     console.print(
-        f"merge: {len(made.shards)} shards, {made.num_samples} samples in {out}", highlight=False
+        f"merge: {len(made.shards)} shards, {made.num_samples} samples in {out}",
+        highlight=False,
+        soft_wrap=True,
     )
-    console.print(made.ledger.describe(), highlight=False)
+    console.print(made.ledger.describe(), highlight=False, soft_wrap=True)
 
 
 def run_split(manifest: str, parts: Sequence[str], out: Path, seed: int, console: Console) -> None:
@@ -98,6 +107,7 @@ def run_split(manifest: str, parts: Sequence[str], out: Path, seed: int, console
         console.print(
             f"split: {out / name}: {len(part.shards)} shards, {part.num_samples} samples",
             highlight=False,
+            soft_wrap=True,
         )
 
 

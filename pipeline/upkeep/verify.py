@@ -150,12 +150,10 @@ def opened(folder: str, name: str) -> Iterator[memoryview]:
         if not path.stat().st_size:
             yield memoryview(b"")
             return
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-            memoryview(mapped) as buffer,
-        ):
-            yield buffer
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Not closed here: what a walk of damaged headers raised may still hold on to it.
+        yield memoryview(mapped)
 
 
 def open_index(folder: str, info: ShardInfo) -> ShardIndex:

@@ -1,0 +1,119 @@
+"""The gate: one verdict for the bytes of one image, and what a shard stores of it.
+
+In order: limits on size; format by content; limits by the header, before a pixel is allocated; one
+strict decode; filters; encoding, unless the image may be stored as it is. Runs where a decoder may
+crash or hang: see `examiner`.
+"""
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.decoded import Decoded
+from pipeline.crawl.formats import sniff
+from pipeline.crawl.item import Judged, Reason
+from pipeline.crawl.jpeg_decode import decode_jpeg
+from pipeline.crawl.pillow_decode import decode_by_pillow
+from pipeline.crawl.reduce import encoded, resized, stored_size, thumbnail
+from pipeline.crawl.refusal import RefusedError
+
+_MAX_SPREAD = 2  # of 255, in every channel of an image that counts as one colour
+_SPARSE = 16  # px between the pixels that are looked at first
+_THUMBNAILS = "0"  # First hex digit of the content hashes whose accepted images get a thumbnail.
+
+
+def judge(data: bytes, config: ShardConfig) -> Judged:
+    """Judge the bytes of an input; never raises for what they hold.
+
+    Equal bytes give an equal verdict. Filtered images and a sixteenth of the accepted ones, chosen
+    by content hash, have a thumbnail; it costs more than the gate's own work on the others.
+    """
+    if len(data) > config.max_bytes:
+        return Judged("quarantined", "too_big")
+    content_hash = hash_content(data)
+    if not data:
+        return Judged("quarantined", "empty", content_hash)
+    image_format, junk = sniff(data)
+    if not image_format:
+        return Judged("quarantined", "not_image", content_hash)
+    try:
+        decoded = _decode(data, image_format, junk, config)
+    except RefusedError as error:
+        return Judged("quarantined", error.reason, content_hash, image_format)
+    reason = _filter_reason(decoded, config)
+    if reason is None:
+        return _accepted(content_hash, image_format, decoded, config)
+    return Judged(
+        "filtered",
+        reason,
+        content_hash,
+        image_format,
+        decoded.width,
+        decoded.height,
+        tuple(decoded.notes),
+        thumbnail=thumbnail(decoded.pixels),
+    )
+
+
+def hash_content(data: bytes) -> str:
+    """Name the content of a file: xxh3 (128 bit), hex."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def _decode(data: bytes, image_format: str, junk: int, config: ShardConfig) -> Decoded:
+    if image_format != "JPEG":
+        return decode_by_pillow(data, image_format, config)
+    decoded = decode_jpeg(data[junk:], config)
+    if junk:
+        decoded.notes.append("leading_bytes")
+    return decoded
+
+
+def _filter_reason(decoded: Decoded, config: ShardConfig) -> Reason | None:
+    short, long = sorted((decoded.width, decoded.height))
+    if short < config.min_side:
+        return "min_side"
+    if long > config.max_aspect * short:
+        return "max_aspect"
+    # As a rule a few pixels show that there is more than one colour.
+    if _is_plain(decoded.pixels[::_SPARSE, ::_SPARSE]) and _is_plain(decoded.pixels):
+        return "low_information"
+    return None
+
+
+def _is_plain(pixels: NDArray[np.uint8]) -> bool:
+    samples = pixels.reshape(-1, pixels.shape[2])
+    return bool((samples.max(axis=0) - samples.min(axis=0)).max() <= _MAX_SPREAD)
+
+
+def _accepted(
+    content_hash: str, image_format: str, decoded: Decoded, config: ShardConfig
+) -> Judged:
+    size = decoded.width, decoded.height
+    width, height = stored_size(*size, config.max_side)
+    pixels = resized(decoded.pixels, (width, height))
+    as_is = bool(decoded.verbatim) and (width, height) == size
+    if (width, height) != size:
+        decoded.notes.append("reduced")
+    return Judged(
+        "accepted",
+        None,
+        content_hash,
+        image_format,
+        *size,
+        tuple(decoded.notes),
+        stored=decoded.verbatim if as_is else encoded(pixels, config),
+        stored_width=width,
+        stored_height=height,
+        as_is=as_is,
+        near_words=_near_words(pixels) if config.near_duplicates else None,
+        thumbnail=thumbnail(pixels) if content_hash.startswith(_THUMBNAILS) else b"",
+    )
+
+
+def _near_words(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    from pipeline.crawl.luma import luma  # Numba takes half a second to load.
+    from pipeline.crawl.near_hash import near_words
+
+    return near_words(luma(pixels))

@@ -1,0 +1,193 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hostile_judges
+import numpy as np
+import pytest
+from made_images import JPEG, gif_that_declares, jpeg_of_many_scans, png_with_bomb_in_text
+
+from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.examiner import Examiner
+from pipeline.crawl.judge import judge
+from pipeline.crawl.judged_bytes import judged_from_bytes, judged_to_bytes
+
+CONFIG = ShardConfig(near_duplicates=False, max_seconds=5)
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def examiner():
+    with Examiner(CONFIG) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    config = ShardConfig(near_duplicates=False, max_seconds=0.5, max_memory_mb=300)
+    with Examiner(config, hostile_judges.judge) as one:
+        yield one
+
+
+def peak_mib(pid):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ends(pid):
+    """Whether a process is gone within some seconds."""
+    deadline = time.monotonic() + 10
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not is_alive(pid)
+
+
+def test_the_verdict_is_that_of_the_function(examiner):
+    assert examiner.examine(JPEG) == judge(JPEG, CONFIG)
+    assert examiner.examine(b"") == judge(b"", CONFIG)
+
+
+def test_a_verdict_survives_the_way():
+    before = hostile_judges.ACCEPTED
+    after = judged_from_bytes(judged_to_bytes(before))
+    np.testing.assert_array_equal(after.near_words, before.near_words)
+    assert (after.outcome, after.stored, after.notes) == ("accepted", b"stored", ())
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff" * 100, judged_to_bytes(hostile_judges.ACCEPTED)[:-1]]
+)
+def test_what_is_no_verdict_is_refused(data):
+    with pytest.raises(ValueError, match="verdict"):
+        judged_from_bytes(data)
+
+
+def test_more_than_the_limit_is_not_sent(hostile):
+    config = ShardConfig(near_duplicates=False, max_bytes=10)
+    with Examiner(config) as one:
+        assert one.examine(b"x" * 11).reason == "too_big"
+
+
+def test_a_crash_costs_one_image(hostile):
+    judged = hostile.examine(b"crash")
+    assert (judged.outcome, judged.reason) == ("quarantined", "decoder_crash")
+    assert len(judged.content_hash) == 32
+    assert hostile.examine(b"well").outcome == "accepted"
+
+
+def test_an_image_that_crashes_once_is_tried_again(hostile, tmp_path):
+    judged = hostile.examine(b"once " + bytes(tmp_path / "crashed"))
+    assert (tmp_path / "crashed").exists()
+    assert judged.outcome == "accepted"
+
+
+def test_a_hang_is_killed_at_the_limit(hostile):
+    hostile.examine(b"well")
+    pid, started = hostile.pid, time.monotonic()
+    assert hostile.examine(b"sleep").reason == "timeout"
+    assert 0.5 <= time.monotonic() - started < 3
+    assert ends(pid)
+    assert hostile.examine(b"well").outcome == "accepted"
+
+
+def test_what_a_codec_prints_is_no_answer(hostile):
+    assert hostile.examine(b"print").stored == b"stored"
+    assert hostile.examine(b"well").stored == b"stored"
+
+
+@pytest.mark.parametrize("size", [100, MIB - 1000, MIB, 20 * MIB])
+def test_data_of_any_size_goes_both_ways(hostile, size):
+    assert hostile.examine(b"well " + bytes(size)).stored == b"stored"
+    assert len(hostile.examine(b"long %d" % size).stored) == size
+
+
+def test_memory_has_a_limit(hostile):
+    assert hostile.examine(b"eat %d" % (20 * MIB)).outcome == "accepted"
+    assert hostile.examine(b"eat %d" % (400 * MIB)).reason == "decoder_crash"
+
+
+def test_no_process_is_left_behind():
+    one = Examiner(CONFIG)
+    one.examine(JPEG)
+    pid = one.pid
+    one.close()
+    one.close()
+    assert one.pid is None
+    assert ends(pid)
+
+
+def test_a_judge_that_cannot_be_imported_is_an_error(capfd):
+    with (
+        Examiner(CONFIG, hostile_judges.no_judge) as one,
+        pytest.raises(RuntimeError, match=r"did not start \(exit status 1\)"),
+    ):
+        one.examine(b"x")
+    assert "no_such_module" in capfd.readouterr().err
+
+
+PARENT = """
+import sys, hostile_judges
+from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.examiner import Examiner
+with Examiner(ShardConfig(near_duplicates=False, max_seconds={seconds}), hostile_judges.judge) as e:
+    e.examine(b"well")
+    print(e.pid, flush=True)
+    e.examine(b"sleep")
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("number", "seconds"),
+    [
+        (signal.SIGINT, 30),
+        (signal.SIGKILL, 1),  # Nobody is left to end the child: it does so by itself.
+    ],
+)
+def test_the_child_ends_with_its_parent(number, seconds):
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT.format(seconds=seconds)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": paths},
+        start_new_session=True,
+    ) as parent:
+        pid = int(parent.stdout.readline())
+        time.sleep(0.1)
+        os.killpg(parent.pid, number)  # As a terminal does.
+        error = parent.communicate(timeout=30)[1].decode()
+    assert ends(pid)
+    assert error.count("Traceback") == (1 if number == signal.SIGINT else 0)  # The parent's own.
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: gif_that_declares(8250, 8250), "too_many_pixels"),
+        (png_with_bomb_in_text, "metadata_too_big"),
+        (lambda: jpeg_of_many_scans(10_000), "too_many_scans"),
+    ],
+)
+def test_bombs_are_refused_without_memory_or_time(examiner, make, reason):
+    data = make()
+    examiner.examine(JPEG)
+    before, started = peak_mib(examiner.pid), time.monotonic()
+    assert examiner.examine(data).reason == reason
+    assert time.monotonic() - started < 2
+    assert peak_mib(examiner.pid) - before < 64
+
+
+def test_the_set_up_is_plain_data():
+    assert ShardConfig(**json.loads(json.dumps(CONFIG.model_dump(mode="json")))) == CONFIG

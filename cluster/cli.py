@@ -17,6 +17,7 @@ from cluster import (
     cli_explain,
     cli_permutations,
     cli_preview,
+    cli_shard,
     cli_upkeep,
 )
 from cluster.cli_options import ConfigFile, JsonFile, Overrides, Resume
@@ -68,44 +69,7 @@ def _options(
     pass
 
 
-@app.command()
-def shard(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="SRC...",
-            help="Folders of images, searched through all levels. Where the last level gives two "
-            "or more names, they are kept as labels for the transfer.",
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="New folder for the shards.")],
-    config: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="YAML with limits and filters; configs/demo/shard.yaml lists them."),
-    ] = None,
-    resume: Resume = False,
-    json_file: JsonFile = None,
-) -> None:
-    """Make WebDataset shards, with an index and a hash for every image.
-
-    Every file is accepted, quarantined (no whole image), filtered (by a rule) or a duplicate; the
-    last line says how many of each, and OUT/ledger.jsonl names every one that was left out.
-
-    Example: tessera shard crawl/ --out shards/
-    """
-    with clear_errors():
-        import time
-
-        from cluster.stages import run_shard, shard_json
-        from pipeline.config import load
-        from pipeline.crawl.config import ShardConfig
-        from training.run import write_json
-
-        started = time.monotonic()
-        settings = load(ShardConfig, config) if config else ShardConfig()
-        manifest = run_shard(sources, out, settings, Console(), resume=resume)
-        if json_file:
-            write_json(json_file, shard_json(manifest.ledger, time.monotonic() - started))
+app.command()(cli_shard.shard)
 
 
 @app.command()
@@ -265,6 +229,7 @@ app.command()(cli_audit.audit)
 app.command()(cli_explain.explain)
 app.command()(cli_permutations.permutations)
 app.command()(cli_preview.preview)
+app.command()(cli_upkeep.inspect)
 app.command()(cli_upkeep.verify)
 app.command()(cli_upkeep.repair)
 app.command()(cli_upkeep.purge)

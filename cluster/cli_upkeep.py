@@ -1,7 +1,7 @@
-"""The commands that keep finished shards: verify, repair, purge, merge, split."""
+"""The commands that look at finished shards and keep them: inspect, verify, repair, ..."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
@@ -16,6 +16,24 @@ Manifest = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option(help="New folder for the manifest.")]
+
+
+def inspect(
+    manifest: Manifest,
+    page: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Where the page goes; beside the manifest without it."),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Show what a set of shards holds: counts, histograms, contact sheets; as tables and a page.
+
+    Example: tessera inspect shards/
+    """
+    with clear_errors():
+        from cluster.inspect_page import run_inspect
+
+        run_inspect(manifest, page, Console(), json_file=json_file)
 
 
 def verify(

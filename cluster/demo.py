@@ -21,6 +21,8 @@ from cluster.stages import (
 )
 from pipeline.config import ConfigError, load, override
 from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.folder import Job
+from pipeline.crawl.source_list import parse_sources
 from pipeline.crawl.synthetic import FOLDER_NAME, render_crawl
 from training.run import RunConfig, pretraining_of
 
@@ -102,7 +104,8 @@ def _shard(
 ) -> None:
     started = time.monotonic()
     shards = out / "shards"
-    manifest = run_shard([images], shards, config, console, resume=shards.exists())
+    job = Job(shards, parse_sources([str(images)], (), ()), config)
+    manifest = run_shard(job, console, resume=shards.exists())
     add_results(out, "shard", started, ledger=ledger_json(manifest.ledger), commands=commands)
 
 

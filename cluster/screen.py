@@ -23,8 +23,8 @@ class Bar:
         self._task: TaskID = progress.add_task(name, total=None, note="starting")
         self._tenth = -1
 
-    def update(self, done: float, total: float, note: str = "") -> None:
-        """Show how much is done, and a short note of what."""
+    def update(self, done: float, total: float | None, note: str = "") -> None:
+        """Show how much is done, of a total where it is known, and a short note of what."""
         self._progress.update(self._task, completed=done, total=total, note=note)
         tenth = int(10 * done / total) if total else 0
         if not self._console.is_terminal and tenth != self._tenth:

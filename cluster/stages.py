@@ -2,18 +2,18 @@
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from cluster.build_shards import ShardProgress, build_shards
+from cluster.build_shards import build_shards
 from cluster.launch import following, pretrain_on_ray
 from cluster.screen import bar
 from cluster.session import ensure_ray
-from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.folder import Job
+from pipeline.crawl.stage import ShardProgress
 from pipeline.quarantine import FILE_NAME as QUARANTINE_FILE
 from pipeline.shards.manifest import Ledger, Manifest
 from training.metrics import Record
@@ -25,29 +25,45 @@ from training.transfer.evaluate import transfer
 RESULTS_FILE = "results.json"
 
 
-def run_shard(
-    sources: Sequence[Path], out: Path, config: ShardConfig, console: Console, *, resume: bool
-) -> Manifest:
-    """Shard folders of images; prints the invariant as the last line."""
+def run_shard(job: Job, console: Console, *, resume: bool, address: str | None = None) -> Manifest:
+    """Shard the sources of `job`; prints the invariant as the last line, before it each source's.
+
+    Args:
+        job: What is made, and where.
+        console: Where progress goes.
+        resume: Whether the folder may hold an earlier run.
+        address: Of a Ray cluster; None for this machine.
+    """
+    started = time.monotonic()
     with bar(console, "shard", counts=True) as line:
 
         def show(progress: ShardProgress) -> None:
+            speed = progress.done / max(time.monotonic() - started, 1e-3)
             note = (
                 f"{progress.phase}: {progress.accepted} accepted, "
                 f"{progress.quarantined} quarantined, {progress.filtered} filtered, "
-                f"{progress.duplicate} duplicate"
+                + (f"{progress.duplicate} duplicate" if progress.phase == "write" else "")
+                + (f"{speed:.0f} images/s" if progress.phase == "examine" else "")
             )
-            line.update(progress.done, progress.total, note)
+            line.update(progress.done, progress.total, note.rstrip(", "))
 
-        manifest = build_shards(sources, out, config, resume=resume, on_progress=show)
+        manifest = build_shards(job, resume=resume, address=address, on_progress=show)
+    if len(manifest.sources) > 1:
+        for name, ledger in manifest.sources.items():
+            console.print(f"{name}: {ledger.describe()}", highlight=False, markup=False)
     console.print(manifest.ledger.describe(), highlight=False)
     return manifest
 
 
-def shard_json(ledger: Ledger, seconds: float) -> dict[str, Any]:
-    """Return the ledger with counts by reason, and the speed."""
-    counts = ledger.model_dump(mode="json")
-    return {**counts, "seconds": seconds, "images_per_s": ledger.inputs / seconds}
+def shard_json(manifest: Manifest, seconds: float) -> dict[str, Any]:
+    """Return the ledger with counts by reason, of all and of each source, and the speed."""
+    ledger = manifest.ledger
+    return {
+        **ledger.model_dump(mode="json"),
+        "seconds": seconds,
+        "images_per_s": ledger.inputs / seconds,
+        "sources": {name: one.model_dump(mode="json") for name, one in manifest.sources.items()},
+    }
 
 
 def ledger_json(ledger: Ledger) -> dict[str, Any]:
@@ -58,6 +74,7 @@ def ledger_json(ledger: Ledger) -> dict[str, Any]:
         "quarantined": ledger.num_quarantined,
         "filtered": ledger.num_filtered,
         "duplicate": ledger.duplicate,
+        "near_duplicate": ledger.near_duplicate,
         "reasons": {"quarantined": ledger.quarantined, "filtered": ledger.filtered},
     }
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,11 +23,6 @@ class Done(Generic[R]):
     """None where it failed."""
     error: Exception | None
     """What the call itself raised, or Ray's own error where its process died."""
-
-    @property
-    def crashed(self) -> bool:
-        """Whether the process died, by a signal or for want of memory."""
-        return isinstance(self.error, WorkerCrashedError | OutOfMemoryError)
 
 
 def run_tasks(
@@ -64,43 +59,6 @@ def run_tasks(
     finally:
         for ref in running:
             ray.cancel(ref, force=True)
-
-
-def map_isolated(
-    call: Callable[[T], R], items: Sequence[T], *, chunk_size: int
-) -> Generator[tuple[int, R | None], None, None]:
-    """Call `call` for every item, in chunks; yield (position, result), None for a fatal item.
-
-    A chunk whose process dies twice is run again with one item in each process, so only the item
-    that ends its process gets None.
-
-    Raises:
-        Exception: What `call` raised.
-    """
-
-    def call_all(chunk: Sequence[T]) -> list[R]:
-        return [call(item) for item in chunk]
-
-    starts = range(0, len(items), chunk_size)
-    chunks = [items[start : start + chunk_size] for start in starts]
-    suspects: list[int] = []
-    for done in run_tasks(call_all, chunks, retries=1, retry_on=()):
-        start = starts[done.position]
-        if done.crashed:
-            suspects.extend(range(start, start + len(chunks[done.position])))
-            continue
-        results = _unwrap(done)
-        yield from enumerate(results, start)
-    singles = [items[position] for position in suspects]
-    for one in run_tasks(call, singles, retries=1, retry_on=()):
-        yield suspects[one.position], None if one.crashed else _unwrap(one)
-
-
-def _unwrap(done: Done[R]) -> R:
-    if done.error is not None:
-        raise done.error
-    assert done.result is not None
-    return done.result
 
 
 def _collect(ref: Any, position: int) -> Done[R]:

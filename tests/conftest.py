@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from pipeline.crawl.build import shard_specs, write_shard
+from pipeline.crawl import stage
 from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.folder import finish_folder, start_folder
-from pipeline.crawl.gate import examine
-from pipeline.crawl.plan import Examined, make_plan
-from pipeline.crawl.sources import list_sources
+from pipeline.crawl.folder import Job
+from pipeline.crawl.parts import close_examiner
+from pipeline.crawl.source_list import parse_sources
 from pipeline.shards.index import encode_index, hash_spans, read_index
+from pipeline.shards.indexing import run_here
 
 CLASSES = ("bar", "disc", "ring", "wedge")
 
@@ -24,13 +24,11 @@ def make_shards():
     """A function (images, out, config) that shards a folder as the stage does, without Ray."""
 
     def make(images, out, config):
-        sources = list_sources([images])
-        plan = make_plan([Examined(s, examine(s.file, config)) for s in sources], config)
-        specs = shard_specs(plan, out, config)
-        start_folder(out, [images], config, specs)
-        return finish_folder(out, [images], config, plan, [write_shard(spec) for spec in specs])
+        job = Job(out, parse_sources([str(images)], (), ()), config)
+        return stage.make_shards(job, run_here, resume=False, on_progress=lambda progress: None)
 
-    return make
+    yield make
+    close_examiner()
 
 
 @pytest.fixture(scope="session")

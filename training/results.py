@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import yaml
 
 from pipeline.config import ConfigError
-from pipeline.crawl.folder import LEDGER_NAME
+from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.left_out import LEDGER_NAME
 from pipeline.crawl.plan import LeftOut
 from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import Manifest, folder_of, read_manifest
@@ -153,7 +154,8 @@ def config_files(results: Results) -> dict[str, str]:
     raw = results.config.model_dump(mode="json", exclude_none=True)
     files = {}
     if isinstance(results.manifest, Manifest):
-        shard = {k: v for k, v in results.manifest.config.items() if k != "sources"}
+        known = ShardConfig.model_fields
+        shard = {k: v for k, v in results.manifest.config.items() if k in known}
         files["shard.yaml"] = _dump(shard)
     files["pretrain.yaml"] = _dump({k: v for k, v in raw.items() if k != "transfer"})
     if results.transfer:

@@ -1,16 +1,20 @@
 """The images of a bench: any folder of images or shards, made into shards and loose files."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import ConfigError
-from pipeline.crawl.build import shard_specs, write_shard
+from pipeline.crawl.chunks import list_chunks
 from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.folder import finish_folder, start_folder
-from pipeline.crawl.gate import examine
-from pipeline.crawl.plan import Examined, make_plan
-from pipeline.crawl.sources import list_sources
+from pipeline.crawl.folder import Job
+from pipeline.crawl.inputs import Chunk
+from pipeline.crawl.parts import close_examiner
+from pipeline.crawl.source_list import parse_sources
+from pipeline.crawl.stage import shard_chunks
+from pipeline.shards.indexing import run_here
 from pipeline.shards.manifest import FILE_NAME, Manifest
 from pipeline.shards.store import Store
 
@@ -45,19 +49,34 @@ def prepare(data: Path, scratch: Path, *, most: int, least: int, cores: int) -> 
 
 
 def _shard(folder: Path, out: Path, *, most: int, least: int, cores: int) -> Manifest:
-    found = list_sources([folder])
-    sources = [found[row] for row in _spread(len(found), most)]
-    config = ShardConfig(samples_per_shard=max(1, len(sources) // (_SHARDS_PER_CORE * cores)))
-    examined = [Examined(source, examine(source.file, config)) for source in sources]
-    plan = make_plan(examined, config)
-    if plan.ledger.accepted < least:
+    sources = parse_sources([str(folder)], (), ())
+    chunks, num_inputs = _thin(list_chunks(sources), most)
+    config = ShardConfig(
+        samples_per_shard=max(1, num_inputs // (_SHARDS_PER_CORE * cores)), near_duplicates=False
+    )
+    try:
+        job = Job(out, sources, config)
+        manifest = shard_chunks(chunks, job, run_here, on_progress=lambda progress: None)
+    finally:
+        close_examiner()
+    if manifest.num_samples < least:
         raise ConfigError(
-            f"data (={folder}) holds {plan.ledger.accepted} usable images, fewer than the {least} "
+            f"data (={folder}) holds {manifest.num_samples} usable images, fewer than the {least} "
             "of a batch; give a folder with more images."
         )
-    specs = shard_specs(plan, out, config)
-    start_folder(out, [folder], config, specs)
-    return finish_folder(out, [folder], config, plan, [write_shard(spec) for spec in specs])
+    return manifest
+
+
+def _thin(chunks: Sequence[Chunk], most: int) -> tuple[list[Chunk], int]:
+    """Keep at most `most` of the files of `chunks`, evenly spread; returns their number, too."""
+    rows = np.array(_spread(sum(len(chunk.files) for chunk in chunks), most), np.int64)
+    kept, start = [], 0
+    for chunk in chunks:
+        inside = rows[(rows >= start) & (rows < start + len(chunk.files))] - start
+        files = tuple(chunk.files[row] for row in inside.tolist())
+        kept.append(replace(chunk, files=files, num_inputs=len(files)))
+        start += len(chunk.files)
+    return kept, len(rows)
 
 
 def _spread(num: int, most: int) -> list[int]:

@@ -1,44 +1,90 @@
-"""The folder that shards go into: who may write, what a resume may keep, what completes it."""
+"""The folder that shards go into: what a resume may keep, and what completes it."""
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from pipeline.config import ConfigError
-from pipeline.crawl.build import ShardReport, ShardSpec
+from pipeline.crawl.build import ShardReport, read_report
 from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.inputs import Chunk
+from pipeline.crawl.left_out import write_ledger, write_pictures
 from pipeline.crawl.plan import Plan
-from pipeline.crawl.sources import source_names
+from pipeline.crawl.source_list import SourceList
+from pipeline.remote.location import is_remote, local_path
 from pipeline.shards import manifest
-from pipeline.shards.manifest import Manifest, ShardInfo, write_atomic
+from pipeline.shards.manifest import Manifest, ShardInfo, read_manifest, write_atomic
 
-LEDGER_NAME = "ledger.jsonl"
 SETTINGS_NAME = "shard_config.json"
+_PARTS_NAME = ".parts"
+_INPUTS_NAME = ".inputs"
 
 
-def settings(sources: Sequence[Path], config: ShardConfig) -> dict[str, Any]:
-    """Describe what makes the shards, without the paths of this machine."""
-    return {**config.model_dump(mode="json"), "sources": source_names(sources)}
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be made, and where."""
+
+    out: Path
+    sources: SourceList
+    config: ShardConfig
+
+    @property
+    def parts(self) -> Path:
+        """Folder of the parts; there until the shards are complete."""
+        return self.out / _PARTS_NAME
+
+    @property
+    def plan(self) -> Path:
+        """Folder of the plan's tables."""
+        return self.parts / "plan"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes the shards, without the paths of this machine."""
+        options = {
+            str(source.name): source.model_dump(mode="json", exclude={"name", "path"})
+            for source in self.sources.sources
+        }
+        names = list(options)
+        return {**self.config.model_dump(mode="json"), "sources": names, "source_options": options}
 
 
-def check_folder(out: Path, sources: Sequence[Path], config: ShardConfig, *, resume: bool) -> None:
-    """Refuse a folder before any work is done; writes nothing.
+def check_place(out: Path, sources: SourceList) -> None:
+    """Refuse a place before any work is done; writes nothing.
 
     Raises:
-        ConfigError: `out` is a file, cannot be written, lies inside a source, is not empty
-            without `resume`, or was started with other settings.
+        ConfigError: `out` is a URL or a file, cannot be written, or lies inside a source.
     """
-    for source in sources:
-        if out.resolve().is_relative_to(source.resolve()):
+    if is_remote(str(out)):
+        raise ConfigError(
+            f"out (={out}) must be a folder of this machine; copy the shards when they are made."
+        )
+    for source in sources.sources:
+        if is_remote(source.path):
+            continue
+        folder = local_path(source.path)
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(
-                f"out (={out}) lies inside source (={source}); choose another folder."
+                f"out (={out}) lies inside source (={folder}); choose another folder."
             )
     if not _can_be_written(out):
         raise ConfigError(f"out (={out}) is no folder that can be written; choose another one.")
-    if not out.exists() or not any(out.iterdir()):
+
+
+def check_started(job: Job, *, resume: bool) -> None:
+    """Refuse a folder that holds something else; it is locked.
+
+    Raises:
+        ConfigError: It is not empty without `resume`, or was started with other settings.
+    """
+    out = job.out
+    if not any(path.name != ".lock" for path in out.iterdir()):
         return
     if not resume:
         raise ConfigError(
@@ -47,7 +93,7 @@ def check_folder(out: Path, sources: Sequence[Path], config: ShardConfig, *, res
     started = _read_settings(out)
     if started is None:
         raise ConfigError(f"out (={out}) holds no shards to go on with; choose another folder.")
-    wanted = settings(sources, config)
+    wanted = job.settings
     changed = sorted(key for key in wanted | started if wanted.get(key) != started.get(key))
     if changed:
         key = changed[0]
@@ -57,50 +103,84 @@ def check_folder(out: Path, sources: Sequence[Path], config: ShardConfig, *, res
         )
 
 
-def start_folder(
-    out: Path, sources: Sequence[Path], config: ShardConfig, specs: Sequence[ShardSpec]
-) -> None:
-    """Make the folder ready for `specs`: settings first, no leftovers, no manifest yet."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / SETTINGS_NAME, json.dumps(settings(sources, config), indent=1).encode())
-    (out / manifest.FILE_NAME).unlink(missing_ok=True)
-    wanted = {spec.stem for spec in specs}
-    for path in [*out.glob(".*.partial"), *out.glob("shard-*.*")]:
-        if path.suffix == ".partial" or path.stem not in wanted:
-            path.unlink()
+def finished_manifest(job: Job, chunks: Sequence[Chunk]) -> Manifest | None:
+    """Read the manifest where all of it is there, whole, and made from inputs as they are now."""
+    try:
+        known = (job.out / _INPUTS_NAME).read_text(encoding="utf-8")
+        made = read_manifest(job.out)
+    except (OSError, ConfigError):
+        return None
+    reports = (read_report((job.out / shard.name).with_suffix(".json")) for shard in made.shards)
+    is_whole = known == _name_inputs(chunks) and all(
+        report is not None and report.sha256 == shard.sha256
+        for report, shard in zip(reports, made.shards, strict=True)
+    )
+    return made if is_whole else None
+
+
+def start_folder(job: Job) -> None:
+    """Make the folder ready: settings first, no manifest and no leftovers."""
+    job.parts.mkdir(parents=True, exist_ok=True)
+    write_atomic(job.out / SETTINGS_NAME, json.dumps(job.settings, indent=1).encode())
+    (job.out / manifest.FILE_NAME).unlink(missing_ok=True)
+    remove_partials(job)
+
+
+def remove_partials(job: Job) -> None:
+    """Remove files that were being written."""
+    for folder in (job.out, job.parts):
+        for path in folder.glob(".*.partial"):
+            path.unlink(missing_ok=True)
+
+
+def remove_others(job: Job, *, parts: Iterable[str] = (), shards: Iterable[str] = ()) -> None:
+    """Remove parts, or shards, that are not among those named: of inputs or plans of before."""
+    for folder, pattern, wanted in (
+        (job.parts, "*.*", frozenset(parts)),
+        (job.out, "shard-*.*", frozenset(shards)),
+    ):
+        for path in folder.glob(pattern) if wanted else ():
+            if path.name.partition(".")[0] not in wanted and path.is_file():
+                path.unlink()
+
+
+def abandon_folder(job: Job) -> None:
+    """Remove what a run without any usable image has left, so that nothing stays of it."""
+    shutil.rmtree(job.parts, ignore_errors=True)
+    if not any(job.out.glob("shard-*.tar")):
+        (job.out / SETTINGS_NAME).unlink(missing_ok=True)
 
 
 def finish_folder(
-    out: Path,
-    sources: Sequence[Path],
-    config: ShardConfig,
-    plan: Plan,
-    reports: Sequence[ShardReport],
+    job: Job, plan: Plan, reports: Iterable[ShardReport], chunks: Sequence[Chunk]
 ) -> Manifest:
-    """Write the ledger and then the manifest, which completes the folder.
-
-    Args:
-        out: Folder of the shards.
-        sources: Folders the images came from.
-        config: What made the shards.
-        plan: What the shards hold.
-        reports: One for each shard, in any order.
-    """
-    rows = [
-        {key: value for key, value in asdict(item).items() if value is not None}
-        for item in plan.left_out
-    ]
-    write_atomic(out / LEDGER_NAME, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    """Write the ledger and then the manifest, which completes the folder; remove the parts."""
+    write_ledger(plan.left_out, job.out)
+    write_pictures(plan.left_out, job.parts, job.out)
+    write_atomic(job.out / _INPUTS_NAME, _name_inputs(chunks).encode())
     by_name = sorted(reports, key=lambda report: report.name)
     made = Manifest(
         version=2,
-        shards=tuple(ShardInfo(**report.model_dump(exclude={"plan_id"})) for report in by_name),
+        shards=tuple(
+            ShardInfo(**r.model_dump(include=set(ShardInfo.model_fields))) for r in by_name
+        ),
         classes=plan.classes,
         ledger=plan.ledger,
-        config=settings(sources, config),
+        sources=plan.sources,
+        notes=plan.notes,
+        config=job.settings,
     )
-    manifest.write_manifest(out, made)
+    manifest.write_manifest(job.out, made)
+    assert read_manifest(job.out) == made
+    shutil.rmtree(job.parts)
     return made
+
+
+def _name_inputs(chunks: Sequence[Chunk]) -> str:
+    digest = xxhash.xxh3_128()
+    for name in sorted(chunk.id for chunk in chunks):
+        digest.update(name.encode())
+    return digest.hexdigest()
 
 
 def _can_be_written(out: Path) -> bool:

@@ -28,7 +28,7 @@ _LEAST_SIDE = 0.93
 
 # What may differ, as a variance in squared luma levels and as a part of the contrast: of an image
 # in full, and of a window of 95 %, whose resampling and lost edges cost accuracy.
-_REST_FULL, _REST_CROP = 8.0, 36.0
+_REST_FULL, _REST_CROP = 10.0, 40.0
 _PART_FULL, _PART_CROP = 0.025, 0.065
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.crawl.near_check import WINDOWS, is_flat, open_words
 from pipeline.crawl.near_hash import SIDE, cosines
 
-BANDS = 3
+BANDS = 4
 """Keys of a view; a pair that shares one is compared."""
 KEY_BITS = 26
 """Signs in a key."""

@@ -2,8 +2,11 @@
 
 import json
 import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import xxhash
@@ -29,7 +32,9 @@ class Ledger(Config):
     filtered: dict[str, int]
     """Whole images left out by a rule of the configuration, by reason."""
     duplicate: int = Field(ge=0)
-    """Images whose exact bytes were accepted under another name."""
+    """Images that another input stands for: equal bytes, or (`near_duplicate`) alike."""
+    near_duplicate: int = Field(0, ge=0)
+    """Those of `duplicate` that look like an accepted image without having its bytes."""
 
     @model_validator(mode="after")
     def _everything_is_accounted_for(self) -> Self:
@@ -38,6 +43,11 @@ class Ledger(Config):
             raise ValueError(
                 f"inputs (={self.inputs}) must equal accepted (={self.accepted}) + quarantined "
                 f"(={self.num_quarantined}) + filtered (={self.num_filtered}) + duplicate "
+                f"(={self.duplicate})."
+            )
+        if self.near_duplicate > self.duplicate:
+            raise ValueError(
+                f"near_duplicate (={self.near_duplicate}) must be a part of duplicate "
                 f"(={self.duplicate})."
             )
         return self
@@ -59,10 +69,32 @@ class Ledger(Config):
             listed = ", ".join(f"{reason} {count}" for reason, count in counts.items())
             return f" ({listed})" if listed else ""
 
+        near = f" (near {self.near_duplicate})" if self.near_duplicate else ""
         return (
             f"{self.inputs} inputs = {self.accepted} accepted + "
             f"{self.num_quarantined} quarantined{reasons(self.quarantined)} + "
-            f"{self.num_filtered} filtered{reasons(self.filtered)} + {self.duplicate} duplicate"
+            f"{self.num_filtered} filtered{reasons(self.filtered)} + "
+            f"{self.duplicate} duplicate{near}"
+        )
+
+    @classmethod
+    def sum(cls, ledgers: Iterable[Self]) -> Self:
+        """Add up the ledgers of several sources."""
+        found = list(ledgers)
+
+        def add(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+            total: Counter[str] = Counter()
+            for one in counts:
+                total.update(one)
+            return dict(sorted(total.items()))
+
+        return cls(
+            inputs=sum(ledger.inputs for ledger in found),
+            accepted=sum(ledger.accepted for ledger in found),
+            quarantined=add(ledger.quarantined for ledger in found),
+            filtered=add(ledger.filtered for ledger in found),
+            duplicate=sum(ledger.duplicate for ledger in found),
+            near_duplicate=sum(ledger.near_duplicate for ledger in found),
         )
 
 
@@ -81,6 +113,9 @@ class ShardInfo(Config):
     hashed on first use."""
     index_sha256: str
     """Of the index."""
+    ledger: str | None = None
+    """Where the table of its inputs lies, relative to the manifest's folder; None where the shard
+    was not made here."""
 
 
 class Manifest(Config):
@@ -91,6 +126,10 @@ class Manifest(Config):
     classes: tuple[str, ...] | None
     """Names of the labels, or None where the source gives no labels."""
     ledger: Ledger
+    sources: dict[str, Ledger] = Field(default_factory=dict)
+    """The ledger of each source, which add up to `ledger`; empty where it was not kept apart."""
+    notes: dict[str, int] = Field(default_factory=dict)
+    """How many images in the shards were turned upright, reduced, ...: a count for each note."""
     config: dict[str, Any]
     """The configuration that made the shards."""
 
@@ -99,6 +138,12 @@ class Manifest(Config):
         held = sum(shard.num_samples for shard in self.shards)
         if held != self.ledger.accepted:
             raise ValueError(f"shards hold {held} samples, accepted (={self.ledger.accepted}).")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_add_up(self) -> Self:
+        if self.sources and Ledger.sum(self.sources.values()) != self.ledger:
+            raise ValueError("the ledgers of the sources do not add up to the ledger.")
         return self
 
     @property
@@ -168,10 +213,17 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it."""
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing and reading that takes its name when the block ends without error."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(data)
+        with partial.open("w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

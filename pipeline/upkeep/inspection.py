@@ -1,7 +1,6 @@
 """What a set of shards holds, gathered for a person to look at."""
 
 import io
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -207,20 +206,23 @@ def _left_out_sheets(manifest: Manifest, folder: str) -> list[Sheet]:
             return []
         raise
     ledger = manifest.ledger
-    counts = {("duplicate", None): ledger.duplicate}
-    counts |= {("quarantined", reason): n for reason, n in ledger.quarantined.items()}
-    counts |= {("filtered", reason): n for reason, n in ledger.filtered.items()}
-    found: dict[tuple[str, str | None], list[Picture]] = {}
+    counts = {"near duplicate": ledger.near_duplicate}
+    counts["duplicate"] = ledger.duplicate - ledger.near_duplicate
+    counts |= {f"quarantined: {reason}": n for reason, n in ledger.quarantined.items()}
+    counts |= {f"filtered: {reason}": n for reason, n in ledger.filtered.items()}
+    found: dict[str, list[Picture]] = {}
     for row in pq.read_table(io.BytesIO(raw)).to_pylist():
-        kind = (row["verdict"], row["reason"])
+        near = "near " if row["near"] else ""
+        kind = near + ": ".join(filter(None, (row["verdict"], row["reason"])))
         pictures = found.setdefault(kind, [])
         if row["thumbnail"] and len(pictures) < NUM_SHOWN:
             with Image.open(io.BytesIO(row["thumbnail"]), formats=["JPEG"]) as image:
                 width, height = image.size
-            pictures.append(Picture(row["thumbnail"], width, height, row["path"]))
+            caption = f"{row['path']} (for {row['winner']})" if row["winner"] else row["path"]
+            pictures.append(Picture(row["thumbnail"], width, height, caption))
     return [
-        Sheet(": ".join(filter(None, kind)), counts.get(kind, len(pictures)), tuple(pictures))
-        for kind, pictures in sorted(found.items(), key=lambda pair: json.dumps(pair[0]))
+        Sheet(kind, counts.get(kind, len(pictures)), tuple(pictures))
+        for kind, pictures in sorted(found.items())
     ]
 
 

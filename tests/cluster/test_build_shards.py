@@ -1,33 +1,37 @@
 import io
+import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from crawls import build, chunks_of, contents, job_of
 from PIL import Image
 
-from cluster import build_shards as stage
-from cluster.build_shards import IncompleteError, ShardProgress, build_shards
-from cluster.tasks import map_isolated, run_tasks
+from cluster.build_shards import build_shards
+from cluster.errors import IncompleteError
+from cluster.tasks import run_tasks
 from pipeline.config import ConfigError
-from pipeline.crawl.build import shard_specs, write_shard
+from pipeline.crawl import parts
 from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.folder import finish_folder, start_folder
-from pipeline.crawl.gate import Verdict, examine
-from pipeline.crawl.plan import Examined, make_plan
-from pipeline.crawl.sources import list_sources
+from pipeline.crawl.parts import close_examiner
+from pipeline.crawl.stage import ShardProgress
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.ray]
 
-CONFIG = ShardConfig(samples_per_shard=40)
-NUM_IMAGES = 150  # Three chunks of the first phase.
+ROOT = Path(__file__).parents[2]
+CONFIG = ShardConfig(samples_per_shard=100)
+NUM_IMAGES = 560  # Three chunks.
 
 
 @pytest.fixture(scope="module")
 def crawl(tmp_path_factory):
-    """150 distinct images of 3 classes, 5 repeats, 4 broken files."""
+    """560 distinct images of 3 classes, 5 repeats, 4 broken files."""
     folder = tmp_path_factory.mktemp("sources") / "crawl"
     for seed in range(NUM_IMAGES):
         coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -47,36 +51,32 @@ def crawl(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(crawl, tmp_path_factory):
     """The shards as one process without Ray writes them."""
-    out = tmp_path_factory.mktemp("expected")
-    inputs = reversed(list_sources([crawl]))
-    plan = make_plan([Examined(s, examine(s.file, CONFIG)) for s in inputs], CONFIG)
-    specs = shard_specs(plan, out, CONFIG)
-    start_folder(out, [crawl], CONFIG, specs)
-    finish_folder(out, [crawl], CONFIG, plan, [write_shard(spec) for spec in specs])
+    out = tmp_path_factory.mktemp("expected") / "out"
+    build(crawl, out, CONFIG)
+    close_examiner()
     return contents(out)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+def shard(crawl, out, *, resume=False, on_progress=lambda progress: None):
+    job = job_of(crawl, out, CONFIG)
+    return build_shards(job, resume=resume, address=None, on_progress=on_progress)
 
 
-def ignore(progress: ShardProgress) -> None:
-    pass
-
-
+@pytest.mark.usefixtures("local_ray")
 def test_workers_write_the_bytes_that_one_process_writes(crawl, expected, tmp_path):
     seen: list[ShardProgress] = []
-    made = build_shards([crawl], tmp_path / "out", CONFIG, resume=False, on_progress=seen.append)
+    made = shard(crawl, tmp_path / "out", on_progress=seen.append)
     assert contents(tmp_path / "out") == expected
-    assert made.ledger.inputs == 159
+    assert made.ledger.inputs == 569
     assert (made.ledger.accepted, made.ledger.duplicate) == (NUM_IMAGES, 5)
     assert made.ledger.quarantined == {"truncated": 4}
     ends = {progress.phase: progress for progress in seen}
-    assert ends["examine"] == ShardProgress("examine", 159, 159, 150, 4, 0, 5)
-    assert ends["write"] == ShardProgress("write", 150, 150, 150, 4, 0, 5)
+    assert ends["examine"] == ShardProgress("examine", 569, 569, 565, 4, 0, 0)
+    assert ends["write"] == ShardProgress("write", 560, 560, 560, 4, 0, 5)
 
 
-@pytest.mark.parametrize("phase", ["examine", "write"])
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("phase", ["examine", "plan", "write"])
 def test_a_stopped_run_goes_on_to_the_same_bytes(crawl, expected, tmp_path, phase):
     out = tmp_path / "out"
 
@@ -85,71 +85,93 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(crawl, expected, tmp_path, phas
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_shards([crawl], out, CONFIG, resume=False, on_progress=stop)
+        shard(crawl, out, on_progress=stop)
     assert not (out / "manifest.json").exists()
-    build_shards([crawl], out, CONFIG, resume=True, on_progress=ignore)
+    shard(crawl, out, resume=True)
     assert contents(out) == expected
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_whole_shards_are_kept_on_resume(crawl, expected, tmp_path):
     out = tmp_path / "out"
-    build_shards([crawl], out, CONFIG, resume=False, on_progress=ignore)
+    shard(crawl, out)
     kept = (out / "shard-000000.tar").stat().st_ino
     (out / "shard-000001.tar").write_bytes(b"half")
     (out / ".shard-000001.tar.1.partial").write_bytes(b"half")
-    build_shards([crawl], out, CONFIG, resume=True, on_progress=ignore)
+    shard(crawl, out, resume=True)
     assert contents(out) == expected
     assert (out / "shard-000000.tar").stat().st_ino == kept
 
 
-def test_nothing_usable_leaves_no_folder(tmp_path):
-    (tmp_path / "crawl").mkdir()
-    (tmp_path / "crawl/a.jpg").write_bytes(b"<html>")
-    with pytest.raises(ConfigError, match="0 usable of 1 images: 1 not_image"):
-        build_shards(
-            [tmp_path / "crawl"], tmp_path / "out", CONFIG, resume=False, on_progress=ignore
-        )
-    assert not (tmp_path / "out").exists()
-
-
-def test_failed_shards_are_named_and_the_others_kept(crawl, tmp_path):
+@pytest.mark.usefixtures("local_ray")
+def test_a_part_that_cannot_be_written_is_named(crawl, tmp_path):
     out = tmp_path / "out"
-    (out / "shard-000002.parquet").mkdir(parents=True)  # Nobody can write a file there.
-    plan = make_plan([Examined(s, examine(s.file, CONFIG)) for s in list_sources([crawl])], CONFIG)
-    with pytest.raises(
-        IncompleteError, match=r"1 of 4 shards failed: shard-000002 \(IsADir.*--resume"
-    ):
-        stage._write_all(shard_specs(plan, out, CONFIG), plan.ledger, ignore)
-    assert (out / "shard-000003.tar").exists()
-    assert not list(out.glob(".*"))
+    job = job_of(crawl, out, CONFIG)
+    chunk = parts.PartSpec(job.parts, chunks_of(job)[0], CONFIG)
+    chunk.table_path.mkdir(parents=True)  # Nobody can write a file there.
+    (out / "shard_config.json").write_text(json.dumps(job.settings))
+    with pytest.raises(IncompleteError, match=rf"1 of 3 parts failed: crawl {chunk.id} \(IsADir"):
+        shard(crawl, out, resume=True)
+    assert len(list(job.parts.glob("*.parquet"))) == 3
+    assert not list(out.rglob(".*.partial"))
 
 
-def test_a_file_that_crashes_the_decoder_is_quarantined_alone(crawl):
-    inputs = list_sources([crawl])
-    fatal = inputs[40].file
+def test_one_chunk_starts_no_ray(tmp_path):
+    """In a process of its own: this one may have a Ray."""
+    (tmp_path / "crawl").mkdir()
+    Image.effect_noise((64, 64), 50).save(tmp_path / "crawl/1.png")
+    script = (
+        "import sys; from cluster.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "assert 'ray' not in sys.modules or not sys.modules['ray'].is_initialized()"
+    )
+    arguments = ["shard", str(tmp_path / "crawl"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("1 inputs = 1 accepted + 0 quarantined")
 
-    def judge(file: str) -> Verdict:
-        if file == fatal:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return examine(file, CONFIG)
 
-    plan = make_plan(stage._examine_all(inputs, judge, ignore), CONFIG)
-    assert plan.ledger.inputs == 159
-    assert plan.ledger.quarantined == {"decoder_crash": 1, "truncated": 4}
+@pytest.mark.multiprocess
+def test_a_killed_command_goes_on_to_the_same_bytes(crawl, expected, tmp_path):
+    out, settings = tmp_path / "out", tmp_path / "shard.yaml"
+    settings.write_text("samples_per_shard: 100")
+    command = [sys.executable, "-m", "cluster.cli", "shard", str(crawl), "--out", str(out)]
+    command += ["--config", str(settings), "--resume", "--json", str(tmp_path / "told.json")]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment["PYTHONPATH"] = str(ROOT)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(out.glob(".parts/*.parquet")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "manifest.json").exists()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=200)
+    assert contents(out) == expected
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert (told["inputs"], told["near_duplicate"]) == (569, 0)
+    assert told["sources"]["crawl"]["accepted"] == NUM_IMAGES
 
 
-def test_only_the_item_that_ends_its_process_is_lost():
-    fatal = {13, 70}
-
+@pytest.mark.usefixtures("local_ray")
+def test_an_error_of_the_call_itself_is_handed_over_as_it_is():
     def call(item: int) -> int:
-        if item in fatal:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return item * item
+        raise ConfigError("source (=x) changed.")
 
-    results = dict(map_isolated(call, range(100), chunk_size=10))
-    assert results == {item: None if item in fatal else item * item for item in range(100)}
+    (done,) = run_tasks(call, [1], retries=1, retry_on=[OSError])
+    assert isinstance(done.error, ConfigError)
+    assert str(done.error) == "source (=x) changed."
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_process_that_dies_once_is_tried_again(tmp_path):
     mark = tmp_path / "died"
 
@@ -159,17 +181,11 @@ def test_a_process_that_dies_once_is_tried_again(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         return item
 
-    assert sorted(map_isolated(call, range(6), chunk_size=2)) == [(i, i) for i in range(6)]
+    ended = run_tasks(call, range(6), retries=2, retry_on=[OSError])
+    assert sorted((done.position, done.result) for done in ended) == [(i, i) for i in range(6)]
 
 
-def test_an_error_of_the_call_itself_is_raised_as_it_is():
-    def call(item: int) -> int:
-        raise ConfigError("source (=x) changed.")
-
-    with pytest.raises(ConfigError, match=r"^source \(=x\) changed\.$"):
-        list(map_isolated(call, range(3), chunk_size=2))
-
-
+@pytest.mark.usefixtures("local_ray")
 def test_a_transient_error_is_retried(tmp_path):
     mark = tmp_path / "failed"
 
@@ -183,6 +199,7 @@ def test_a_transient_error_is_retried(tmp_path):
     assert (done.result, done.error) == (7, None)
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_leaving_early_ends_the_tasks(tmp_path):
     def call(item: int) -> int:
         while item:

@@ -1,175 +1,131 @@
 import dataclasses
 import io
 import json
-from pathlib import Path
+import random
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 import xxhash
-from hypothesis import given
-from hypothesis import strategies as st
+from crawls import CONFIG, build, chunks_of, contents, encoded, job_of, make_crawl
 from PIL import Image
 
 from pipeline.config import ConfigError
 from pipeline.crawl.build import shard_specs, write_shard
 from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.dedupe import pick_winners
-from pipeline.crawl.folder import check_folder, finish_folder, start_folder
-from pipeline.crawl.gate import Verdict, examine
-from pipeline.crawl.plan import Examined, Plan, make_plan
-from pipeline.crawl.sources import Source, list_sources
+from pipeline.crawl.folder import start_folder
+from pipeline.crawl.judge import judge
+from pipeline.crawl.parts import PartSpec, close_examiner, make_part
+from pipeline.crawl.plan import make_plan
+from pipeline.crawl.stage import shard_chunks
 from pipeline.dali.decode import decode_rgb
+from pipeline.shards.damage import DamageError
 from pipeline.shards.index import ShardIndex, read_index
+from pipeline.shards.indexing import run_here
 from pipeline.shards.manifest import ShardInfo, read_manifest
 
-CONFIG = ShardConfig(samples_per_shard=4)
 
-
-def encoded(seed: int, image_format: str = "JPEG", size: tuple[int, int] = (64, 48)) -> bytes:
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-    sink = io.BytesIO()
-    coarse.resize(size, Image.Resampling.BICUBIC).save(sink, image_format)
-    return sink.getvalue()
+@pytest.fixture(scope="module", autouse=True)
+def _no_process_is_left():
+    yield
+    close_examiner()
 
 
 @pytest.fixture
 def crawl(tmp_path):
-    """10 distinct images of 2 classes, 2 repeats, 2 broken files, 1 image too small."""
-    folder = tmp_path / "crawl"
-    for seed in range(8):
-        path = folder / "part" / ("cat" if seed % 2 else "dog") / f"{seed}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(seed))
-    (folder / "part/cat/8.png").write_bytes(encoded(8, "PNG"))
-    (folder / "part/cat/9.webp").write_bytes(encoded(9, "WEBP", (900, 700)))
-    (folder / "part/dog/repeat.jpg").write_bytes(encoded(3))  # cat/3.jpg sorts first.
-    (folder / "again.jpg").write_bytes(encoded(4))
-    (folder / "part/dog/page.jpg").write_bytes(b"<html>404</html>")
-    (folder / "part/dog/cut.jpg").write_bytes(encoded(20)[:400])
-    (folder / "part/dog/small.jpg").write_bytes(encoded(21, size=(20, 20)))
-    return folder
+    return make_crawl(tmp_path / "crawl")
 
 
-def plan_of(folder: Path, config: ShardConfig = CONFIG) -> Plan:
-    return make_plan([Examined(s, examine(s.file, config)) for s in list_sources([folder])], config)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The crawl and its shards, for tests that only look."""
+    folder = tmp_path_factory.mktemp("made")
+    crawl = make_crawl(folder / "crawl")
+    return crawl, folder / "out", build(crawl, folder / "out")
 
 
-def build(crawl: Path, out: Path, config: ShardConfig = CONFIG):
-    plan = plan_of(crawl, config)
-    specs = shard_specs(plan, out, config)
-    start_folder(out, [crawl], config, specs)
-    reports = [write_shard(spec) for spec in reversed(specs)]
-    return finish_folder(out, [crawl], config, plan, reports)
+def specs_of(crawl, out, config=CONFIG):
+    """The parts and the plan are there, the shards are not yet."""
+    job = job_of(crawl, out, config)
+    start_folder(job)
+    parts = [PartSpec(job.parts, chunk, config) for chunk in chunks_of(job)]
+    num_inputs = sum(make_part(part, lambda data: judge(data, config)).inputs for part in parts)
+    plan = make_plan([part.table_path for part in parts], num_inputs, job.plan, config)
+    return shard_specs(plan, out, job.parts, config)
 
 
-def index_of(folder: Path, shard: ShardInfo) -> ShardIndex:
+def index_of(folder, shard: ShardInfo) -> ShardIndex:
     return read_index(folder / shard.index, sha256=shard.index_sha256)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def examined(path: str, content: int, outcome: str) -> Examined:
-    reason = {"accepted": None, "quarantined": "truncated", "filtered": "min_side"}[outcome]
-    verdict = Verdict(outcome, reason, f"{content:032x}", "JPEG", 64, 64, True)
-    return Examined(Source(path, f"/{path}", path[0]), verdict)
-
-
-INPUTS = st.dictionaries(
-    st.text("abc", min_size=1, max_size=6),
-    st.tuples(st.integers(0, 9), st.sampled_from(["accepted", "quarantined", "filtered"])),
-    min_size=1,
-).map(lambda found: [examined(path, content << 64, how) for path, (content, how) in found.items()])
-
-
-@given(INPUTS, st.integers(1, 5), st.randoms())
-def test_planning_partitions_the_inputs_in_any_order(inputs, limit, rng):
-    config = ShardConfig(samples_per_shard=limit)
-    if all(item.verdict.outcome != "accepted" for item in inputs):
-        with pytest.raises(ConfigError, match=f"0 usable of {len(inputs)} images: "):
-            make_plan(inputs, config)
-        return
-    plan = make_plan(inputs, config)
-    held = [sample.source.path for shard in plan.shards for sample in shard]
-    left_out = [item.path for item in plan.left_out]
-    assert sorted(held + left_out) == sorted(item.source.path for item in inputs)
-    hashes = [sample.content_hash for shard in plan.shards for sample in shard]
-    assert hashes == sorted(set(hashes))
-    sizes = [len(shard) for shard in plan.shards]
-    assert max(sizes) <= limit
-    assert max(sizes) - min(sizes) <= 1
-    rng.shuffle(inputs)
-    assert make_plan(inputs, config) == plan
-
-
-@given(st.lists(st.tuples(st.sampled_from("xyz"), st.text("abc"))))
-def test_the_smallest_path_of_equal_files_wins(images):
-    winners = pick_winners(images)
-    for content_hash in winners:
-        paths = [path for found, path in images if found == content_hash]
-        assert winners[content_hash] == min(paths)
-    assert winners == pick_winners(reversed(images))
-
-
-def test_every_input_is_accounted_for(crawl, tmp_path):
-    ledger = build(crawl, tmp_path / "out").ledger
-    assert ledger.model_dump() == {
+def test_every_input_is_accounted_for(made):
+    _, out, manifest = made
+    assert manifest.ledger.model_dump() == {
         "inputs": 15,
         "accepted": 10,
         "quarantined": {"not_image": 1, "truncated": 1},
         "filtered": {"min_side": 1},
         "duplicate": 2,
+        "near_duplicate": 0,
     }
-    lines = (tmp_path / "out/ledger.jsonl").read_text().splitlines()
-    prefix = "crawl/part"
+    assert manifest.sources == {"crawl": manifest.ledger}
+    lines = (out / "ledger.jsonl").read_text().splitlines()
+    dog, source = "crawl/part/dog", {"source": "crawl"}
+    duplicate = {"verdict": "duplicate", **source}
     assert [json.loads(line) for line in lines] == [
-        {"path": f"{prefix}/dog/4.jpg", "verdict": "duplicate", "winner": "crawl/again.jpg"},
-        {"path": f"{prefix}/dog/cut.jpg", "verdict": "quarantined", "reason": "truncated"},
-        {"path": f"{prefix}/dog/page.jpg", "verdict": "quarantined", "reason": "not_image"},
-        {
-            "path": f"{prefix}/dog/repeat.jpg",
-            "verdict": "duplicate",
-            "winner": f"{prefix}/cat/3.jpg",
-        },
-        {"path": f"{prefix}/dog/small.jpg", "verdict": "filtered", "reason": "min_side"},
+        {"path": "crawl/again.jpg", "winner": f"{dog}/4.jpg", **duplicate},
+        {"path": f"{dog}/cut.jpg", "verdict": "quarantined", "reason": "truncated", **source},
+        {"path": f"{dog}/page.jpg", "verdict": "quarantined", "reason": "not_image", **source},
+        {"path": f"{dog}/repeat.jpg", "winner": "crawl/part/cat/3.jpg", **duplicate},
+        {"path": f"{dog}/small.jpg", "verdict": "filtered", "reason": "min_side", **source},
     ]
 
 
-def test_the_manifest_reads_back_and_names_no_folder_of_this_machine(crawl, tmp_path):
-    made = build(crawl, tmp_path / "out")
-    assert read_manifest(tmp_path / "out") == made
-    assert [shard.num_samples for shard in made.shards] == [3, 3, 4]
-    assert made.classes == ("cat", "dog")
-    assert made.config == {**CONFIG.model_dump(), "sources": ["crawl"]}
-    assert str(tmp_path) not in (tmp_path / "out/manifest.json").read_text()
+def test_the_manifest_reads_back_and_names_no_folder_of_this_machine(made):
+    crawl, out, manifest = made
+    assert read_manifest(out) == manifest
+    assert [shard.num_samples for shard in manifest.shards] == [3, 3, 4]
+    assert manifest.classes == ("cat", "dog")
+    options = {"include": [], "exclude": [], "weight": 1, "labels": True}
+    assert manifest.config == {
+        **CONFIG.model_dump(mode="json"),
+        "sources": ["crawl"],
+        "source_options": {"crawl": options},
+    }
+    for name, content in contents(out).items():
+        assert str(crawl.parent).encode() not in content, name
+
+
+def test_nothing_else_is_left(made):
+    _, out, manifest = made
+    shards = [f"shard-{n:06}.{e}" for n in range(3) for e in ("json", "ledger.parquet", "parquet")]
+    tars = [shard.name for shard in manifest.shards]
+    others = [".inputs", "ledger.jsonl", "left_out.parquet", "manifest.json", "shard_config.json"]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*shards, *tars, *others])
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's own.
-def test_webdataset_reads_the_shards_sample_for_sample(crawl, tmp_path):
-    made = build(crawl, tmp_path / "out")
-    urls = [str(tmp_path / "out" / shard.name) for shard in made.shards]
+def test_webdataset_reads_the_shards_sample_for_sample(made):
+    crawl, out, manifest = made
+    urls = [str(out / shard.name) for shard in manifest.shards]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False))
     assert len(samples) == 10
-    images = {path.read_bytes(): path for path in crawl.rglob("*.jpg")}
     for sample in samples:
         about = json.loads(sample["json"])
         pixels = decode_rgb(sample["jpg"])
         assert pixels is not None
         assert (about["width"], about["height"]) == pixels.shape[1::-1]
-        source = tmp_path / about["source"]
-        assert about.get("label") == (source.parent.name if source.parent != crawl else None)
-        if source.suffix == ".jpg":
-            assert sample["jpg"] in images
+        source = crawl.parent / about["source"]
+        assert about["label"] == source.parent.name
+        assert set(about) == {"source", "width", "height", "label"}
 
 
-def test_the_index_points_at_the_images(crawl, tmp_path):
-    made = build(crawl, tmp_path / "out")
-    for shard in made.shards:
-        tar = (tmp_path / "out" / shard.name).read_bytes()
-        index = index_of(tmp_path / "out", shard)
+def test_the_index_points_at_the_images(made):
+    _, out, manifest = made
+    for shard in manifest.shards:
+        tar = (out / shard.name).read_bytes()
+        index = index_of(out, shard)
         assert len(index) == shard.num_samples
         for row in range(len(index)):
             payload = tar[index.offsets[row] :][: index.sizes[row]]
@@ -180,116 +136,173 @@ def test_the_index_points_at_the_images(crawl, tmp_path):
             assert xxhash.xxh3_64_intdigest(payload) == index.hashes[row]
 
 
-def test_labels_are_class_numbers(crawl, tmp_path):
-    made = build(crawl, tmp_path / "out")
-    indexes = [index_of(tmp_path / "out", shard) for shard in made.shards]
-    labels = np.concatenate([index.labels for index in indexes])
-    # again.jpg lies in no class folder and wins over dog/4.jpg.
-    assert [(labels == number).sum() for number in (-1, 0, 1)] == [1, 6, 3]
+def test_each_shard_has_a_ledger_of_its_inputs(made):
+    crawl, out, manifest = made
+    for shard in manifest.shards:
+        index = index_of(out, shard)
+        rows = pq.read_table(out / str(shard.ledger)).to_pylist()
+        assert tuple(row["key"] for row in rows) == index.keys
+        assert [row["stored_hash"] for row in rows] == index.hashes.tolist()
+        for row in rows:
+            data = (crawl.parent / row["name"]).read_bytes()
+            assert row["content_hash"] == xxhash.xxh3_128_hexdigest(data)
+            assert row["key"] == row["content_hash"][:20]
+            with Image.open(io.BytesIO(data)) as image:
+                assert (row["format"], row["width"], row["height"]) == (image.format, *image.size)
+            assert row["near_words"]
 
 
-def test_one_class_is_no_class(tmp_path):
-    folder = tmp_path / "crawl"
-    for name in ("a/1.jpg", "b/broken.jpg"):
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_bytes(encoded(1) if "a/" in name else b"")
-    made = build(folder, tmp_path / "out")
-    assert made.classes is None
-    assert index_of(tmp_path / "out", made.shards[0]).labels.tolist() == [-1]
-    with (tmp_path / "out/shard-000000.tar").open("rb") as file:
-        assert b'"label"' not in file.read()
+def test_pictures_show_what_is_left_out(made):
+    _, out, _ = made
+    rows = pq.read_table(out / "left_out.parquet").to_pylist()
+    assert {(row["verdict"], row["reason"]) for row in rows} >= {("filtered", "min_side")}
+    for row in rows:
+        with Image.open(io.BytesIO(row["thumbnail"])) as image:
+            assert max(image.size) <= 96
 
 
-def test_the_same_sources_give_the_same_bytes(crawl, tmp_path):
-    build(crawl, tmp_path / "one")
-    moved = tmp_path / "elsewhere" / "crawl"
-    moved.parent.mkdir()
-    crawl.rename(moved)
+def test_labels_are_class_numbers(made):
+    _, out, manifest = made
+    labels = np.concatenate([index_of(out, shard).labels for shard in manifest.shards])
+    assert [(labels == number).sum() for number in (-1, 0, 1)] == [0, 6, 4]
+
+
+def test_the_same_sources_give_the_same_bytes(made, tmp_path):
+    _, out, _ = made
+    moved = make_crawl(tmp_path / "crawl")
     build(moved, tmp_path / "two")
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert contents(out) == contents(tmp_path / "two")
+
+
+@pytest.mark.parametrize("chunk_inputs", [1, 2, 7])
+def test_chunks_and_their_order_change_nothing(made, tmp_path, chunk_inputs):
+    crawl, out, _ = made
+    job = job_of(crawl, tmp_path / "out")
+    chunks = chunks_of(job, chunk_inputs)
+    random.Random(chunk_inputs).shuffle(chunks)
+    shard_chunks(chunks, job, run_here, on_progress=lambda progress: None)
+    assert contents(tmp_path / "out") == contents(out)
+
+
+def test_equal_images_of_two_sources_are_kept_once(tmp_path):
+    for name, seeds in (("a", (1, 2)), ("b", (2, 3, 4))):
+        (tmp_path / name).mkdir()
+        for seed in seeds:
+            (tmp_path / name / f"{seed}.jpg").write_bytes(encoded(seed))
+    made = build([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert made.ledger.describe().endswith("+ 1 duplicate")
+    counts = {name: (one.inputs, one.accepted, one.duplicate) for name, one in made.sources.items()}
+    assert counts == {"a": (2, 2, 0), "b": (3, 2, 1)}
+
+
+def test_captions_and_other_words_of_a_source_are_carried(tmp_path):
+    image = encoded(1)
+    with (tmp_path / "cats.tar").open("wb") as file, webdataset.TarWriter(file) as writer:
+        about = {"url": "http://host/1.jpg", "license": "CC0"}
+        writer.write({"__key__": "0", "jpg": image, "txt": "a cat", "json": about})
+    made = build(tmp_path / "cats.tar", tmp_path / "out")
+    tar = (tmp_path / "out" / made.shards[0].name).read_bytes()
+    index = index_of(tmp_path / "out", made.shards[0])
+    (row,) = pq.read_table(tmp_path / "out" / str(made.shards[0].ledger)).to_pylist()
+    text = tar[tar.index(b'{"caption"') :]
+    told = json.loads(text[: text.index(b"\0")])
+    assert len(index) == 1
+    assert told["caption"] == row["caption"] == "a cat"
+    assert told["metadata"]["url"] == "http://host/1.jpg"
+
+
+def test_images_can_be_stored_as_webp(crawl, tmp_path):
+    config = ShardConfig(store_as="webp", max_side=320)
+    made = build(crawl, tmp_path / "out", config)
+    index = index_of(tmp_path / "out", made.shards[0])
+    tar = (tmp_path / "out" / made.shards[0].name).read_bytes()
+    for row in range(len(index)):
+        payload = tar[index.offsets[row] :][: index.sizes[row]]
+        pixels = decode_rgb(payload)
+        assert pixels is not None
+        assert pixels.shape == (index.heights[row], index.widths[row], 3)
 
 
 def test_second_write_returns_the_first_report(crawl, tmp_path):
-    (spec, *_) = shard_specs(plan_of(crawl), tmp_path, CONFIG)
+    spec, *_ = specs_of(crawl, tmp_path / "out")
     first = write_shard(spec)
     before = spec.tar_path.stat()
     assert write_shard(spec) == first
     assert spec.tar_path.stat().st_ino == before.st_ino  # Not written again.
 
 
-@pytest.mark.parametrize("lost", ["tar", "parquet", "json", "cut tar", "cut index"])
-def test_a_shard_that_is_not_whole_is_written_again(crawl, tmp_path, lost):
-    out = tmp_path / "out"
-    build(crawl, out)
-    whole = contents(out)
-    if lost.startswith("cut"):
-        name = "shard-000001.tar" if lost == "cut tar" else "shard-000001.parquet"
-        (out / name).write_bytes(whole[name][:-512])
-    else:
-        (out / f"shard-000001.{lost}").unlink()
-    (out / ".shard-000002.tar.77.partial").write_bytes(b"half")
-    (out / "shard-000009.tar").write_bytes(b"of an older plan")
-    build(crawl, out)
-    assert contents(out) == whole
-
-
 def test_another_plan_writes_the_shard_again(crawl, tmp_path):
-    spec = shard_specs(plan_of(crawl), tmp_path, CONFIG)[0]
+    spec, *_ = specs_of(crawl, tmp_path / "out")
     first = write_shard(spec)
-    fewer = dataclasses.replace(spec, samples=spec.samples[1:])
+    fewer = dataclasses.replace(spec, rows=(spec.rows[0] + 1, spec.rows[1]))
     assert write_shard(fewer).num_samples == first.num_samples - 1
     assert write_shard(spec) == first
 
 
-@pytest.mark.parametrize("change", ["edit", "remove"])
-def test_a_source_that_changed_is_named_and_leaves_no_shard(crawl, tmp_path, change):
+def test_damage_of_a_part_is_found_and_mended_by_a_second_run(made, tmp_path):
+    crawl, expected, _ = made
     out = tmp_path / "out"
-    out.mkdir()
-    spec = shard_specs(plan_of(crawl), out, CONFIG)[0]
-    victim = Path(spec.samples[1].source.file)
-    victim.unlink()
-    if change == "edit":
-        victim.write_bytes(encoded(99))
-    with pytest.raises(ConfigError, match=rf"source \(=crawl/.*{victim.name}\) changed while"):
-        write_shard(spec)
-    assert list(out.iterdir()) == []
+    for spec in specs_of(crawl, out):
+        first = spec.parts / next(spec.parts.glob("*.bin")).name
+    data = bytearray(first.read_bytes())
+    data[len(data) // 2] ^= 1
+    first.write_bytes(data)
+    with pytest.raises(DamageError, match=r"are not what was written there\. Run the same"):
+        build(crawl, out, resume=True)
+    assert not (out / "manifest.json").exists()
+    build(crawl, out, resume=True)
+    assert contents(out) == contents(expected)
 
 
-def test_nothing_usable_counts_the_reasons(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"")
-    (tmp_path / "b.jpg").write_bytes(b"text")
-    (tmp_path / "c.jpg").write_bytes(b"text")
+@pytest.mark.parametrize("lost", ["tar", "parquet", "json", "ledger.parquet", "cut tar"])
+def test_a_shard_that_is_not_whole_is_written_again(crawl, tmp_path, lost):
+    out = tmp_path / "out"
+    build(crawl, out)
+    whole = contents(out)
+    if lost == "cut tar":
+        (out / "shard-000001.tar").write_bytes(whole["shard-000001.tar"][:-512])
+    else:
+        (out / f"shard-000001.{lost}").unlink()
+    (out / ".shard-000002.tar.77.partial").write_bytes(b"half")
+    (out / "shard-000009.tar").write_bytes(b"of an older plan")
+    build(crawl, out, resume=True)
+    assert contents(out) == whole
+    assert not list(out.glob(".*.partial"))
+
+
+def test_a_finished_folder_is_not_made_again(crawl, tmp_path):
+    out = tmp_path / "out"
+    made = build(crawl, out)
+    before = (out / "manifest.json").stat().st_ino
+    assert build(crawl, out, resume=True, run=None) == made  # There is nothing to run.
+    assert (out / "manifest.json").stat().st_ino == before
+
+
+def test_a_new_file_makes_the_shards_anew_on_resume(crawl, tmp_path):
+    out = tmp_path / "out"
+    build(crawl, out)
+    (crawl / "part/cat/new.jpg").write_bytes(encoded(99))
+    again = build(crawl, out, resume=True)
+    build(crawl, tmp_path / "fresh")
+    assert again.ledger.accepted == 11
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_a_file_that_changes_before_it_is_read_is_named(crawl, tmp_path):
+    job = job_of(crawl, tmp_path / "out")
+    chunks = chunks_of(job)
+    (crawl / "part/cat/1.jpg").write_bytes(encoded(98))
+    (crawl / "part/cat/3.jpg").unlink()
+    made = shard_chunks(chunks, job, run_here, on_progress=lambda progress: None)
+    assert made.ledger.quarantined["changed"] == 2
+    assert made.ledger.inputs == 15
+    assert "crawl/part/cat/3.jpg" in (tmp_path / "out/ledger.jsonl").read_text()
+
+
+def test_nothing_usable_leaves_nothing(tmp_path):
+    (tmp_path / "crawl").mkdir()
+    for name, data in (("a.jpg", b""), ("b.jpg", b"text"), ("c.jpg", b"text")):
+        (tmp_path / "crawl" / name).write_bytes(data)
     with pytest.raises(ConfigError, match="0 usable of 3 images: 1 empty, 2 not_image"):
-        plan_of(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("resume", "config", "message"),
-    [
-        (False, CONFIG, "is not empty; use --resume to go on or choose another folder"),
-        (True, ShardConfig(), r"was started with samples_per_shard \(=4\), not 1000; use the"),
-    ],
-)
-def test_a_folder_in_use_is_refused(crawl, tmp_path, resume, config, message):
-    build(crawl, tmp_path / "out")
-    with pytest.raises(ConfigError, match=message):
-        check_folder(tmp_path / "out", [crawl], config, resume=resume)
-    check_folder(tmp_path / "out", [crawl], CONFIG, resume=True)
-
-
-def test_a_strange_folder_is_no_resume(crawl, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/thesis.tex").write_text("x")
-    with pytest.raises(ConfigError, match="holds no shards to go on with"):
-        check_folder(tmp_path / "out", [crawl], CONFIG, resume=True)
-
-
-def test_out_inside_a_source_is_refused(crawl):
-    with pytest.raises(ConfigError, match=r"out \(=.*shards\) lies inside source"):
-        check_folder(crawl / "shards", [crawl], CONFIG, resume=False)
-
-
-def test_out_that_is_a_file_is_refused(crawl, tmp_path):
-    (tmp_path / "out").write_text("x")
-    with pytest.raises(ConfigError, match="is no folder that can be written"):
-        check_folder(tmp_path / "out", [crawl], CONFIG, resume=False)
+        build(tmp_path / "crawl", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

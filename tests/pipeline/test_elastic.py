@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 
 from pipeline.crawl.build import shard_specs, write_shard
+from pipeline.crawl.chunks import list_chunks
 from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.folder import finish_folder, start_folder
-from pipeline.crawl.gate import examine
-from pipeline.crawl.plan import Examined, make_plan
-from pipeline.crawl.sources import list_sources
+from pipeline.crawl.folder import Job, finish_folder, start_folder
+from pipeline.crawl.judge import judge
+from pipeline.crawl.parts import PartSpec, make_part
+from pipeline.crawl.plan import make_plan
+from pipeline.crawl.source_list import parse_sources
 
 SCRIPT = Path(__file__).with_name("delivering_ranks.py")
 ROOT = Path(__file__).parents[2]
@@ -45,14 +47,17 @@ def make_uneven(folder, sizes):
     for number in range(sum(sizes)):
         coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((36, 34)).save(crawl / f"{number}.jpg", "JPEG")
-    config = ShardConfig(samples_per_shard=sum(sizes))
-    plan = make_plan([Examined(s, examine(s.file, config)) for s in list_sources([crawl])], config)
-    ((*samples,),) = plan.shards
-    ends = np.cumsum(sizes).tolist()
-    cut = tuple(tuple(samples[b - n : b]) for n, b in zip(sizes, ends, strict=True))
-    specs = shard_specs(dataclasses.replace(plan, shards=cut), out, config)
-    start_folder(out, [crawl], config, specs)
-    made = finish_folder(out, [crawl], config, plan, [write_shard(spec) for spec in specs])
+    config = ShardConfig(samples_per_shard=sum(sizes), near_duplicates=False)
+    job = Job(out, parse_sources([str(crawl)], (), ()), config)
+    chunks = list_chunks(job.sources)
+    start_folder(job)
+    parts = [PartSpec(job.parts, chunk, config) for chunk in chunks]
+    for part in parts:
+        make_part(part, lambda data: judge(data, config))
+    plan = make_plan([part.table_path for part in parts], sum(sizes), job.plan, config)
+    cut = dataclasses.replace(plan, borders=tuple(np.cumsum([0, *sizes]).tolist()))
+    specs = shard_specs(cut, out, job.parts, config)
+    made = finish_folder(job, cut, [write_shard(spec) for spec in specs], chunks)
     assert made.shard_counts.tolist() == list(sizes)
     return out
 

@@ -43,7 +43,7 @@ def finished(shards, tmp_path_factory):
         filtered=FILTERED,
         duplicate=6,
     )
-    write_manifest(folder, manifest.model_copy(update={"ledger": ledger}))
+    write_manifest(folder, manifest.model_copy(update={"ledger": ledger, "sources": {}}))
     rows = [
         {"path": f"crawl/{HOSTILE}", "verdict": "quarantined", "reason": "truncated"},
         {"path": "crawl/half \ud83d.jpg", "verdict": "filtered", "reason": "min_side"},

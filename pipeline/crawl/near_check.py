@@ -18,11 +18,14 @@ GRID = 24
 WINDOWS = np.array(
     [(0.0, 0.0, 1.0), *((x, y, 0.95) for y in (0.0, 0.025, 0.05) for x in (0.0, 0.025, 0.05))]
 )
-"""(10, 3): left, top and side of the windows tried first, as parts of the image's sides."""
+"""(10, 3): left, top and side of the windows tried first, as parts of the image's sides; the first
+is the whole."""
+LOW = 8
+"""Frequencies per axis, from zero on, of a window's spectrum."""
 
 _EDGE = 2  # pixels of the grid left out of a comparison: what lies beyond an edge is not known
 _STEPS = 4
-_FAR = 25.0**2  # squared luma levels; no start that is farther off comes near
+_FAR = 15.0**2  # squared luma levels; no start that is farther off comes near
 _FLAT = 4.0**2  # squared luma levels; what varies less has no look of its own
 _LEAST_SIDE = 0.93
 
@@ -37,7 +40,24 @@ def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.rint(values * 2**20) / 2**20
 
 
+def _projections() -> NDArray[np.float64]:
+    """A thumbnail's rows or columns -> low frequencies of a window: (4, LOW, SIDE), integers.
+
+    The first is of the whole, the others of a window that starts at 0, 0.025 and 0.05.
+    """
+    centres = (np.arange(SIDE) + 0.5) / SIDE
+    power = np.where(np.arange(SIDE) == 0, 1.0, np.sqrt(2.0))
+    analyse = cosines(SIDE).T / SIDE
+    rows = []
+    for left, _, side in WINDOWS[:4]:
+        inside = np.cos(np.pi * (left + centres * side)[:, None] * np.arange(SIDE)) * power
+        rows.append(analyse[:LOW] @ inside @ analyse)
+    return np.rint(np.stack(rows) * 2**16)
+
+
 _FINER = _rounded(cosines(GRID) @ cosines(SIDE).T / SIDE)
+_PROJECTIONS = _projections()
+_PROJECTIONS_T = np.ascontiguousarray(_PROJECTIONS.transpose(0, 2, 1))
 
 
 @njit(cache=True)
@@ -46,6 +66,33 @@ def open_words(words: Any, out: Any) -> None:
     for n in range(SIDE * SIDE):
         byte = (words[n >> 3] >> np.uint64(8 * (n & 7))) & np.uint64(255)
         out[n // SIDE, n % SIDE] = float(byte)
+
+
+@njit(cache=True)
+def _add_spectrum(rows: Any, projection: Any, out: Any) -> None:
+    out[:] = 0.0
+    for v in range(LOW):
+        for x in range(SIDE):
+            for h in range(LOW):
+                out[v, h] += projection[x, h] * rows[v, x]
+
+
+@njit(cache=True)
+def spectra(thumb: Any, out: Any) -> None:
+    """Write the low frequencies of each of WINDOWS to `out`, (10, LOW, LOW).
+
+    They are in units of 2**-32 luma levels: integers below 2**53, exact on every machine.
+    """
+    rows = np.zeros((4, LOW, SIDE))
+    for n in range(4):
+        for v in range(LOW):
+            for y in range(SIDE):
+                for x in range(SIDE):
+                    rows[n, v, x] += _PROJECTIONS[n, v, y] * thumb[y, x]
+    _add_spectrum(rows[0], _PROJECTIONS_T[0], out[0])
+    for top in range(3):
+        for left in range(3):
+            _add_spectrum(rows[1 + top], _PROJECTIONS_T[1 + left], out[1 + 3 * top + left])
 
 
 @njit(cache=True)
@@ -155,23 +202,36 @@ def _step(cut: Any, small: Any, window: Any, out: Any) -> None:
 
 
 @njit(cache=True)
-def align(large: Any, small: Any, best: Any) -> Any:
-    """Find the window of `large` that `small` shows, both (GRID, GRID).
+def _start(large: Any, small: Any) -> Any:
+    """Choose the window of a thumbnail whose low frequencies are nearest to those of another.
 
     Returns:
-        The variance of what still differs, squared luma levels; the window is written to `best`.
+        Its row in WINDOWS; -1 where even that is far off.
+    """
+    views = np.empty((len(WINDOWS), LOW, LOW))
+    whole = np.empty((len(WINDOWS), LOW, LOW))
+    spectra(large, views)
+    spectra(small, whole)
+    least, chosen = _FAR, -1
+    for n in range(len(WINDOWS)):
+        apart = views[n] - whole[0]
+        apart[0, 0] = 0.0
+        rest = (apart * apart).sum() / 2.0**64
+        if rest < least:
+            least, chosen = rest, n
+    return chosen
+
+
+@njit(cache=True)
+def _align(large: Any, small: Any, best: Any) -> Any:
+    """Move the window `best` of `large` to what `small` shows, both (GRID, GRID).
+
+    Returns:
+        The variance of what still differs, squared luma levels.
     """
     cut = np.empty((GRID, GRID))
-    rest = np.inf
-    for n in range(len(WINDOWS)):
-        _cut(large, WINDOWS[n], cut)
-        now = _rest(cut, small)
-        if now < rest:
-            rest = now
-            best[:] = WINDOWS[n]
-    if rest > _FAR:
-        return rest
     _cut(large, best, cut)
+    rest = _rest(cut, small)
     window = np.empty(3)
     for _ in range(_STEPS):
         _step(cut, small, best, window)
@@ -193,12 +253,20 @@ def is_flat(thumb: Any) -> Any:
 
 @njit(cache=True)
 def shows(large: Any, small: Any) -> Any:
-    """Whether `small` is `large` or a window of it, both (GRID, GRID)."""
-    window = np.empty(3)
-    rest = align(large, small, window)
+    """Whether `small` is `large` or a window of it, both thumbnails (SIDE, SIDE)."""
+    start = _start(large, small)
+    if start < 0:
+        return False
+    large_fine = np.empty((GRID, GRID))
+    small_fine = np.empty((GRID, GRID))
+    refine(large, large_fine)
+    refine(small, small_fine)
+    window = WINDOWS[start].copy()
+    rest = _align(large_fine, small_fine, window)
     if window[2] < _LEAST_SIDE:
         return False
     cropped = min(max((1.0 - window[2]) / 0.05, 0.0), 1.0)
     part = _PART_FULL + (_PART_CROP - _PART_FULL) * cropped
-    contrast = min(_rest(large, np.zeros_like(large)), _rest(small, np.zeros_like(small)))
+    flat = np.zeros((GRID, GRID))
+    contrast = min(_rest(large_fine, flat), _rest(small_fine, flat))
     return rest <= min(_REST_FULL + (_REST_CROP - _REST_FULL) * cropped, part * contrast)

@@ -18,7 +18,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from pipeline.crawl.near_check import GRID, open_words, refine, shows
+from pipeline.crawl.near_check import open_words, shows
 from pipeline.crawl.near_hash import SIDE, WORDS
 from pipeline.crawl.near_keys import BANDS, ENTRIES, KEY_BITS, MAX_ROWS, enter
 
@@ -84,7 +84,9 @@ def _partitions(
         for name, run in _runs(words, order, signs, prefix_bits):
             held[name].append(run)
         for name in sorted(held):
-            yield np.unique(np.concatenate(held.pop(name)))
+            entries = np.concatenate(held.pop(name))
+            entries.sort()
+            yield entries
         return
     with TemporaryDirectory(dir=folder, prefix="near-") as made:
         for name, run in _runs(words, order, signs, prefix_bits):
@@ -93,7 +95,8 @@ def _partitions(
         for path in sorted(Path(made).iterdir()):
             entries = np.fromfile(path, np.uint64)
             path.unlink()
-            yield np.unique(entries)
+            entries.sort()
+            yield entries
 
 
 def _runs(
@@ -110,7 +113,7 @@ def _runs(
         entries = np.empty((BANDS, len(rows) * ENTRIES), np.uint64)
         num = enter(words[rows], first, entries, signs[first : first + len(rows)])
         for band in range(BANDS):
-            run = np.unique(entries[band, :num])
+            run = np.sort(entries[band, :num])
             for prefix, part in enumerate(np.split(run, np.searchsorted(run, prefixes))):
                 if len(part):
                     yield f"{band}-{prefix:08}", part
@@ -128,32 +131,36 @@ def _apart(one: Any, other: Any) -> Any:
 
 
 @njit(cache=True)
+def _near_to(words: Any, rows: Any, kind: Any, signs_apart: Any, thumbs: Any) -> Any:
+    """Whether the images at two rows are near; `kind` says what the first is: 1 for "large"."""
+    if signs_apart > _MAX_APART:
+        return False
+    open_words(words[rows[0]], thumbs[kind])
+    open_words(words[rows[1]], thumbs[1 - kind])
+    return shows(thumbs[1], thumbs[0])
+
+
+@njit(cache=True)
 def _compare(entries: Any, words: Any, order: Any, signs: Any, winners: Any) -> None:
     """Lower `winners` to the best-ranked image that each is found near to; entries are sorted."""
     best = np.empty((2, BUCKET), np.int64)  # of this key: shown, large
     nums = np.zeros(2, np.int64)
-    thumb = np.empty((SIDE, SIDE))
-    images = np.empty((2, GRID, GRID))
-    key = ~np.uint64(0)  # that of no entry
+    thumbs = np.empty((2, SIDE, SIDE))
+    last = ~np.uint64(0)  # no entry
     for entry in entries:
-        if entry & ~_PLACE != key:
-            key = entry & ~_PLACE
+        if entry == last:  # Windows of one image can share a key.
+            continue
+        if (entry ^ last) & ~_PLACE:
             nums[:] = 0
-        place = np.int64((entry & _PLACE) >> _ONE)
-        kind = np.int64(entry & _ONE)
-        for n in range(nums[1 - kind]):
-            better = best[1 - kind, n]
+        last = entry
+        place, kind = np.int64((entry & _PLACE) >> _ONE), np.int64(entry & _ONE)
+        for better in best[1 - kind, : nums[1 - kind]]:
             if better >= winners[place]:
                 break
-            if _apart(signs[place], signs[better]) > _MAX_APART:
-                continue
-            open_words(words[order[place]], thumb)
-            refine(thumb, images[kind])
-            open_words(words[order[better]], thumb)
-            refine(thumb, images[1 - kind])
-            if shows(images[1], images[0]):
+            rows = (order[place], order[better])
+            apart = _apart(signs[place], signs[better])
+            if _near_to(words, rows, kind, apart, thumbs):
                 winners[place] = better
-                break
         if nums[kind] < BUCKET:
             best[kind, nums[kind]] = place
             nums[kind] += 1

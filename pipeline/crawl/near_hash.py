@@ -30,7 +30,8 @@ def cosines(num: int) -> NDArray[np.float64]:
         float64 (num, SIDE).
     """
     angles = np.pi / num * np.outer(np.arange(num) + 0.5, np.arange(SIDE))
-    return np.cos(angles) * np.where(np.arange(SIDE) == 0, 1.0, np.sqrt(2.0))
+    waves: NDArray[np.float64] = np.cos(angles) * np.where(np.arange(SIDE) == 0, 1.0, np.sqrt(2.0))
+    return waves
 
 
 def _weights() -> NDArray[np.float64]:

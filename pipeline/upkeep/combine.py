@@ -68,7 +68,7 @@ def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merg
         version=2,
         shards=tuple(shards),
         classes=tuple(classes) or None,
-        ledger=_sum([made.ledger for made, _ in sets]),
+        ledger=Ledger.sum(made.ledger for made, _ in sets),
         config={"merged": list(locations)},
     )
     _finish(out, merged, stones)
@@ -155,6 +155,7 @@ def _place(out: Path, folder: str, info: ShardInfo, index: ShardIndex, number: i
             "name": name,
             "index": f"{_INDEX_FOLDER}/{path.name}",
             "index_sha256": hashlib.sha256(encoded).hexdigest(),
+            "ledger": _absolute(folder, info.ledger) if info.ledger else None,
         }
     )
 
@@ -166,21 +167,6 @@ def _absolute(folder: str, name: str) -> str:
 
 def _moved(stones: Sequence[Tombstone], folder: str) -> list[Tombstone]:
     return [replace(stone, shard=_absolute(folder, stone.shard)) for stone in stones]
-
-
-def _sum(ledgers: Sequence[Ledger]) -> Ledger:
-    quarantined: Counter[str] = Counter()
-    filtered: Counter[str] = Counter()
-    for ledger in ledgers:
-        quarantined.update(ledger.quarantined)
-        filtered.update(ledger.filtered)
-    return Ledger(
-        inputs=sum(ledger.inputs for ledger in ledgers),
-        accepted=sum(ledger.accepted for ledger in ledgers),
-        quarantined=dict(sorted(quarantined.items())),
-        filtered=dict(sorted(filtered.items())),
-        duplicate=sum(ledger.duplicate for ledger in ledgers),
-    )
 
 
 def _require_empty(out: Path) -> None:

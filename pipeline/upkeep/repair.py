@@ -1,6 +1,7 @@
 """Damaged shards into a new set: what is whole is kept byte for byte, what is not is listed."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
@@ -171,11 +175,32 @@ def _keep(spec: MendSpec) -> ShardInfo:
     index_path = spec.out / f"{stem}.parquet"
     with opened(spec.folder, spec.info.index) as raw:
         write_atomic(index_path, bytes(raw))
-    if is_remote(spec.name):
-        return spec.info.model_copy(update={"name": spec.name, "index": index_path.name})
-    target = spec.out / f"{stem}.tar"
-    _link(local_path(spec.name), target)
-    return spec.info.model_copy(update={"name": target.name, "index": index_path.name})
+    changed = {"name": spec.name, "index": index_path.name, "ledger": _carry_ledger(spec, None)}
+    if not is_remote(spec.name):
+        target = spec.out / f"{stem}.tar"
+        _link(local_path(spec.name), target)
+        changed["name"] = target.name
+    return spec.info.model_copy(update=changed)
+
+
+def _carry_ledger(spec: MendSpec, keys: Sequence[str] | None) -> str | None:
+    """Copy what is known of the shard's inputs, of `keys` only; None where nothing can be read."""
+    if spec.info.ledger is None:
+        return None
+    try:
+        with opened(spec.folder, spec.info.ledger) as raw:
+            data = bytes(raw)
+            table = pq.read_table(pa.BufferReader(data))
+    except (OSError, FetchError, pa.ArrowException):
+        return None  # It is no part of what is trained on.
+    if keys is not None:
+        table = table.filter(pc.is_in(table.column("key"), pa.array(keys, pa.string())))
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd", write_statistics=False)
+        data = sink.getvalue()
+    name = f"{_stem(spec)}.ledger.parquet"
+    write_atomic(spec.out / name, data)
+    return name
 
 
 def _link(source: Path, target: Path) -> None:
@@ -222,6 +247,7 @@ def _write(
         num_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         index_sha256=hashlib.sha256(encoded).hexdigest(),
+        ledger=_carry_ledger(spec, moved.keys),
     )
 
 
@@ -247,14 +273,17 @@ def _new_manifest(old: Manifest, shards: Sequence[ShardInfo], num_lost: int) -> 
     quarantined = dict(before.quarantined)
     if num_lost:
         quarantined["damaged"] = quarantined.get("damaged", 0) + num_lost
-    ledger = Ledger(
-        **{
-            **before.model_dump(),
-            "accepted": before.accepted - num_lost,
-            "quarantined": quarantined,
+    changed = {"accepted": before.accepted - num_lost, "quarantined": quarantined}
+    apart: dict[str, object] = (
+        {"sources": {}, "notes": {}} if num_lost else {}
+    )  # Whose the lost ones were is unknown.
+    return old.model_copy(
+        update={
+            "shards": tuple(shards),
+            "ledger": Ledger(**{**before.model_dump(), **changed}),
+            **apart,
         }
     )
-    return old.model_copy(update={"shards": tuple(shards), "ledger": ledger})
 
 
 def _write_ledger(folder: str, out: Path, lost: Sequence[tuple[str, str]]) -> None:

@@ -13,10 +13,10 @@ from pipeline.crawl.globs import is_wanted
 from pipeline.crawl.inputs import Chunk, File
 from pipeline.crawl.item import Item
 from pipeline.crawl.json_lines import cut_lines, read_lines
+from pipeline.crawl.names import escape
 from pipeline.crawl.parquet import check_arrow, cut_parquet, read_arrow, read_parquet
 from pipeline.crawl.plain_files import read_files
 from pipeline.crawl.source_list import SourceConfig, SourceList, name_sources
-from pipeline.crawl.sources import escape
 from pipeline.crawl.tars import cut_tar, read_tar
 from pipeline.crawl.tree import list_tree
 from pipeline.crawl.warcs import read_warc

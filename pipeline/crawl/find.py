@@ -15,7 +15,7 @@ from braceexpand import braceexpand
 from pipeline.config import ConfigError
 from pipeline.crawl.inputs import File, Kind
 from pipeline.crawl.kinds import kind_of
-from pipeline.crawl.sources import escape
+from pipeline.crawl.names import escape
 from pipeline.remote.location import (
     HTTP,
     PACKAGES,

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import xxhash
 
 from pipeline.crawl.globs import is_wanted
-from pipeline.crawl.sources import escape
+from pipeline.crawl.names import escape
 from pipeline.remote.location import HTTP, scheme_of, shown
 
 Kind = Literal["files", "tar", "zip", "warc", "parquet", "arrow", "jsonl"]

@@ -8,10 +8,9 @@ from typing import IO, Any
 from pipeline.config import ConfigError
 from pipeline.crawl.inputs import Chunk
 from pipeline.crawl.item import Item
-from pipeline.crawl.names import place_name
+from pipeline.crawl.names import escape, place_name
 from pipeline.crawl.opened import InputError, open_archive
 from pipeline.crawl.rows import IMAGE_COLUMNS, PATH_COLUMNS, Columns, read_row
-from pipeline.crawl.sources import escape
 from pipeline.remote.location import is_remote, shown
 
 _COLUMNS = Columns(IMAGE_COLUMNS, PATH_COLUMNS, has_base64=True)

@@ -5,7 +5,7 @@ from itertools import chain
 
 from pipeline.config import ConfigError
 from pipeline.crawl.inputs import Kind
-from pipeline.crawl.sources import escape
+from pipeline.crawl.names import escape
 from pipeline.remote.location import HTTP, scheme_of, shown
 
 _KINDS: dict[Kind, tuple[str, ...]] = {

@@ -1,9 +1,17 @@
 """Names of inputs: unique among all, and plain Unicode."""
 
+import os
 import re
 from collections.abc import Sequence
 
-from pipeline.crawl.sources import escape
+
+def escape(path: str) -> str:
+    r"""Write a path as plain Unicode, reversibly: other bytes become \xNN, a backslash doubles.
+
+    >>> escape("caf\udce9/1.jpg") == r"caf\xe9/1.jpg"
+    True
+    """
+    return os.fsencode(path).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
 def member_name(archive: str, member: str) -> str:

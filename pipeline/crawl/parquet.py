@@ -13,10 +13,9 @@ from pipeline.crawl.columns import column_values, find_columns, plain_names
 from pipeline.crawl.find import ask
 from pipeline.crawl.inputs import Chunk
 from pipeline.crawl.item import Item
-from pipeline.crawl.names import place_name
+from pipeline.crawl.names import escape, place_name
 from pipeline.crawl.opened import InputError, open_archive
 from pipeline.crawl.rows import Columns, read_row
-from pipeline.crawl.sources import escape
 from pipeline.remote.location import is_remote, shown
 
 _AT_ONCE = 16

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from pipeline.crawl.inputs import Chunk, File
 from pipeline.crawl.item import Item, Reason
-from pipeline.crawl.names import folder_label
+from pipeline.crawl.names import escape, folder_label
 from pipeline.crawl.opened import InputError, check_same, fetch, open_local
-from pipeline.crawl.sources import escape
 from pipeline.remote.location import is_remote
 
 _AT_ONCE = 16

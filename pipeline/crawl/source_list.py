@@ -9,8 +9,7 @@ from pydantic import Field, field_validator
 
 from pipeline.config import Config, ConfigError, load
 from pipeline.crawl.find import pattern_base
-from pipeline.crawl.names import shortest_tails
-from pipeline.crawl.sources import escape
+from pipeline.crawl.names import escape, shortest_tails
 from pipeline.remote.location import check_scheme, is_remote, local_path, shown
 
 _YAML = (".yaml", ".yml")

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config import ConfigError
 from pipeline.crawl.find import as_file, as_local_file, ask
 from pipeline.crawl.inputs import File
-from pipeline.crawl.sources import escape
+from pipeline.crawl.names import escape
 from pipeline.remote.location import is_remote
 
 

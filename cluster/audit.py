@@ -16,6 +16,8 @@ from pipeline.audit.limits import Shortcut
 from pipeline.audit.planted import Catch, listed, prove
 from pipeline.audit.score import Score
 from pipeline.config import ConfigError, load
+from pipeline.pretext.multitask import tasks_of
+from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.remote.location import is_remote, local_path
 from pipeline.shards.manifest import FILE_NAME
 from training.run import RunConfig, write_json
@@ -47,6 +49,11 @@ def source_of(config: Path, manifest: str, overrides: Sequence[str]) -> Source:
     run = load(RunConfig, config, overrides)
     if run.pretext is None:
         raise ConfigError(f"pretext is missing in {config}: there is nothing to audit without it.")
+    if any(isinstance(task, SupervisedConfig) for task in tasks_of(run.pretext)):
+        raise ConfigError(
+            f"pretext (={run.pretext.name}) asks for labels of people, which no shortcut of the "
+            "pipeline gives away: there is nothing to audit; give a pretext without supervised."
+        )
     folder = None if is_remote(manifest) else local_path(manifest)
     if folder is not None and not folder.exists():
         raise ConfigError(

@@ -14,6 +14,7 @@ from rich.console import Console
 from cluster import (
     cli_audit,
     cli_bench,
+    cli_data,
     cli_explain,
     cli_permutations,
     cli_preview,
@@ -34,7 +35,7 @@ app = typer.Typer(
     "  [bold]shard[/]     images in, WebDataset shards out; every input accounted for\n\n"
     "  [bold]index[/]     WebDataset shards of others, used where they lie\n\n"
     "  [bold]pretrain[/]  shards in, a trunk out: jigsaw, context, rotation, or all at once\n\n"
-    "  [bold]transfer[/]  the trunk beside a random one: linear SVMs on frozen features\n\n"
+    "  [bold]transfer[/]  what the trunk is worth: SVMs, probes and more, beside a random one\n\n"
     "  [bold]report[/]    one HTML page of a run\n\n"
     "[bold]tessera demo[/] runs them all here; [bold]tessera submit[/] sends them to a cluster; "
     "[bold]tessera explain[/] shows what any step saw, [bold]tessera preview[/] what a config "
@@ -144,25 +145,33 @@ def pretrain(
 def transfer(
     config: ConfigFile,
     overrides: Overrides = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="One plain process, job after job, without Ray.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Score a run's trunk on labelled shards, beside a random trunk of the same architecture.
+    """Score a run's trunk on labelled images, beside a random and a supervised trunk.
 
-    Linear SVMs on the frozen features of every stage; results go to OUT/transfer.json.
+    Every job of the config on every trunk: SVMs, few labels, neighbours, probes, fine-tuning,
+    detection. Results go to OUT/transfer/JOB.json and OUT/results.csv. Stopped in any way, the same
+    command runs only what is missing.
 
     Example: tessera transfer configs/demo/transfer.yaml
     """
     with clear_errors():
-        from cluster.demo import transfer_table
-        from cluster.stages import run_transfer
+        from cluster.stages import require_all, run_transfer
+        from cluster.transfer_table import layer_table, transfer_table
         from pipeline.config import load
         from training.run import RunConfig, write_json
 
         console = Console()
-        result = run_transfer(load(RunConfig, config, overrides or []), console)
-        console.print(transfer_table(result))
+        found = run_transfer(load(RunConfig, config, overrides or []), console, local=local)
+        if found.summary:
+            console.print(layer_table(found.summary))
+        console.print(transfer_table(found.entries))
         if json_file:
-            write_json(json_file, result)
+            write_json(json_file, found.entries)
+        require_all(found)
 
 
 @app.command()
@@ -236,6 +245,7 @@ app.command()(cli_upkeep.purge)
 app.command()(cli_upkeep.merge)
 app.command()(cli_upkeep.split)
 app.add_typer(cli_bench.app, name="bench")
+app.add_typer(cli_data.app, name="data")
 
 
 def main() -> None:

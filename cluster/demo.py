@@ -3,22 +3,22 @@
 import shlex
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from cluster.screen import bar
 from cluster.stages import (
     add_results,
     ledger_json,
     read_results,
+    require_all,
     run_pretrain,
     run_report,
     run_shard,
     run_transfer,
 )
+from cluster.transfer_table import layer_table
 from pipeline.config import ConfigError, load, override
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.folder import Job
@@ -113,7 +113,7 @@ def _transfer_or_reason(config: RunConfig, console: Console) -> str | None:
     """Transfer, or return why the images allow none: no labels, or too few of each."""
     started = time.monotonic()
     try:
-        run_transfer(config, console)
+        require_all(run_transfer(config, console, local=True))
     except ConfigError as error:
         add_results(config.out, "transfer", started, transfer={"skipped": str(error)})
         return str(error)
@@ -137,7 +137,7 @@ def _last_screen(out: Path, console: Console) -> None:
     scores = results["transfer"]
     console.rule("Tessera")
     if "skipped" not in scores:
-        console.print(transfer_table(scores))
+        console.print(layer_table(scores))
     seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in results["seconds"].items())
     console.print(f"time      {seconds}", highlight=False)
     for name, path in (
@@ -148,31 +148,3 @@ def _last_screen(out: Path, console: Console) -> None:
         ("curves", f"tensorboard --logdir {out / 'tensorboard'}"),
     ):
         console.print(f"{name:<9} {path}", highlight=False, soft_wrap=True)
-
-
-def transfer_table(scores: dict[str, Any]) -> Table:
-    """Show every layer of the random and of the pretrained trunk; best ones in bold."""
-    table = Table(
-        title=f"Transfer: {scores['metric']}\n{scores['train_images']} training and "
-        f"{scores['test_images']} test images of {scores['classes']} classes"
-    )
-    table.add_column("layer")
-    for name in ("random", "pretrained", "gain"):
-        table.add_column(name, justify="right")
-    for layer, ours in scores["pretrained"].items():
-        theirs = scores["random"][layer]
-        table.add_row(
-            layer,
-            _cell(theirs, best=scores["best_random"]),
-            _cell(ours, best=scores["best_pretrained"]),
-            f"{ours - theirs:+.1f}",
-        )
-    table.add_section()
-    gain = scores["best_pretrained"] - scores["best_random"]
-    best = [f"{scores[f'best_{name}']:.1f}" for name in ("random", "pretrained")]
-    table.add_row("best", *best, f"{gain:+.1f}", style="bold")
-    return table
-
-
-def _cell(score: float, *, best: float) -> str:
-    return f"[bold]{score:.1f}[/]" if score == best else f"{score:.1f}"

@@ -3,7 +3,14 @@
 from rich.text import Text
 from typing_extensions import assert_never
 
-from pipeline.drawn import AnyDraws, ContextDraws, Foreign, JigsawDraws, RotationDraws
+from pipeline.drawn import (
+    AnyDraws,
+    ContextDraws,
+    Foreign,
+    JigsawDraws,
+    RotationDraws,
+    SupervisedDraws,
+)
 
 
 def draw_lines(task: str, draws: AnyDraws) -> list[Text]:
@@ -46,6 +53,8 @@ def _asked(draws: AnyDraws) -> list[Text]:
             return [_line("pairs", pairs)]
         case RotationDraws():
             return [_line("turns", list(map(str, draws.turns)))]
+        case SupervisedDraws():
+            return [_line("class", [str(draws.taught) if draws.taught >= 0 else "not taught"])]
         case _:
             assert_never(draws)
 

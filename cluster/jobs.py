@@ -13,7 +13,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 
 from cluster.errors import clear_errors
-from cluster.stages import run_pretrain, run_transfer
+from cluster.stages import require_all, run_pretrain, run_transfer
 from pipeline.config import ConfigError, parse
 from training.run import RunConfig, absolute
 
@@ -96,7 +96,7 @@ def main() -> None:
     console = Console()
     run_pretrain(config, console, resume=True, local=False)
     if config.transfer is not None:
-        run_transfer(config, console)
+        require_all(run_transfer(config, console, local=False))
 
 
 if __name__ == "__main__":

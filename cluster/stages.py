@@ -5,13 +5,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from cluster.build_shards import build_shards
+from cluster.errors import IncompleteError
 from cluster.launch import following, pretrain_on_ray
 from cluster.screen import bar
 from cluster.session import ensure_ray
+from cluster.transfer import here, transfer_on_ray
+from cluster.transfer_table import last_line
+from pipeline.config import ConfigError
 from pipeline.crawl.folder import Job
 from pipeline.crawl.stage import ShardProgress
 from pipeline.quarantine import FILE_NAME as QUARANTINE_FILE
@@ -20,7 +23,7 @@ from training.metrics import Record
 from training.pretrain import RESULT_FILE, check, train
 from training.report import write_report
 from training.run import RunConfig, open_run, pretraining_of, write_json
-from training.transfer.evaluate import transfer
+from training.transfer.evaluate import Outcome, transfer
 
 RESULTS_FILE = "results.json"
 
@@ -86,6 +89,8 @@ def run_pretrain(
     started = time.monotonic()
     run = pretraining_of(config)
     check(run)
+    # With the number of classes, which a config need not say: who reads the run needs no shards.
+    config = config.model_copy(update={"pretext": run.pretext})
     open_run(config, resume=resume)
     if console.is_terminal:
         console.print(f"pretrain: TensorBoard with  tensorboard --logdir {run.out / 'tensorboard'}")
@@ -121,25 +126,48 @@ def run_pretrain(
     return result
 
 
-def run_transfer(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Score the run's trunk beside a random one."""
+def run_transfer(config: RunConfig, console: Console, *, local: bool) -> Outcome:
+    """Run every job on every trunk, under Ray or (`local`) in this process.
+
+    Raises:
+        ConfigError: The transfer can not begin.
+    """
     started = time.monotonic()
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     with bar(console, "transfer", counts=True) as line:
-        result = transfer(config, device, lambda what, done, total: line.update(done, total, what))
-    add_results(config.out, "transfer", started, transfer=result)
-    if result["classes_left_out"]:
-        console.print(
-            f"transfer: {len(result['classes_left_out'])} classes have too few images and are not "
-            f"scored: {', '.join(result['classes_left_out'][:5])}",
-            highlight=False,
-        )
-    console.print(
-        f"transfer: best layer {result['best_pretrained']:.1f} %, random trunk "
-        f"{result['best_random']:.1f} % ({result['metric']})",
-        highlight=False,
-    )
-    return result
+
+        def show(what: str, done: int, total: int) -> None:
+            line.update(done, total, what)
+
+        found = transfer(config, here(), show) if local else transfer_on_ray(config, show)
+    kept = found.summary or {"results": found.entries}
+    add_results(config.out, "transfer", started, transfer=kept)
+    for note in found.notes:
+        console.print(f"transfer: {note}", highlight=False)
+    for pair, count in found.overlap.items():
+        if count:
+            first, second = pair.split("/")
+            console.print(
+                f"transfer: {count} images of {second} are in {first}, too", highlight=False
+            )
+    console.print(last_line(found.entries), highlight=False)
+    return found
+
+
+def require_all(found: Outcome) -> None:
+    """Refuse a transfer of which a part failed; results of the others are kept.
+
+    Raises:
+        ConfigError: All that failed can be mended in the config.
+        IncompleteError: Something failed for another reason.
+    """
+    failures = found.failures
+    if not failures:
+        return
+    lines = [f"{name} ({str(error) or type(error).__name__})" for name, error in failures.items()]
+    text = f"{' '.join('; '.join(lines).split())}. The results of the other jobs are kept."
+    if all(isinstance(error, ConfigError) for error in failures.values()):
+        raise ConfigError(text)
+    raise IncompleteError(f"failed: {text} The same command runs only what is missing.")
 
 
 def run_report(run: Path, console: Console) -> Path:

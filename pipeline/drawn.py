@@ -14,6 +14,7 @@ from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task, tasks_of
 from pipeline.pretext.plan import COLORS, GRAY, TilePlan, grid_cells
 from pipeline.pretext.rotation import QUARTER_TURNS, RotationConfig
+from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.running import Planned
 from pipeline.seen import split_labels
 from pipeline.views import PretextConfig
@@ -92,7 +93,15 @@ class RotationDraws(TaskDraws):
     """Degrees, counterclockwise, in the order of the classes asked."""
 
 
-AnyDraws = JigsawDraws | ContextDraws | RotationDraws
+@dataclass(frozen=True, slots=True)
+class SupervisedDraws(TaskDraws):
+    """A square and its class."""
+
+    taught: int = -1
+    """Number of the class; -1 where the image has none or is held out."""
+
+
+AnyDraws = JigsawDraws | ContextDraws | RotationDraws | SupervisedDraws
 
 
 def cells_of(task: Task) -> NDArray[np.int64]:
@@ -102,7 +111,7 @@ def cells_of(task: Task) -> NDArray[np.int64]:
             return grid_cells(task.grid, task.cell_px)
         case ContextConfig():
             return grid_cells(task.grid, task.patch_px + task.gap_px)
-        case RotationConfig():
+        case RotationConfig() | SupervisedConfig():
             return np.zeros((1, 2), np.int64)
         case _:
             assert_never(task)
@@ -155,6 +164,8 @@ def _row(
             return ContextDraws(**common, pairs=pairs, labels=tuple(asked))
         case RotationConfig():
             return RotationDraws(**common, turns=tuple(QUARTER_TURNS[turn] for turn in asked))
+        case SupervisedConfig():
+            return SupervisedDraws(**common, taught=asked[0])
         case _:
             assert_never(task)
 

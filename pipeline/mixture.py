@@ -139,6 +139,7 @@ class Mixture:
             heights=np.zeros(len(sample_ids), np.int32),
             widths=np.zeros(len(sample_ids), np.int32),
             labels=np.full(len(sample_ids), -1, np.int64),
+            keys=[""] * len(sample_ids),
             damaged={},
         )
         for number in np.unique(owners).tolist():
@@ -216,6 +217,8 @@ def _merge(merged: Samples, read: Samples, places: NDArray[np.int64], start: int
     merged.heights[places] = read.heights
     merged.widths[places] = read.widths
     merged.labels[places] = read.labels
+    for place, key in zip(places.tolist(), read.keys, strict=True):
+        merged.keys[place] = key
     for own, damage in read.damaged.items():
         moved = dataclasses.replace(damage, sample_id=damage.sample_id + start)
         merged.damaged[int(places[own])] = moved

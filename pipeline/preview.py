@@ -25,6 +25,7 @@ from pipeline.pretext.multitask import Task
 from pipeline.pretext.permutations import permutations_of
 from pipeline.pretext.plan import GRAY, KEEP_RED, PROJECTED, RGB, TilePlan, Tiles
 from pipeline.pretext.rotation import RotationConfig
+from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.reference import tile_views
 from pipeline.views import PretextConfig
 
@@ -131,7 +132,7 @@ def _changes(task: Task, plan: TilePlan) -> Iterator[_Change]:
             yield from _of_jigsaw(task, plan)
         case ContextConfig():
             yield from _of_context(task, plan)
-        case RotationConfig():
+        case RotationConfig() | SupervisedConfig():
             if task.tiles.mirrored:
                 yield _mirror(task.tiles, plan)
             if task.projection_probability:

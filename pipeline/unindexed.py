@@ -179,6 +179,7 @@ def as_samples(passed: Sequence[Passed]) -> Samples:
         heights=np.array([one.height for one in passed], np.int32),
         widths=np.array([one.width for one in passed], np.int32),
         labels=np.full(len(passed), -1, np.int64),
+        keys=[one.key for one in passed],
         damaged={},
     )
 

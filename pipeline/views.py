@@ -1,6 +1,6 @@
 """The one choice between pretexts: how a batch is planned, and which graph makes its views."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -18,10 +18,12 @@ from pipeline.pretext.jigsaw import JigsawConfig, draw_foreign, plan_jigsaw
 from pipeline.pretext.multitask import MultitaskConfig, Task, tasks_of
 from pipeline.pretext.plan import TilePlan
 from pipeline.pretext.rotation import RotationConfig, plan_rotation
+from pipeline.pretext.supervised import SupervisedConfig, plan_supervised, taught_classes
 from pipeline.shards.store import Samples
 
 PretextConfig = Annotated[
-    JigsawConfig | ContextConfig | RotationConfig | MultitaskConfig, Field(discriminator="name")
+    JigsawConfig | ContextConfig | RotationConfig | SupervisedConfig | MultitaskConfig,
+    Field(discriminator="name"),
 ]
 """Any pretext."""
 
@@ -43,7 +45,7 @@ def plan_views(
 ) -> ViewPlan:
     """Draw the views of a batch, and what is asked of them; `mates` as `Mixture.mates` says."""
     tasks = tasks_of(pretext)
-    plans = [plan_task(task, samples.heights, samples.widths, draws) for task in tasks]
+    plans = [_plan_samples(task, samples, draws) for task in tasks]
     arrays = [array for plan in plans for array in plan.arrays()]
     labels = [
         np.concatenate([plan.labels, _foreign(task, draws, mates)], axis=1)
@@ -55,7 +57,7 @@ def plan_views(
 def plan_task(
     task: Task, heights: NDArray[np.int32], widths: NDArray[np.int32], draws: Draws
 ) -> TilePlan:
-    """Draw the views of one task for images of the given sizes."""
+    """Draw the views of one task for images of the given sizes; no class of an image is known."""
     match task:
         case JigsawConfig():
             return plan_jigsaw(task, heights, widths, draws)
@@ -63,8 +65,17 @@ def plan_task(
             return plan_context(task, heights, widths, draws)
         case RotationConfig():
             return plan_rotation(task, heights, widths, draws)
+        case SupervisedConfig():
+            return plan_supervised(task, heights, widths, draws)
         case _:
             assert_never(task)
+
+
+def _plan_samples(task: Task, samples: Samples, draws: Draws) -> TilePlan:
+    plan = plan_task(task, samples.heights, samples.widths, draws)
+    if not isinstance(task, SupervisedConfig):
+        return plan
+    return replace(plan, labels=taught_classes(task, samples.keys, samples.labels))
 
 
 def check_lanes(pretext: PretextConfig, data: Mixture) -> None:

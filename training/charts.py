@@ -1,13 +1,12 @@
 """Geometry of the report's charts; the template draws them as SVG in the colours of the page."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 10.0, 8.0, 22.0
 _MAX_POINTS = 400
-_ROW_HEIGHT = 26.0
-_ROW_LEFT = 92.0
+_MARKS = 6  # on a curve that is drawn beside others
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +30,27 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """One run's values of a quantity, or one trunk's."""
+
+    label: str
+    """What the legend calls it."""
+    style: int
+    """Names colour, marker and dashes; the same wherever the label is the same."""
+    steps: Sequence[int]
+    values: Sequence[float]
+    """As long as steps; what is not finite leaves a gap."""
+
+
+@dataclass(frozen=True, slots=True)
 class Series:
-    """Values of one quantity against the step."""
+    """Values of one quantity against the step, of one run or several."""
 
     name: str
     """An id, unique on the page."""
     title: str
-    steps: Sequence[int]
-    values: Sequence[float]
-    """As long as steps; what is not finite leaves a gap."""
+    lines: Sequence[Line]
+    """At least one, each of at least one record."""
     from_zero: bool
     """Whether the axis starts at 0."""
     unit: str = ""
@@ -50,121 +61,84 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A marker on a curve, and how far its value ranges."""
+
+    x: float
+    y: float
+    low: float
+    """y of the least value."""
+    high: float
+    """y of the greatest value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One line of a chart."""
+
+    label: str
+    style: int
+    path: str
+    """The `d` of an SVG path."""
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LineChart:
-    """One curve."""
+    """Curves on the same axes."""
 
     name: str
     title: str
     box: Box
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
-    path: str
-    """The `d` of an SVG path."""
+    curves: tuple[Curve, ...]
     rule: Tick | None
     summary: str
-    """The curve in words."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dot:
-    """One trunk's score in a row."""
-
-    trunk: str
-    x: float
-    is_best: bool
-
-
-@dataclass(frozen=True, slots=True)
-class DotRow:
-    """One layer: the dots of all trunks on a line."""
-
-    label: str
-    y: float
-    dots: tuple[Dot, ...]
-    low: float
-    """Smallest x of the dots."""
-    high: float
-    """Largest x of the dots."""
-
-
-@dataclass(frozen=True, slots=True)
-class DotChart:
-    """Scores per layer and trunk."""
-
-    box: Box
-    x_ticks: tuple[Tick, ...]
-    rows: tuple[DotRow, ...]
-    chance: float | None
-    """x of the chance line, None where the axis does not reach it."""
+    """The curves in words."""
 
 
 def line_chart(series: Series, *, width: float, height: float) -> LineChart:
-    """Place a curve of at least one record; long ones are averaged to at most 400 points."""
-    steps, values = _thin(series.steps, series.values)
-    finite = [v for v in values if math.isfinite(v)] or [0.0]
+    """Place curves; long ones are averaged to at most 400 points, several get markers."""
+    thin = [_thin(line.steps, line.values) for line in series.lines]
+    finite = [v for _, values in thin for v in values if math.isfinite(v)] or [0.0]
     reach = finite if series.rule is None else [*finite, series.rule]
     low, high = (0.0 if series.from_zero else min(reach)), max(reach)
     y_values = ticks(low, high, at_most=int(height / 36))
-    x_values = [v for v in ticks(0, steps[-1], at_most=int(width / 72)) if v <= steps[-1]]
+    last = max(steps[-1] for steps, _ in thin)
+    x_values = [v for v in ticks(0, last, at_most=int(width / 72)) if v <= last]
     box = Box(width, height, _LEFT, _TOP, width - _RIGHT, height - _BOTTOM)
 
     def x(value: float) -> float:
-        return box.left + (box.right - box.left) * value / max(steps[-1], 1)
+        return box.left + (box.right - box.left) * value / max(last, 1)
 
-    bottom, top = min(low, y_values[0]), max(high, y_values[-1])
-
-    def y(value: float) -> float:
-        return box.bottom - (box.bottom - box.top) * (value - bottom) / (top - bottom)
-
-    rule = series.rule
+    y = vertical(box, min(low, y_values[0]), max(high, y_values[-1]))
+    curves = []
+    for line, (steps, values) in zip(series.lines, thin, strict=True):
+        points = [(x(s), y(v)) for s, v in zip(steps, values, strict=True)]
+        marks = _spread(points, line.style) if len(thin) > 1 else ()
+        curves.append(Curve(line.label, line.style, path(points), marks))
     return LineChart(
         name=series.name,
         title=series.title,
         box=box,
         x_ticks=tuple(Tick(x(v), number(v)) for v in x_values),
         y_ticks=tuple(Tick(y(v), number(v) + series.unit) for v in y_values),
-        path=_path(
-            [
-                (x(s), y(v) if math.isfinite(v) else math.nan)
-                for s, v in zip(steps, values, strict=True)
-            ]
-        ),
-        rule=None if rule is None else Tick(y(rule), series.rule_label),
-        summary=_describe(series),
+        curves=tuple(curves),
+        rule=None if series.rule is None else Tick(y(series.rule), series.rule_label),
+        summary=" ".join(_describe(line, series) for line in series.lines),
     )
 
 
-def dot_chart(
-    scores: dict[str, dict[str, float]], best: dict[str, float], chance: float
-) -> DotChart:
-    """Place the scores of all trunks on all layers.
+def vertical(box: Box, bottom: float, top: float) -> Callable[[float], float]:
+    """Return the function that places a value between the two ends; NaN for what has no place."""
 
-    Args:
-        scores: Trunk to layer to percent; the same layers for each trunk.
-        best: Trunk to its highest score.
-        chance: Percent.
-    """
-    layers = list(next(iter(scores.values())))
-    found = [score for by_layer in scores.values() for score in by_layer.values()]
-    x_values = ticks(min(found), max(found), at_most=6)
-    height = _TOP + _ROW_HEIGHT * len(layers) + _BOTTOM
-    box = Box(460, height, _ROW_LEFT, _TOP, 460 - 16, height - _BOTTOM)
-    low, high = min(*found, x_values[0]), max(*found, x_values[-1])
+    def y(value: float) -> float:
+        if not math.isfinite(value):
+            return math.nan
+        return box.bottom - (box.bottom - box.top) * (value - bottom) / (top - bottom)
 
-    def x(value: float) -> float:
-        return box.left + (box.right - box.left) * (value - low) / (high - low)
-
-    rows = []
-    for position, layer in enumerate(layers):
-        dots = tuple(
-            Dot(trunk, x(by_layer[layer]), by_layer[layer] == best[trunk])
-            for trunk, by_layer in scores.items()
-        )
-        places = [dot.x for dot in dots]
-        y = box.top + _ROW_HEIGHT * (position + 0.5)
-        rows.append(DotRow(layer, y, dots, min(places), max(places)))
-    marks = tuple(Tick(x(v), number(v) + "\N{NO-BREAK SPACE}%") for v in x_values)
-    return DotChart(box, marks, tuple(rows), x(chance) if low <= chance <= high else None)
+    return y
 
 
 def ticks(low: float, high: float, *, at_most: int) -> list[float]:
@@ -204,7 +178,7 @@ def _thin(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], lis
     return thin_steps, [math.fsum(chunk) / len(chunk) for chunk in chunks]
 
 
-def _path(points: Sequence[tuple[float, float]]) -> str:
+def path(points: Sequence[tuple[float, float]]) -> str:
     """Join the points; one whose y is NaN breaks the line, one alone becomes a dot."""
     parts: list[str] = []
     pen_is_down = False
@@ -217,18 +191,29 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return "".join(parts)
 
 
-def _describe(series: Series) -> str:
-    finite = [(v, s) for v, s in zip(series.values, series.steps, strict=True) if math.isfinite(v)]
+def _spread(points: Sequence[tuple[float, float]], style: int) -> tuple[Mark, ...]:
+    """Put a few markers on a curve; curves of other styles get theirs at other places."""
+    apart = max(1, len(points) // _MARKS)
+    shift = style * apart // _MARKS % apart
+    return tuple(Mark(x, y, y, y) for x, y in points[shift::apart] if not math.isnan(y))
+
+
+def _describe(line: Line, series: Series) -> str:
+    """Say where a curve begins, ends and reaches to; shortly, where it is one of several."""
+    name = line.label if len(series.lines) > 1 else series.title
+    finite = [(v, s) for v, s in zip(line.values, line.steps, strict=True) if math.isfinite(v)]
     if not finite:
-        return f"{series.title}: no finite value in {len(series.values)} records."
+        return f"{name}: no finite value in {len(line.values)} records."
     (first, at_first), (last, at_last) = finite[0], finite[-1]
     (low, at_low), (high, at_high) = min(finite), max(finite)
-    lost = len(series.values) - len(finite)
+    lost = len(line.values) - len(finite)
     gaps = f" {lost} records are not finite." if lost else ""
 
     def show(value: float) -> str:
         return number(float(f"{value:.3g}")) + series.unit
 
+    if len(series.lines) > 1:
+        return f"{name}: {show(first)} to {show(last)}, {show(low)} to {show(high)} in all.{gaps}"
     return (
         f"From {show(first)} at step {at_first:,} to {show(last)} at step {at_last:,}; "
         f"lowest {show(low)} (step {at_low:,}), highest {show(high)} (step {at_high:,}).{gaps}"

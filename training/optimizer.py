@@ -1,6 +1,7 @@
 """Optimizers and the learning rate."""
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -39,15 +40,29 @@ class AdamWConfig(Config):
 OptimConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
 
 
-def build_optimizer(model: nn.Module, config: SgdConfig | AdamWConfig) -> torch.optim.Optimizer:
-    """Make the optimizer, with weight decay on matrices and filters only."""
-    named = list(model.named_parameters())
-    weights = [p for name, p in named if _decays(name, p)]
-    others = [p for name, p in named if not _decays(name, p)]
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+def build_optimizer(
+    model: nn.Module,
+    config: SgdConfig | AdamWConfig,
+    lr_factor: Callable[[str], float] = lambda name: 1.0,
+) -> torch.optim.Optimizer:
+    """Make the optimizer, with weight decay on matrices and filters only.
+
+    Args:
+        model: Weights without a gradient are left out.
+        config: Which one.
+        lr_factor: Of the learning rate, by the name of a weight; `set_rate` keeps it.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    factors = [lr_factor(name) for name, _ in named]
+    groups = []
+    for factor in sorted(set(factors)):
+        ours = [pair for pair, its in zip(named, factors, strict=True) if its == factor]
+        weights = [p for name, p in ours if _decays(name, p)]
+        others = [p for name, p in ours if not _decays(name, p)]
+        groups += [
+            {"params": weights, "weight_decay": config.weight_decay, "lr_factor": factor},
+            {"params": others, "weight_decay": 0.0, "lr_factor": factor},
+        ]
     match config:
         case SgdConfig():
             return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
@@ -60,6 +75,12 @@ def build_optimizer(model: nn.Module, config: SgdConfig | AdamWConfig) -> torch.
 def _decays(name: str, parameter: nn.Parameter) -> bool:
     # Tokens and positions are no maps of an input, whatever their shape (Touvron et al. 2021).
     return parameter.ndim > 1 and not name.endswith(("class_token", "pos_embedding"))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group of `build_optimizer` the learning rate times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
 
 
 def learning_rate(config: SgdConfig | AdamWConfig, progress: float) -> float:

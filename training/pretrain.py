@@ -9,7 +9,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
@@ -19,6 +19,7 @@ from pipeline.mixture import Place
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import tasks_of, weights_of
 from pipeline.pretext.permutations import permutations_hash, permutations_of
+from pipeline.pretext.supervised import NO_CLASS
 from pipeline.quarantine import FILE_NAME as QUARANTINE_FILE
 from pipeline.shards.manifest import write_atomic
 from pipeline.views import PretextConfig
@@ -185,7 +186,7 @@ def _step(job: _Job, model: nn.Module, batch: Batch, lr: float) -> Answered:
     labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
     with autocast(job.run.train.precision, device):
         answers: list[Answer] = model(batch.views, labels)
-    losses = [F.cross_entropy(logits.float(), targets) for logits, targets in answers]
+    losses = [_loss(answer) for answer in answers]
     loss = torch.stack(losses) @ torch.tensor(weights_of(job.run.pretext), device=device)
     job.optimizer.zero_grad(set_to_none=True)
     # DDP averages over ranks, and a rank's batch may be a lane's share larger than another's:
@@ -193,8 +194,26 @@ def _step(job: _Job, model: nn.Module, batch: Batch, lr: float) -> Answered:
     share = len(batch.sample_ids) * job.ranks.world_size / job.loader.global_batch
     torch.autograd.backward(loss * share)
     job.optimizer.step()
-    right = [(logits.argmax(dim=1) == targets).float().mean() for logits, targets in answers]
+    right = [_right(answer) for answer in answers]
     return Answered(loss.detach(), torch.stack(right))
+
+
+def _loss(answer: Answer) -> Tensor:
+    """Return the mean over all answers; those that nothing teaches count 0.
+
+    All, not those that are taught: the mean over ranks is then that of the global batch.
+    """
+    total = F.cross_entropy(
+        answer.logits.float(), answer.targets, ignore_index=NO_CLASS, reduction="sum"
+    )
+    return total / len(answer.targets)
+
+
+def _right(answer: Answer) -> Tensor:
+    """Return the share of right answers among those that are taught."""
+    taught = answer.targets != NO_CLASS
+    right = (answer.logits.argmax(dim=1) == answer.targets) & taught
+    return right.sum() / taught.sum().clamp(min=1)
 
 
 def _save(job: _Job) -> None:

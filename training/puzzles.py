@@ -12,6 +12,7 @@ from typing_extensions import assert_never
 from pipeline.drawn import AnyDraws, ContextDraws, JigsawDraws
 from pipeline.explain import Explained, Subject, explain_step, open_subject
 from pipeline.mixture import Place
+from pipeline.pictures.sample import sample_page
 from pipeline.pictures.sheets import (
     SHOWN_DEVIATIONS,
     Pixels,
@@ -25,6 +26,7 @@ from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task, tasks_of
 from pipeline.pretext.permutations import permutations_of
 from pipeline.pretext.rotation import QUARTER_TURNS, RotationConfig
+from pipeline.pretext.supervised import SupervisedConfig
 from training.figures import Picture, picture
 from training.run import Pretraining
 
@@ -73,7 +75,16 @@ class TaskPuzzles:
     puzzles: tuple[Puzzle, ...]
 
 
-def puzzles(run: Pretraining, num: int) -> list[TaskPuzzles]:
+@dataclass(frozen=True, slots=True)
+class Puzzles:
+    """What the network sees of some images."""
+
+    tasks: Sequence[TaskPuzzles]
+    pages: Sequence[Image.Image]
+    """For each image all tasks on one picture, as `tessera explain` draws it."""
+
+
+def puzzles(run: Pretraining, num: int) -> Puzzles:
     """Show the first images of epoch 0, step 0, from the graph that trains.
 
     Raises:
@@ -85,10 +96,20 @@ def puzzles(run: Pretraining, num: int) -> list[TaskPuzzles]:
     place = Place(rank=0, world_size=max(1, run.order.num_lanes // num_lanes))
     with closing(open_subject(run.data, run.order, run.pretext, seed=run.seed)) as subject:
         explained = explain_step(subject, 0, 0, place)
-        return [
+        tasks = [
             TaskPuzzles(task.name, _words(task), tuple(_puzzles(subject, explained, number, num)))
             for number, task in enumerate(tasks_of(run.pretext))
         ]
+        return Puzzles(tasks, _pages(subject, explained, num))
+
+
+def _pages(subject: Subject, explained: Explained, num: int) -> list[Image.Image]:
+    views = views_by_task(subject.pretext, explained.views[:num])
+    pages = []
+    for shown, payload, by_task in zip(explained.samples, explained.payloads, views, strict=False):
+        image = decoded(payload, (shown.width, shown.height))
+        pages.append(sample_page(explained, shown, image, by_task, subject.pretext))
+    return pages
 
 
 def _puzzles(subject: Subject, explained: Explained, number: int, num: int) -> list[Puzzle]:
@@ -151,6 +172,9 @@ def _sheets(task: Task, draws: AnyDraws, views: Pixels) -> tuple[Sheet, ...]:
                 *("The square", "Turned, degrees counterclockwise"),
                 *("The square, normalised", "Turned and normalised, as the trunk gets them"),
             )
+        case SupervisedConfig():
+            asked, names = reading, []
+            words = ("The square", "The square", "Normalised", "Normalised, as the trunk gets it")
         case _:
             assert_never(task)
     return (
@@ -210,6 +234,12 @@ def _words(task: Task) -> str:
                 f"A square is resized to {task.crop_px} px and turned by 0, 90, 180 and 270 "
                 f"degrees. The trunk gets each turn normalised {own} ({scale}), and the head names "
                 "the turn."
+            )
+        case SupervisedConfig():
+            return (
+                f"A square is resized to {task.crop_px} px. The trunk gets it normalised {own} "
+                f"({scale}), and the head names the class of the image among "
+                f"{task.num_classes:,}. Of the images {task.holdout:.0%} are held out."
             )
         case _:
             assert_never(task)

@@ -1,133 +1,161 @@
-"""A run as one HTML page that stands alone: what went in, what was learned, what it is worth."""
+"""One run, or several side by side, as an HTML page that stands alone.
 
+It tells what went in, what was learned, and what it is worth.
+"""
+
+import base64
+import hashlib
+import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
-import torch
 
 from pipeline.config import ConfigError
-from pipeline.crawl.plan import LeftOut
-from pipeline.data import open_store
 from pipeline.shards.manifest import Manifest, write_atomic
-from training.charts import DotChart, LineChart, dot_chart
-from training.curves import curves, several_tasks
-from training.figures import Filters, Picture, contact_sheet, filters
-from training.metrics import Record
-from training.models.pretext_model import largest_view
-from training.models.trunks import build_trunk
-from training.pretrain import TRUNK_FILE
-from training.puzzles import TaskPuzzles, puzzles
-from training.results import (
-    Results,
-    commands,
-    config_files,
-    or_reason,
-    read_left_out,
-    read_results,
-)
-from training.run import pretraining_of
-from training.transfer.features import load_trunk
+from training.charts import LineChart
+from training.curves import Recorded, curves, several_tasks
+from training.report_charts import own_styles
+from training.report_runs import InputPart, RunPart, input_parts, keys_of, picture_files, run_part
+from training.report_scores import Scores, scores_of
+from training.results import Results, read_results
 
 REPORT_FILE = "report.html"
 
-_SAMPLES = 24
-_PUZZLES = 4
-_LEFT_OUT = 20
-_TABLE_ROWS = 12
+_SCRIPT_FILE = "report.sort.html"
 _PERCENT = "\N{NO-BREAK SPACE}%"
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRow:
-    """One layer of the transfer table."""
-
-    layer: str
-    dimension: int
-    scores: Mapping[str, float]
-    """Of every trunk, percent."""
-    gains: Mapping[str, float]
-    """Of every trunk but the first, over the first, in points."""
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """The transfer section."""
-
-    raw: Mapping[str, Any]
-    """transfer.json."""
-    rows: Sequence[LayerRow]
-    best: Mapping[str, float]
-    """Highest score of every trunk, the random one first."""
-    chart: DotChart
-    standard_error: float
-    """Upper bound for an accuracy on so many test images, in points."""
+_MINUS = "\N{MINUS SIGN}"
+_OF_TRUNKS = ("random", "supervised")
+"""Names that a run must not have on the page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What the template shows; a text in place of a part says why it is not there."""
+    """What the template shows."""
 
-    results: Results
+    runs: Sequence[RunPart]
+    inputs: Sequence[InputPart]
+    styles: Mapping[str, int]
+    """Of the runs: colour, marker and dashes."""
     summary: Sequence[str]
-    sheet: Sequence[Picture] | str
-    left_out: Sequence[LeftOut] | str
-    puzzles: Sequence[TaskPuzzles] | str
+    """Of a single run, in a few words."""
     curves: Sequence[LineChart]
-    tasks: Sequence[str]
-    """Those whose accuracies are known beside their mean, where there are several."""
-    records: Sequence[Record]
-    """A few of the run's records, evenly spaced, the last one among them."""
-    transfer: Transfer | str
-    filters: Filters | str
-    commands: Sequence[str]
-    files: Mapping[str, str]
-    """Name of a configuration file to its YAML."""
+    scores: Scores | None
+    pictures: str
+    """Where the pictures lie as files."""
+    command: str
+    """That makes this page."""
+
+    @property
+    def several(self) -> bool:
+        """Whether runs stand side by side."""
+        return len(self.runs) > 1
+
+    @property
+    def title(self) -> str:
+        """The names of the runs."""
+        names = [run.name for run in self.runs]
+        return " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), names[-1]])
+
+    @property
+    def sections(self) -> dict[str, str]:
+        """Id to heading, in order."""
+        has_audit = any(run.results.audit for run in self.runs)
+        return {
+            "input": "What went in",
+            "views": "What the network sees",
+            "curves": "Curves",
+            **({"audit": "Shortcut audit"} if has_audit else {}),
+            "transfer": "Transfer",
+            "filters": "First-layer filters",
+            "time": "Time and throughput",
+            "repeat": "How to repeat",
+        }
 
 
-def write_report(run: Path, on_progress: Callable[[str], None]) -> Path:
-    """Write `report.html` into a run's folder; what the run lacks becomes a sentence.
+def write_report(
+    runs: Path | Sequence[Path], on_progress: Callable[[str], None], out: Path | None = None
+) -> Path:
+    """Write the page, and its pictures as PNGs into a folder of the same name.
+
+    What a run lacks becomes a sentence.
 
     Args:
-        run: The `out` folder of a run, finished or not.
+        runs: The `out` folder of a run, finished or not, or those of several.
         on_progress: Gets the name of each part before it is made.
+        out: Of the page; report.html in the folder of a single run, or in the folder that holds
+            all of several, where this is left out.
 
     Raises:
-        ConfigError: The folder holds no run, or a file of it is damaged or of another version.
+        ConfigError: A folder holds no run or is given twice, a file of it is damaged or of another
+            version, or the page has no place.
     """
-    on_progress("reading the run")
-    results = read_results(run)
-    config = results.config
+    runs = [runs] if isinstance(runs, Path) else runs
+    path = _place(runs, out)
+    on_progress("reading the runs")
+    results = dict(zip(_names(runs), [read_results(run) for run in runs], strict=True))
+    styles = dict(zip(results, own_styles(), strict=False))
     on_progress("sample images")
-    store = or_reason(lambda: open_store(config.data.first_manifest, config.data.cache))
-    sheet = store if isinstance(store, str) else or_reason(lambda: contact_sheet(store, _SAMPLES))
-    on_progress("puzzles")
-    shown = store if isinstance(store, str) else or_reason(lambda: _puzzles(results))
+    inputs = input_parts(results)
+    parts = []
+    for (name, one), key in zip(results.items(), keys_of(list(results)), strict=True):
+        on_progress(f"puzzles and filters of {name}")
+        parts.append(run_part(name, key, one))
     on_progress("curves and tables")
-    transfer = _transfer(results)
+    recorded = [Recorded(n, styles[n], r.records, r.config.pretext) for n, r in results.items()]
+    scores = scores_of(results, styles)
     page = Page(
-        results=results,
-        summary=_summary(results, transfer),
-        sheet=sheet,
-        left_out=or_reason(lambda: read_left_out(results.shard_folder, _LEFT_OUT)),
-        puzzles=shown,
-        curves=curves(results.records, results.config.pretext, _PERCENT),
-        tasks=several_tasks(results.records),
-        records=_spaced(results.records, _TABLE_ROWS),
-        transfer=transfer,
-        filters=or_reason(lambda: _filters(results)),
-        commands=commands(results),
-        files=config_files(results),
+        runs=parts,
+        inputs=inputs,
+        styles=styles,
+        summary=_summary(parts[0].results, scores) if len(parts) == 1 else [],
+        curves=curves(recorded, _PERCENT),
+        scores=scores,
+        pictures=f"{path.stem}/",
+        command=shlex.join(["tessera", "report", *map(str, runs), *_out_option(out)]),
     )
-    path = run / REPORT_FILE
+    on_progress("pictures")
+    _write_pictures(page, path.with_suffix(""))
     # A name may hold half of a surrogate pair, which UTF-8 has no bytes for.
     write_atomic(path, _render(page).encode("utf-8", "xmlcharrefreplace"))
     return path
 
 
-def _summary(results: Results, transfer: Transfer | str) -> list[str]:
+def _place(runs: Sequence[Path], out: Path | None) -> Path:
+    """Choose where the page goes."""
+    whole = [run.resolve() for run in runs]
+    twice = [run for run in whole if whole.count(run) > 1]
+    if twice:
+        raise ConfigError(f"run (={twice[0]}) is given twice; give each folder once.")
+    if out is None and len({run.parent for run in whole}) > 1 < len(runs):
+        listed = ", ".join(map(str, runs))
+        raise ConfigError(
+            f"runs (={listed}) lie in different folders; say where the page goes: --out PAGE.html"
+        )
+    if out is None:
+        return (runs[0] if len(runs) == 1 else runs[0].parent) / REPORT_FILE
+    if out.is_dir() or out.suffix != ".html" or not out.parent.is_dir():
+        raise ConfigError(f"out (={out}) must be a file in a folder that exists, named *.html.")
+    return out
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """Call each run by the name of its folder, or by its path where several have that name."""
+    names = [run.resolve().name for run in runs]
+    counts = Counter([*names, *_OF_TRUNKS])
+    return [
+        name if counts[name] == 1 else str(run.resolve())
+        for name, run in zip(names, runs, strict=True)
+    ]
+
+
+def _out_option(out: Path | None) -> list[str]:
+    return [] if out is None else ["--out", str(out)]
+
+
+def _summary(results: Results, scores: Scores | None) -> list[str]:
     parts = []
     if isinstance(results.manifest, Manifest):
         ledger = results.manifest.ledger
@@ -135,73 +163,48 @@ def _summary(results: Results, transfer: Transfer | str) -> list[str]:
     if results.pretrain and results.config.pretext:
         spent, rate = _duration(results.pretrain.seconds), results.pretrain.images_per_s
         parts.append(f"{spent} of {results.config.pretext.name} at {rate:,.0f} images/s")
-    if isinstance(transfer, Transfer):
-        (first, low), *others = transfer.best.items()
-        scores = [f"{score:.1f}{_PERCENT}" for _, score in others]
-        parts.append(f"{', '.join(scores)} ({first} {low:.1f}{_PERCENT})")
+    if scores:
+        row = scores.rows[0]
+        found = {name: f"{entry.reach.mean:.1f}{_PERCENT}" for name, entry in row.best.items()}
+        mine = found.pop("pretrained", None)
+        others = ", ".join(f"{name} {score}" for name, score in found.items())
+        shown = f"{mine} ({others})" if mine and others else mine or others
+        parts.append(f"{row.label}: {shown}")
     return parts
 
 
-def _puzzles(results: Results) -> list[TaskPuzzles]:
-    return puzzles(pretraining_of(results.config), _PUZZLES)
-
-
-def _spaced(records: Sequence[Record], num: int) -> list[Record]:
-    """Pick at most `num` records, evenly spaced, the first and the last among them."""
-    if len(records) <= num:
-        return list(records)
-    return [records[round(i * (len(records) - 1) / (num - 1))] for i in range(num)]
-
-
-def _transfer(results: Results) -> Transfer | str:
-    raw = results.transfer
-    if raw is None:
-        if results.skipped:
-            return f"The transfer was skipped: {results.skipped}"
-        return "The transfer has not run: there is no transfer.json in this folder."
-    layers = raw["layers"]
-    scores = {trunk: {k: v["score"] for k, v in by.items()} for trunk, by in layers.items()}
-    first, *others = scores
-    rows = [
-        LayerRow(
-            layer,
-            layers[first][layer]["dimension"],
-            {trunk: scores[trunk][layer] for trunk in scores},
-            {trunk: scores[trunk][layer] - scores[first][layer] for trunk in others},
-        )
-        for layer in scores[first]
-    ]
-    best = {trunk: max(by.values()) for trunk, by in scores.items()}
-    chart = dot_chart(scores, best, raw["chance"])
-    # The variance of an accuracy p over n images is p (1 - p) / n, largest at one half.
-    return Transfer(raw, rows, best, chart, 50 / raw["test_images"] ** 0.5)
-
-
-def _filters(results: Results) -> Filters:
-    path = results.folder / TRUNK_FILE
-    if not path.exists():
-        raise ConfigError(f"There is no {TRUNK_FILE} yet: the pretraining has not finished.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(results.config.seed)  # The weights that pretraining starts from.
-        pretext = results.config.pretext
-        assert pretext is not None, "a trunk was trained, so there is what it was asked"
-        trunk = build_trunk(results.config.trunk, view_px=largest_view(pretext))
-    random = trunk.first_filters.detach().clone()
-    load_trunk(trunk, path)
-    return filters(random, trunk.first_filters.detach())
+def _write_pictures(page: Page, folder: Path) -> None:
+    for run in page.runs:
+        place = folder / run.key if page.several else folder
+        place.mkdir(parents=True, exist_ok=True)
+        for name, encode in picture_files(run, page.inputs).items():
+            write_atomic(place / name, encode())
 
 
 def _render(page: Page) -> str:
+    here = Path(__file__).parent
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(here),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["percent"] = _PERCENT
-    environment.filters |= {"count": "{:,}".format, "duration": _duration, "signed": _signed}
-    return environment.get_template("report.html").render(page=page)
+    script = (here / _SCRIPT_FILE).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals |= {
+        "percent": _PERCENT,
+        "tasks_of": several_tasks,
+        "script": script,
+        "script_hash": f"sha256-{digest}",
+    }
+    environment.filters |= {
+        "count": "{:,}".format,
+        "duration": _duration,
+        "figure": _figure,
+        "signed": _signed,
+    }
+    return environment.get_template(REPORT_FILE).render(page=page)
 
 
 def _duration(seconds: float) -> str:
@@ -218,4 +221,8 @@ def _duration(seconds: float) -> str:
 
 
 def _signed(points: float) -> str:
-    return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"{points:+.1f}".replace("-", _MINUS)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}".replace("-", _MINUS)

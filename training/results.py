@@ -26,6 +26,17 @@ from training.transfer.evaluate import RESULT_FILE as TRANSFER_FILE
 CHAIN_FILE = "results.json"
 """Of a chain of stages: `seconds` of each, `commands`, and why one was skipped."""
 
+AUDIT_FILE = "audit.json"
+"""What `tessera audit` found of the run's pretext; in the run's folder, or in audit/ there."""
+
+JOBS = (
+    *("svm", "low_shot", "linear", "knn", "retrieval"),
+    *("finetune", "lock", "detection", "segmentation"),
+)
+"""Of a transfer, in the order they are shown."""
+
+_JOB_KEYS = ("job", "protocol", "config", "seeds", "images", "weights", "notes", "results")
+_AUDIT_KEYS = ("ok", "fingerprint", "images", "control_images", "shortcuts")
 _TRANSFER_KEYS = (
     *("metric", "chance", "classes", "train_images", "test_images"),
     *("layers", "images_per_s", "config", "seconds"),
@@ -46,6 +57,10 @@ class Results:
     records: Sequence[Record]
     pretrain: PretrainResult | None
     transfer: Mapping[str, Any] | None
+    """transfer.json: of the job svm, all that runs of older versions have."""
+    jobs: Mapping[str, Mapping[str, Any]]
+    """transfer/JOB.json of each job that was finished, in the order of JOBS."""
+    audit: Mapping[str, Any] | None
     chain: Mapping[str, Any]
     """CHAIN_FILE; empty where there is none."""
     manifest: Manifest | str
@@ -100,6 +115,8 @@ def read_results(folder: Path) -> Results:
         records=read_metrics(folder),
         pretrain=PretrainResult(**pretrain) if pretrain else None,
         transfer=_read_json(folder / TRANSFER_FILE, _TRANSFER_KEYS),
+        jobs=_read_jobs(folder),
+        audit=_read_audit(folder),
         chain=_read_json(folder / CHAIN_FILE, []) or {},
         manifest=or_reason(lambda: read_manifest(config.data.first_manifest)),
     )
@@ -144,7 +161,7 @@ def commands(results: Results) -> list[str]:
     return [
         shard,
         "tessera pretrain pretrain.yaml",
-        *(["tessera transfer transfer.yaml"] if results.transfer else []),
+        *(["tessera transfer transfer.yaml"] if results.transfer or results.jobs else []),
         f"tessera report {shlex.quote(str(results.config.out))}",
     ]
 
@@ -158,10 +175,29 @@ def config_files(results: Results) -> dict[str, str]:
         shard = {k: v for k, v in results.manifest.config.items() if k in known}
         files["shard.yaml"] = _dump(shard)
     files["pretrain.yaml"] = _dump({k: v for k, v in raw.items() if k != "transfer"})
-    if results.transfer:
+    if results.transfer or results.jobs:
         shared = {key: raw[key] for key in ("out", "seed", "data", "trunk")}
-        files["transfer.yaml"] = _dump({**shared, "transfer": results.transfer["config"]})
+        files["transfer.yaml"] = _dump({**shared, "transfer": _transfer_section(results, raw)})
     return files
+
+
+def _transfer_section(results: Results, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the transfer was given: it may have had another file than the pretraining."""
+    if results.transfer:
+        return dict(results.transfer["config"])
+    one = next(iter(results.jobs.values()))
+    asked = {"jobs": [job["config"] for job in results.jobs.values()], "seeds": one["seeds"]}
+    return {**raw.get("transfer", {}), **asked}
+
+
+def _read_jobs(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {name: _read_json(folder / "transfer" / f"{name}.json", _JOB_KEYS) for name in JOBS}
+    return {name: raw for name, raw in found.items() if raw}
+
+
+def _read_audit(folder: Path) -> dict[str, Any] | None:
+    beside = _read_json(folder / AUDIT_FILE, _AUDIT_KEYS)
+    return beside or _read_json(folder / "audit" / AUDIT_FILE, _AUDIT_KEYS)
 
 
 def _dump(raw: Mapping[str, Any]) -> str:

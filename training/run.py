@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from pipeline.config import Config, ConfigError, parse
 from pipeline.data import DataConfig
+from pipeline.labels import with_classes
 from pipeline.order import OrderConfig
 from pipeline.pretext.multitask import tasks_of
 from pipeline.remote.fetch import is_remote
@@ -35,7 +37,12 @@ _MAY_CHANGE = (
 )
 """Keys that may differ between a stop and a resume: they change no sample and no view."""
 
-_SIDE_KEYS = {"jigsaw": "tile_px", "context": "patch_px", "rotation": "crop_px"}
+_SIDE_KEYS = {
+    "jigsaw": "tile_px",
+    "context": "patch_px",
+    "rotation": "crop_px",
+    "supervised": "crop_px",
+}
 """How each task calls the side of its views."""
 
 
@@ -95,7 +102,8 @@ def pretraining_of(config: RunConfig) -> Pretraining:
     """Return what pretraining needs.
 
     Raises:
-        ConfigError: A section is missing, or the trunk can not see the views of the pretext.
+        ConfigError: A section is missing, the trunk can not see the views of the pretext, or the
+            pretext asks for classes that the shards do not have.
     """
     for name in ("order", "pretext", "optim", "train"):
         if getattr(config, name) is None:
@@ -113,7 +121,7 @@ def pretraining_of(config: RunConfig) -> Pretraining:
         data=config.data,
         trunk=config.trunk,
         order=config.order,
-        pretext=config.pretext,
+        pretext=with_classes(config.pretext, config.data),
         optim=config.optim,
         train=config.train,
     )
@@ -128,10 +136,17 @@ def absolute(config: RunConfig) -> RunConfig:
         if task and task.get("permutation_file"):
             task["permutation_file"] = str(Path(task["permutation_file"]).absolute())
     transfer = raw["transfer"]
-    for key in ("manifest", "weights"):
-        if transfer and transfer[key] and not is_remote(transfer[key]):
-            transfer[key] = str(Path(transfer[key]).absolute())
+    if transfer:
+        _make_absolute(transfer, ("data", "manifest", "weights", "supervised"))
+        for one in (*transfer["trunks"], *transfer["jobs"]):
+            _make_absolute(one, ("weights", "voc"))
     return parse(RunConfig, raw, "config")
+
+
+def _make_absolute(section: dict[str, Any], keys: Sequence[str]) -> None:
+    for key in keys:
+        if section.get(key) and not is_remote(section[key]):
+            section[key] = str(Path(section[key]).absolute())
 
 
 def open_run(config: RunConfig, *, resume: bool) -> None:

@@ -19,6 +19,7 @@ from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task
 from pipeline.pretext.rotation import RotationConfig
+from pipeline.pretext.supervised import SupervisedConfig
 
 CONTROL_TOLERANCE = 0.02
 """Lower end of the control's interval that is still taken for chance: of some ten intervals one in
@@ -163,5 +164,7 @@ def checks_of(task: Task) -> tuple[Check, ...]:
             return (*_OF_TILES, _BORDERS)
         case RotationConfig():
             return (_TURNS, _BORDERS)
+        case SupervisedConfig():
+            return ()
         case _:
             assert_never(task)

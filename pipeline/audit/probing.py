@@ -16,6 +16,7 @@ from pipeline.pretext.context import ContextConfig, neighbours
 from pipeline.pretext.multitask import Task
 from pipeline.pretext.plan import LUMA
 from pipeline.pretext.rotation import RotationConfig
+from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.seen import see
 
 GRAY_WEIGHTS = np.array(LUMA, np.float32)
@@ -42,7 +43,7 @@ def some(num: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
 
 def grid_of(task: Task) -> int:
     """Return the tiles on a side; 1 where a task cuts none."""
-    return 1 if isinstance(task, RotationConfig) else task.grid
+    return 1 if isinstance(task, RotationConfig | SupervisedConfig) else task.grid
 
 
 def beside(grid: int) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task
 from pipeline.pretext.plan import TilePlan, grid_cells
 from pipeline.pretext.rotation import RotationConfig
+from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.views import plan_task
 
 RANKS, EPOCHS = 8, 3
@@ -124,8 +125,8 @@ def _codes(drawn: Drawn) -> dict[str, tuple[NDArray[np.int64], int]]:
         case ContextConfig():
             choices, pitch = len(neighbours(task.grid)), task.patch_px + task.gap_px
             places = 2 * task.jitter_px + 1
-        case RotationConfig():
-            # All four turns are asked of every image; the square's place is what is drawn.
+        case RotationConfig() | SupervisedConfig():
+            # The answers are not drawn; the square's place is.
             top = plan.crops[:, 0] / (_SIDE - plan.crops[:, 2] + 1)
             left = plan.crops[:, 1] / (_SIDE - plan.crops[:, 3] + 1)
             codes = {"top": top, "left": left}

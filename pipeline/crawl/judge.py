@@ -19,7 +19,7 @@ from pipeline.crawl.reduce import encoded, resized, stored_size, thumbnail
 from pipeline.crawl.refusal import RefusedError
 
 _MAX_SPREAD = 2  # of 255, in every channel of an image that counts as one colour
-_SPARSE = 16  # px between the pixels that are looked at first
+_STEPS = (64, 16, 1)  # px between the pixels that are looked at, first to last
 _THUMBNAILS = "0"  # First hex digit of the content hashes whose accepted images get a thumbnail.
 
 
@@ -61,6 +61,18 @@ def hash_content(data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
+def decode(data: bytes, config: ShardConfig) -> Decoded:
+    """Decode an image of any format of the allow-list, strictly and upright.
+
+    Raises:
+        RefusedError: It is none, or does not decode.
+    """
+    image_format, junk = sniff(data)
+    if not image_format:
+        raise RefusedError("not_image")
+    return _decode(data, image_format, junk, config)
+
+
 def _decode(data: bytes, image_format: str, junk: int, config: ShardConfig) -> Decoded:
     if image_format != "JPEG":
         return decode_by_pillow(data, image_format, config)
@@ -77,7 +89,7 @@ def _filter_reason(decoded: Decoded, config: ShardConfig) -> Reason | None:
     if long > config.max_aspect * short:
         return "max_aspect"
     # As a rule a few pixels show that there is more than one colour.
-    if _is_plain(decoded.pixels[::_SPARSE, ::_SPARSE]) and _is_plain(decoded.pixels):
+    if all(_is_plain(decoded.pixels[::step, ::step]) for step in _STEPS):
         return "low_information"
     return None
 

@@ -1,4 +1,8 @@
-"""The graph that shows an image whole, for evaluation."""
+"""The graphs that show an image whole, or crops of it, to a network that asks nothing of it."""
+
+# Shapes: B batch, V views of an image.
+
+from dataclasses import replace
 
 import numpy as np
 from nvidia.dali import fn, pipeline_def
@@ -34,5 +38,40 @@ def whole_graph(feed: Feed, options: GraphOptions, *, px: int) -> Graph:
     def graph() -> DataNode:
         (tiles,) = cut(with_one_tile, [Tiles(px, 1, px)], options)
         return fn.squeeze(tiles, axes=[0])
+
+    return Graph(graph())
+
+
+def crop_graph(feed: Feed, options: GraphOptions, *, px: int, num_views: int) -> Graph:
+    """Build the graph: decode once, then resize each crop to a square of side `px`.
+
+    Args:
+        feed: Gives for each batch the encoded images (uint8, 1-D), crops int32 (B, V, 4) (top,
+            left, height, width), and int32 (B, V), 1 where left and right are exchanged.
+        options: Device, threads, batch.
+        px: Side of the views.
+        num_views: Of an image, V.
+
+    Returns:
+        Its output is uint8 (B, V, px, px, 3).
+    """
+
+    def with_a_tile_each() -> tuple[Arrays, ...]:  # All of the crop.
+        encoded, crops, mirrored = feed()
+        anchors = np.zeros((len(encoded), 1, 2), np.int32)
+        asked = np.zeros((len(encoded), 0), np.int64)
+        arrays: list[Arrays] = []
+        for view in range(num_views):
+            plan = plain_plan(crops[:, view], anchors, asked, px)
+            arrays += replace(plan, mirrored=mirrored[:, view]).arrays()
+        return encoded, *arrays
+
+    cut = compiled_tiles if options.device_id is None else native_tiles
+    tasks = [Tiles(px, 1, px, mirrored=True)] * num_views
+
+    @pipeline_def(**options.pipeline_arguments())
+    def graph() -> DataNode:
+        tiles = cut(with_a_tile_each, tasks, options)
+        return tiles[0] if num_views == 1 else fn.cat(*tiles, axis=0)
 
     return Graph(graph())

@@ -17,6 +17,7 @@ from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task
 from pipeline.pretext.permutations import permutations_of
 from pipeline.pretext.rotation import RotationConfig
+from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.preview import Measure, Untouched, measures_of
 from pipeline.views import PretextConfig
 
@@ -163,6 +164,8 @@ def _seen(task: Task, draws: AnyDraws, tiles: Pixels, stem: str) -> Iterator[Dra
         case RotationConfig():
             what = "Turned by 0, 90, 180 and 270 degrees counterclockwise"
             yield _drawing(stem, "turns", sheet.draw(seen_tiles(task, tiles)), what)
+        case SupervisedConfig():
+            yield _drawing(stem, "square", sheet.draw(tiles), "The square, whose class is asked")
         case _:
             assert_never(task)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 from typing_extensions import assert_never
 
-from pipeline.drawn import AnyDraws, ContextDraws, JigsawDraws, RotationDraws
+from pipeline.drawn import AnyDraws, ContextDraws, JigsawDraws, RotationDraws, SupervisedDraws
 from pipeline.explain import Explained, Shown
 from pipeline.pictures.lettering import ALARM, INK, PAPER, QUIET, fit, font, wrap
 from pipeline.pictures.sheets import Pixels, TileSheet, seen_tiles, sheet_of
@@ -15,6 +15,7 @@ from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task, tasks_of
 from pipeline.pretext.rotation import RotationConfig
+from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.views import PretextConfig
 
 MARGIN = 24
@@ -110,6 +111,8 @@ def _captions(task: Task, draws: AnyDraws) -> tuple[str, str]:
             return f"{asked}, {pair.direction}", "seen: the patches in reading order"
         case RotationConfig():
             return "stored, with the square", "seen: turned by 0, 90, 180 and 270 degrees"
+        case SupervisedConfig():
+            return "stored, with the square", "seen: the square"
         case _:
             assert_never(task)
 
@@ -175,7 +178,7 @@ def _slack(task: Task) -> int:
             return task.cell_px - task.tile_px - task.channel_shift_px
         case ContextConfig():
             return 2 * task.jitter_px
-        case RotationConfig():
+        case RotationConfig() | SupervisedConfig():
             return 0
         case _:
             assert_never(task)
@@ -190,5 +193,9 @@ def _asked(draws: AnyDraws) -> str:
             return f"pairs asked:  {'   '.join(pairs)}"
         case RotationDraws():
             return f"turns asked (degrees counterclockwise):  {'  '.join(map(str, draws.turns))}"
+        case SupervisedDraws() if draws.taught >= 0:
+            return f"class asked:  {draws.taught}"
+        case SupervisedDraws():
+            return "class asked:  none, it has none or is held out"
         case _:
             assert_never(draws)

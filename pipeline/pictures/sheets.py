@@ -13,6 +13,7 @@ from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task
 from pipeline.pretext.rotation import QUARTER_TURNS, RotationConfig
+from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.seen import quarter_turns, see, split_views
 from pipeline.views import PretextConfig
 
@@ -69,6 +70,8 @@ def sheet_of(task: Task) -> TileSheet:
             grid = task.grid
         case RotationConfig():
             grid = round(len(QUARTER_TURNS) ** 0.5)
+        case SupervisedConfig():
+            grid = 1
         case _:
             assert_never(task)
     side = task.tiles.tile_px

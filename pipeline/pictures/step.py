@@ -18,6 +18,7 @@ from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task, tasks_of
 from pipeline.pretext.rotation import RotationConfig
+from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.views import PretextConfig
 
 CONTACT_SHEET = "step.png"
@@ -118,6 +119,11 @@ def _task_legend(task: Task) -> str:
             return (
                 "left: the stored image, with its square (orange); right: its four turns as the "
                 "network saw them, by 0, 90, 180 and 270 degrees counterclockwise."
+            )
+        case SupervisedConfig():
+            return (
+                "left: the stored image, with its square (orange); right: the square as the "
+                "network saw it."
             )
         case _:
             assert_never(task)

@@ -9,8 +9,9 @@ from pipeline.config import Config
 from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.rotation import RotationConfig
+from pipeline.pretext.supervised import SupervisedConfig
 
-Task = JigsawConfig | ContextConfig | RotationConfig
+Task = JigsawConfig | ContextConfig | RotationConfig | SupervisedConfig
 """A pretext that asks one kind of question."""
 
 

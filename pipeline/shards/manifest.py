@@ -164,6 +164,23 @@ class Manifest(Config):
         return np.array([shard.num_samples for shard in self.shards], dtype=np.int64)
 
 
+def check_size(path: Path, info: ShardInfo) -> None:
+    """Refuse a shard that is missing or has another size than was written.
+
+    Raises:
+        ConfigError: The line that says so.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ConfigError(f"shard (={path}) cannot be read: {error.strerror}.") from None
+    if size != info.num_bytes:
+        raise ConfigError(
+            f"shard (={path}) has {size} bytes, its manifest says {info.num_bytes}: it was cut or "
+            "replaced after it was written. Restore it or shard again."
+        )
+
+
 def manifest_location(location: str | Path) -> str:
     """Accept a folder of shards or the manifest in it, as a path or a URL."""
     text = str(location)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pipeline.config import ConfigError
 from pipeline.shards.headers import HeaderReason
-from pipeline.shards.tar import Member, shard_error
+from pipeline.shards.tar import Member, shard_error, walk_tar
 
 MAX_LABEL = 1_000_000
 
@@ -92,6 +92,15 @@ def group_members(members: Iterable[Member], shard: str) -> list[RawSample]:
             raise shard_error(shard, member.start, f"key {key!r} occurs twice")
         sample.members[ending] = member
     return samples
+
+
+def split_span(span: bytes) -> dict[str, bytes]:
+    """Cut the span of one sample, as it lies in the tar, into its files, by ending."""
+    end_mark = bytes(1024)  # Only the last sample of a tar has one.
+    buffer = memoryview(span + end_mark)
+    samples = group_members(walk_tar(buffer, "of a sample"), "of a sample")
+    sample = next(sample for sample in samples if sample.members)  # Others are files without key.
+    return {e: bytes(buffer[m.offset : m.offset + m.size]) for e, m in sample.members.items()}
 
 
 def read_label(buffer: memoryview, sample: RawSample, shard: str) -> int | str | None:

@@ -4,7 +4,7 @@ import errno
 import mmap
 from collections import OrderedDict
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from pipeline.remote.fetch import FetchError, is_remote, join
 from pipeline.shards.damage import Damage, DamageError, Reason
 from pipeline.shards.first_use import complete_index
 from pipeline.shards.index import ShardIndex, read_index
-from pipeline.shards.manifest import Manifest, ShardInfo, folder_of, read_manifest
-from pipeline.shards.tombstones import read_tombstones
+from pipeline.shards.manifest import Manifest, ShardInfo, check_size, folder_of, read_manifest
+from pipeline.shards.samples import split_span
+from pipeline.shards.tombstones import purged_samples
 
 _MIN_OPEN = 512
 """Shards kept mapped; each costs a mapping, a file descriptor and about 60 bytes a sample."""
@@ -41,6 +42,8 @@ class Samples:
     """(B,), class numbers, -1 where there is none."""
     damaged: dict[int, Damage]
     """By position in the batch."""
+    keys: list[str] = field(default_factory=list)
+    """B of them, empty where damaged; none at all of images that are no shards."""
 
     def require_whole(self) -> Self:
         """Return the samples where all of them can be used.
@@ -104,7 +107,7 @@ class Store:
         """
         for shard in self.manifest.shards:
             if not is_remote(self._url(shard.name)):
-                _check_size(Path(self._url(shard.name)), shard)
+                check_size(Path(self._url(shard.name)), shard)
 
     def read(self, sample_ids: NDArray[np.int64]) -> Samples:
         """Read a batch; what is damaged is named in the result, and nothing is raised for it."""
@@ -114,6 +117,7 @@ class Store:
         payloads, damaged = [_NOTHING] * batch, {}
         sizes = np.zeros((2, batch), np.int32)
         labels = np.full(batch, -1, np.int64)
+        keys = [""] * batch
         for b, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
             found = self._read_one(number, row)
             if isinstance(found, Damage):
@@ -121,8 +125,8 @@ class Store:
                 continue
             payloads[b], index = found, self._open[number].index
             sizes[0, b], sizes[1, b] = index.heights[row], index.widths[row]
-            labels[b] = index.labels[row]
-        return Samples(payloads, sizes[0], sizes[1], labels, damaged)
+            labels[b], keys[b] = index.labels[row], index.keys[row]
+        return Samples(payloads, sizes[0], sizes[1], labels, damaged, keys)
 
     def prefetch(self, shards: NDArray[np.int64]) -> None:
         """Begin to fetch remote shards, the next needed first; replaces what was asked before."""
@@ -140,7 +144,7 @@ class Store:
 
     def labels(self) -> NDArray[np.int64]:
         """Class number of every sample in id order, int64 (N,); -1: it has none, or was purged."""
-        indexes = (self._shard(s).index for s in range(len(self.manifest.shards)))
+        indexes = (self._index(s) for s in range(len(self.manifest.shards)))
         labels = np.concatenate([index.labels for index in indexes]).astype(np.int64)
         labels[list(self.purged())] = -1
         return labels
@@ -151,22 +155,27 @@ class Store:
         Raises:
             ConfigError: The tombstones are damaged, or name a shard or row that is not there.
         """
-        numbers = {shard.name: number for number, shard in enumerate(self.manifest.shards)}
-        found = {}
-        for stone in read_tombstones(self._folder):
-            number = numbers.get(stone.shard, -1)
-            if number < 0 or not 0 <= stone.row < self.manifest.shards[number].num_samples:
-                raise ConfigError(
-                    f"tombstones name sample {stone.row} of shard (={stone.shard}), which the "
-                    "manifest beside them does not; restore the file, or purge again."
-                )
-            sample_id, why = int(self._starts[number]) + stone.row, f"purged at {stone.time}."
-            found[sample_id] = Damage(sample_id, stone.shard, stone.key, -1, "purged", why)
-        return found
+        return purged_samples(self.manifest, self._folder)
+
+    def hashes(self) -> NDArray[np.uint64]:
+        """Hash of every image's bytes in id order, uint64 (N,), as in `ShardIndex`."""
+        return np.concatenate([self._index(s).hashes for s in range(len(self.manifest.shards))])
+
+    def members(self, sample_id: int) -> dict[str, bytes]:
+        """Read all files of a sample, by ending: jpg, json, xml.
+
+        Raises:
+            DamageError: Its bytes are not those that were hashed, or cannot be read.
+        """
+        number = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
+        span = self._span(number, sample_id - int(self._starts[number]))
+        if isinstance(span, Damage):
+            raise DamageError(str(span))
+        return split_span(span)
 
     def keys(self) -> list[str]:
         """Key of every sample in id order."""
-        return [k for s in range(len(self.manifest.shards)) for k in self._shard(s).index.keys]
+        return [k for s in range(len(self.manifest.shards)) for k in self._index(s).keys]
 
     def damage(self, sample_id: int, reason: Reason, detail: str) -> Damage:
         """Describe damage that was found behind the store."""
@@ -180,6 +189,17 @@ class Store:
         self._open.clear()
 
     def _read_one(self, number: int, row: int) -> NDArray[np.uint8] | Damage:
+        span = self._span(number, row)
+        if isinstance(span, Damage):
+            return span
+        index = self._open[number].index
+        if not index.widths[row]:
+            return self._damage(number, row, "header", "no width and height can be read from it.")
+        first = index.offsets.item(row) - index.starts.item(row)
+        return np.frombuffer(span, np.uint8, count=index.sizes.item(row), offset=first)
+
+    def _span(self, number: int, row: int) -> bytes | Damage:
+        """Read and verify the span of one sample."""
         if number in self._unusable:
             return self._damage(number, row, "shard", self._unusable[number])
         try:
@@ -197,11 +217,7 @@ class Store:
                 "Restore it or shard again."
             )
             return self._damage(number, row, "hash", detail)
-        index = shard.index
-        if not index.widths[row]:
-            return self._damage(number, row, "header", "no width and height can be read from it.")
-        first = index.offsets.item(row) - index.starts.item(row)
-        return np.frombuffer(span, np.uint8, count=index.sizes.item(row), offset=first)
+        return span
 
     def _damage(self, number: int, row: int, reason: Reason, detail: str) -> Damage:
         name, sample_id = self.manifest.shards[number].name, int(self._starts[number]) + row
@@ -219,6 +235,15 @@ class Store:
         self._open.pop(number).held.close()
         self._cache.discard(url)
         return True
+
+    def _index(self, number: int) -> ShardIndex:
+        """Read the index alone: its shard may have a URL, and need not be fetched for it."""
+        info = self.manifest.shards[number]
+        if number in self._open or info.sha256 is None:
+            return self._shard(number).index
+        with ExitStack() as held:
+            path = self._local(info.index, None, info.index_sha256, held)
+            return read_index(path, sha256=info.index_sha256)
 
     def _shard(self, number: int) -> _OpenShard:
         shard = self._open.get(number)
@@ -247,7 +272,7 @@ class Store:
         with ExitStack() as held:
             index_path = self._local(info.index, None, info.index_sha256, held)
             path = self._local(info.name, info.num_bytes, info.sha256, held)
-            _check_size(path, info)
+            check_size(path, info)
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             held.callback(mapped.close)
@@ -283,15 +308,3 @@ def _read_span(shard: _OpenShard, row: int) -> bytes | None:
         return None
     span = shard.mapped[shard.index.starts.item(row) : end]
     return span if xxhash.xxh3_64_intdigest(span) == shard.index.span_hashes.item(row) else None
-
-
-def _check_size(path: Path, info: ShardInfo) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise ConfigError(f"shard (={path}) cannot be read: {error.strerror}.") from None
-    if size != info.num_bytes:
-        raise ConfigError(
-            f"shard (={path}) has {size} bytes, its manifest says {info.num_bytes}: it was cut or "
-            "replaced after it was written. Restore it or shard again."
-        )

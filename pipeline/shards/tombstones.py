@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline.config import ConfigError
 from pipeline.remote.fetch import FetchConfig, FetchError, read_bytes
 from pipeline.remote.location import join, shown
+from pipeline.shards.damage import Damage
+from pipeline.shards.manifest import Manifest
 
 FILE_NAME = "tombstones.jsonl"
 
@@ -55,6 +59,29 @@ def read_tombstones(folder: str) -> list[Tombstone]:
         except (ValueError, TypeError):
             raise _damaged(location, number) from None
     return stones
+
+
+def purged_samples(manifest: Manifest, folder: str) -> dict[int, Damage]:
+    """Find the samples of a manifest that have a tombstone now, by id.
+
+    Raises:
+        ConfigError: The tombstones are damaged, or name a shard or row that is not there.
+        FetchError: They cannot be fetched.
+        OSError: They cannot be read.
+    """
+    numbers = {shard.name: number for number, shard in enumerate(manifest.shards)}
+    starts = np.concatenate([[0], np.cumsum(manifest.shard_counts)]).tolist()
+    found = {}
+    for stone in read_tombstones(folder):
+        number = numbers.get(stone.shard, -1)
+        if number < 0 or not 0 <= stone.row < manifest.shards[number].num_samples:
+            raise ConfigError(
+                f"tombstones name sample {stone.row} of shard (={stone.shard}), which the "
+                "manifest beside them does not; restore the file, or purge again."
+            )
+        sample_id, why = starts[number] + stone.row, f"purged at {stone.time}."
+        found[sample_id] = Damage(sample_id, stone.shard, stone.key, -1, "purged", why)
+    return found
 
 
 def encode_tombstones(stones: Sequence[Tombstone]) -> bytes:

@@ -1,84 +1,49 @@
+import base64
+import csv
+import hashlib
 import json
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 import yaml
+from finished_run import (
+    FILTERED,
+    HOSTILE,
+    JIGSAW,
+    QUARANTINED,
+    ROTATION,
+    finish_run,
+    shards_with_losses,
+)
+from page import Page
+from PIL import Image
 
-from pipeline.config import ConfigError, parse
-from pipeline.shards.manifest import Ledger, read_manifest, write_manifest
-from training.pretrain import train
+from pipeline.config import ConfigError
+from pipeline.shards.manifest import Ledger, read_manifest
 from training.report import write_report
-from training.run import RunConfig, open_run, pretraining_of
-from training.transfer.evaluate import transfer
+from training.results import read_results
 
-HOSTILE = "<script>alert(1)</script>.jpg"
-QUARANTINED = {"truncated": 3, "not_image": 2}
-FILTERED = {"min_side": 4}
+NAMES = ("trunk", "layer", "train_images", "test_images")
+SCORES = ("score", "low", "high")
 PRETEXTS = {
     "context": {"name": "context", "patch_px": 16, "gap_px": 4, "jitter_px": 1}
     | {"min_pixels": 2000, "max_pixels": 4000},
-    "rotation": {"name": "rotation", "crop_px": 48, "mirror_probability": 1.0},
+    "rotation": ROTATION,
 }
 PRETEXTS["multitask"] = {
     "name": "multitask",
     "tasks": [{"name": "jigsaw", "crop_px": 48, "tile_px": 12}, *PRETEXTS.values()],
     "weights": [1, 1, 2],
 }
-VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 @pytest.fixture(scope="module")
 def finished(shards, tmp_path_factory):
     """A run of one epoch with its transfer; its shards tell of inputs left out."""
     root = tmp_path_factory.mktemp("report")
-    folder = shutil.copytree(shards, root / "shards")
-    manifest = read_manifest(folder)
-    ledger = Ledger(
-        inputs=manifest.num_samples + 15,
-        accepted=manifest.num_samples,
-        quarantined=QUARANTINED,
-        filtered=FILTERED,
-        duplicate=6,
-    )
-    write_manifest(folder, manifest.model_copy(update={"ledger": ledger, "sources": {}}))
-    rows = [
-        {"path": f"crawl/{HOSTILE}", "verdict": "quarantined", "reason": "truncated"},
-        {"path": "crawl/half \ud83d.jpg", "verdict": "filtered", "reason": "min_side"},
-        {"path": "crawl/a.jpg", "verdict": "duplicate", "winner": "crawl/b & c.jpg"},
-        *({"path": f"{n}.jpg", "verdict": "quarantined", "reason": "empty"} for n in range(40)),
-    ]
-    (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = parse(
-        RunConfig,
-        {
-            "out": str(root / "run"),
-            "seed": 1,
-            "data": {"manifest": str(folder)},
-            "trunk": {"name": "small"},
-            "order": {"global_batch": 64, "num_lanes": 4, "window": 16},
-            "pretext": {"name": "jigsaw", "grid": 2, "crop_px": 64, "tile_px": 24}
-            | {
-                "channel_shift_px": 1,
-                "num_permutations": 24,
-                "gray_probability": 0.5,
-                "puzzles_per_image": 2,
-            },
-            "optim": {"name": "sgd", "lr": 0.01},
-            "train": {"epochs": 1, "log_every": 1},
-            "transfer": {"view_px": 48, "test_share": 0.4, "map_side": 2, "costs": [0.01]},
-        },
-        "test",
-    )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # So small a job waits for its threads longer than it works.
-    open_run(config, resume=False)
-    train(pretraining_of(config))
-    transfer(config, torch.device("cpu"), lambda *_: None)
-    torch.set_num_threads(threads)
-    return config
+    return finish_run(root / "run", shards_with_losses(shards, root / "shards"), JIGSAW)
 
 
 @pytest.fixture(scope="module")
@@ -92,45 +57,9 @@ def run(finished, tmp_path):
     return shutil.copytree(finished.out, tmp_path / "run")
 
 
-class Page(HTMLParser):
-    """Elements, table rows and text of a page; fails where tags do not balance."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.source, self.elements, self.rows, self.words = source, [], [], []
-        self.open = []
-        self.feed(source)
-        self.close()
-        assert self.open == []
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).replace("\N{NO-BREAK SPACE}", " ").split())
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" in self.open:
-            return
-        self.words.append(data)
-        if "td" in self.open or "th" in self.open:
-            self.rows[-1][-1] += data.strip()
-
-    def of(self, *tags):
-        return [attributes for tag, attributes in self.elements if tag in tags]
+def _forget_transfer(run):
+    (run / "transfer.json").unlink()
+    shutil.rmtree(run / "transfer")
 
 
 def _text(folder):
@@ -138,14 +67,17 @@ def _text(folder):
 
 
 def test_the_page_loads_nothing(page):
-    assert not page.of("script", "link", "iframe", "object", "embed", "base")
+    assert not page.of("link", "iframe", "object", "embed", "base")
+    assert page.of("script") == [{}]
     targets = [a[key] for _, a in page.elements for key in ("src", "href", "srcset") if key in a]
     assert targets
     assert all(target.startswith(("data:image/", "#")) for target in targets)
     assert "url(" not in page.source
     assert "@import" not in page.source
     policies = [a["content"] for a in page.of("meta") if "http-equiv" in a]
-    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
+    own = f"script-src 'sha256-{digest}'"
+    assert policies == [f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; {own}"]
 
 
 def test_every_reason_stands_with_its_count(page):
@@ -154,16 +86,41 @@ def test_every_reason_stands_with_its_count(page):
     assert "213 inputs = 198 accepted + 5 quarantined + 4 filtered + 6 duplicate:" in page.text
 
 
-def test_every_layer_stands_with_its_scores(page, finished):
-    found = json.loads((finished.out / "transfer.json").read_text())
-    assert len(found["random"]) >= 5
-    for layer, random in found["random"].items():
-        (row,) = [row for row in page.rows if row[0] == layer]
-        pretrained = found["pretrained"][layer]
-        assert row[2].removesuffix("(best)") == f"{random:.1f}"
-        assert row[3].removesuffix("(best)") == f"{pretrained:.1f}"
-        assert row[4].replace("\N{MINUS SIGN}", "-") == f"{pretrained - random:+.1f}"
-        assert row[3].endswith("(best)") == (pretrained == found["best_pretrained"])
+def test_every_score_stands_in_the_table(page, finished):
+    with (finished.out / "results.csv").open(newline="") as file:
+        expected = [
+            [*(row[key] for key in NAMES), *(f"{float(row[key]):.1f}" for key in SCORES)]
+            for row in csv.DictReader(file)
+        ]
+    assert len(expected) >= 40
+    heads = next(row for row in page.rows if "Shared images" in row)
+    shown = [row for row in page.rows if len(row) == len(heads) and row is not heads]
+    assert sorted([*row[1:3], *row[6:8], *row[3:6]] for row in shown) == sorted(expected)
+    assert {row[0] for row in shown} >= {"svm", "low_shot, k = 4", "knn, k = 5", "retrieval"}
+    assert all("pretrain/test" in row[9] for row in shown)
+
+
+def test_the_best_layer_of_every_job_is_bold(page, finished):
+    raw = json.loads((finished.out / "transfer.json").read_text())
+    (row,) = [row for row in page.rows if row[0] == "svm" and len(row) == 4]
+    best = {name: raw[f"best_{name}"] for name in ("random", "pretrained")}
+    for cell, (name, score) in zip(row[1:3], best.items(), strict=True):
+        assert cell.startswith(f"{score:.1f}")
+        assert ("(highest)" in cell) == (score == max(best.values())), name
+    gain = best["pretrained"] - best["random"]
+    assert row[3].replace("\N{MINUS SIGN}", "-") == f"{gain:+.1f}"
+
+
+def test_the_pictures_lie_beside_the_page(page, finished):
+    folder = finished.out / "report"
+    names = {path.name for path in folder.iterdir()}
+    puzzles = {f"puzzle-{number}.png" for number in range(4)}
+    filters = {"filters-random.png", "filters-pretrained.png"}
+    assert names == puzzles | filters | {"samples.png", "retrieval.png"}
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+            assert np.ptp(np.asarray(image.convert("L"))) > 100, path.name
 
 
 def test_names_are_shown_and_never_run(page):
@@ -204,7 +161,7 @@ def test_the_page_claims_what_its_pretext_asks(run, name, words, not_words):
     record = yaml.safe_load((run / "config.yaml").read_text())
     record["config"]["pretext"] = PRETEXTS[name]
     (run / "config.yaml").write_text(yaml.safe_dump(record))
-    (run / "transfer.json").unlink()
+    _forget_transfer(run)
     page = Page(write_report(run, lambda _: None).read_text(encoding="utf-8"))
     section = page.text.split("2. What the network sees")[1].split("3. Curves")[0]
     for word in words:
@@ -214,15 +171,49 @@ def test_the_page_claims_what_its_pretext_asks(run, name, words, not_words):
 
 
 def test_a_run_without_transfer_says_so(run):
-    (run / "transfer.json").unlink()
+    _forget_transfer(run)
     assert "The transfer has not run: there is no transfer.json" in _text(run)
 
 
 def test_a_skipped_transfer_says_why(run):
-    (run / "transfer.json").unlink()
+    _forget_transfer(run)
     skipped = {"transfer": {"skipped": "2 classes & more are needed."}}
     (run / "results.json").write_text(json.dumps(skipped))
     assert "The transfer was skipped: 2 classes & more are needed." in _text(run)
+
+
+def test_a_run_of_before_the_jobs_shows_its_summary(run):
+    raw = json.loads((run / "transfer.json").read_text())
+    shutil.rmtree(run / "transfer")
+    page = Page(write_report(run, lambda _: None).read_text(encoding="utf-8"))
+    rows = [row for row in page.rows if row[:1] == ["svm"] and len(row) == 11]
+    scores = {(trunk, k): v["score"] for trunk, by in raw["layers"].items() for k, v in by.items()}
+    assert [float(row[3]) for row in rows] == pytest.approx(list(scores.values()), abs=0.05)
+    assert all(row[8] == "-" for row in rows)  # Nobody told the seconds of a layer.
+
+
+def test_what_an_audit_has_found_is_told(run):
+    audit = {"ok": False, "fingerprint": "0" * 16, "images": 500, "control_images": 1000}
+    one = {"score": 0.9, "interval": [0.85, 0.95], "control_score": 0.5, "limit": 0.25}
+    one |= {"ok": False, "open": True, "bug": False}
+    fine = {**one, "score": -0.01, "control_score": None, "ok": True, "open": False}
+    audit["shortcuts"] = {"edges": one, "draws": fine}
+    (run / "audit.json").write_text(json.dumps(audit))
+    page = Page(write_report(run, lambda _: None).read_text(encoding="utf-8"))
+    assert ["edges", "0.900", "0.850 .. 0.950", "0.500", "0.25", "open"] in page.rows
+    assert [row[3] for row in page.rows if row[:1] == ["draws"]] == ["-"]
+    assert "The audit objects; 500 images" in page.text
+    assert "other shards than the run read" in page.text
+
+
+def test_each_source_has_its_own_ledger(run, monkeypatch):
+    manifest = read_results(run).manifest
+    ours = Ledger(inputs=10, accepted=4, quarantined={"empty": 1}, filtered={"a": 2}, duplicate=3)
+    sources = {"first <b>": ours, "second": manifest.ledger}
+    told = manifest.model_copy(update={"sources": sources})
+    monkeypatch.setattr("training.results.read_manifest", lambda _: told)
+    page = Page(write_report(run, lambda _: None).read_text(encoding="utf-8"))
+    assert ["first <b>", "10", "4", "1", "2", "3", "40.0\N{NO-BREAK SPACE}%"] in page.rows
 
 
 def test_the_commands_and_times_of_a_chain_are_shown(run):
@@ -235,7 +226,8 @@ def test_the_commands_and_times_of_a_chain_are_shown(run):
 
 
 def test_an_unfinished_run_says_so(run):
-    for name in ("pretrain.json", "trunk.safetensors", "transfer.json"):
+    _forget_transfer(run)
+    for name in ("pretrain.json", "trunk.safetensors"):
         (run / name).unlink()
     text = _text(run)
     assert "The pretraining has not finished: there is no pretrain.json. The last record" in text
@@ -253,7 +245,7 @@ def test_shards_that_are_gone_leave_the_rest_readable(finished, run):
     finally:
         away.rename(here)
     assert "shards) cannot be read: No such file or directory. Make shards first" in text
-    assert "Scores per layer" in text
+    assert "All jobs at a glance" in text
 
 
 def test_a_damaged_image_is_named_and_the_ledger_stays(finished, run):

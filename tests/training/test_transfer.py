@@ -1,292 +1,229 @@
+import csv
 import json
-import pickle
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
 from pipeline.config import ConfigError, parse
-from pipeline.shards.manifest import read_manifest
-from pipeline.shards.store import Store
 from training.models.trunks import TrunkConfig, build_trunk
 from training.pretrain import export_trunk
-from training.run import RunConfig
+from training.run import RunConfig, absolute
 from training.transfer.config import TransferConfig
-from training.transfer.evaluate import require_classes, split_by_hash, transfer
-from training.transfer.features import extract_features, load_trunk
-from training.transfer.svm import Split, mean_class_accuracy, score_layers
+from training.transfer.evaluate import make_features, open_transfer, transfer
+from training.transfer.features import GAP, LARGE, Pooling, extract_features, frozen_features
 
 CPU = torch.device("cpu")
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
-KEYS = [f"{n:020x}" for n in range(400)]
-LABELS = np.arange(400) % 4
-
-
-def config_of(**changes):
-    plain = {"view_px": 32, "test_share": 0.3, "map_side": 2, "costs": (0.01,)}
-    return TransferConfig(**{**plain, **changes})
-
-
-def sides(split, keys):
-    return {keys[i]: side for side in ("train", "test") for i in getattr(split, side)}
-
-
-def test_every_labelled_image_is_on_one_side():
-    labels = np.where(np.arange(400) % 10 == 0, -1, LABELS)  # Some have no label.
-    split = split_by_hash(KEYS, labels, config_of())
-    both = np.concatenate([split.train, split.test])
-    assert sorted(both) == np.flatnonzero(labels >= 0).tolist()
-    assert len(split.test) / len(both) == pytest.approx(0.3, abs=0.07)
-    for side in (split.train, split.test):
-        assert set(labels[side]) == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize("changes", [{}, {"train_per_class": 30, "test_per_class": 10}])
-def test_added_images_move_none_to_the_other_side(changes):
-    before = sides(split_by_hash(KEYS[:300], LABELS[:300], config_of(**changes)), KEYS[:300])
-    order = np.random.default_rng(0).permutation(400)  # Ids change too.
-    keys = [KEYS[i] for i in order]
-    after = sides(split_by_hash(keys, LABELS[order], config_of(**changes)), keys)
-    both = before.keys() & after.keys()
-    assert len(both) > 100
-    assert all(before[key] == after[key] for key in both)
-
-
-def test_images_of_one_class_do_not_depend_on_the_other_classes():
-    whole = sides(split_by_hash(KEYS, LABELS, config_of()), KEYS)
-    some = np.flatnonzero(LABELS < 2)
-    keys = [KEYS[i] for i in some]
-    assert sides(split_by_hash(keys, LABELS[some], config_of()), keys).items() <= whole.items()
-
-
-@pytest.mark.parametrize(
-    ("changes", "train", "test"),
-    [
-        ({"train_per_class": 20, "test_per_class": 5}, 20, 5),
-        ({"max_train": 83, "max_test": 43}, 20, 10),  # Equal shares, rounded down.
-        ({"train_per_class": 20, "max_train": 40}, 10, None),  # The tighter one holds.
-        ({"max_test": 2}, None, 1),  # Fewer than classes: one each.
-    ],
+JOBS = (
+    {"name": "svm", "costs": [0.001, 0.01]},
+    {"name": "low_shot", "shots": [1, 4, 96], "draws": 2, "last_stages": 1},
+    {"name": "knn", "neighbours": [1, 5, 1000]},
+    {"name": "retrieval", "neighbours": 3, "queries": 4},
 )
-def test_caps_hold_for_every_class(changes, train, test):
-    split = split_by_hash(KEYS, LABELS, config_of(**changes))
-    free = split_by_hash(KEYS, LABELS, config_of())
-    for side, cap in (("train", train), ("test", test)):
-        rows, all_rows = getattr(split, side), getattr(free, side)
-        assert set(rows) <= set(all_rows)
-        if cap is None:
-            assert len(rows) == len(all_rows)
-        else:
-            assert np.bincount(LABELS[rows]).tolist() == [cap] * 4
 
 
-def test_a_class_that_is_too_small_for_the_folds_is_left_out():
-    labels = np.where(np.arange(400) == 7, 4, LABELS)
-    split = split_by_hash(KEYS, labels, config_of())
-    for side in (split.train, split.test):
-        assert np.unique(labels[side]).tolist() == [0, 1, 2, 3]
+def quiet(what, done, total):
+    """Nobody is told."""
 
 
-def test_fewer_than_two_classes_that_are_large_enough_are_refused():
-    labels = np.where(np.arange(400) == 7, 1, 0)
-    with pytest.raises(ConfigError, match=r"^1 of 2 classes have folds \(=3\) training images"):
-        split_by_hash(KEYS, labels, config_of())
-
-
-@pytest.mark.parametrize(
-    ("classes", "found"), [(None, 0), ((), 0), (("one",), 1), (("one", "two"), None)]
-)
-def test_fewer_than_two_classes_are_refused(shards, classes, found):
-    manifest = read_manifest(shards).model_copy(update={"classes": classes})
-    if found is None:
-        return require_classes(manifest, shards)
-    with pytest.raises(ConfigError) as caught:
-        require_classes(manifest, shards)
-    assert str(caught.value) == (
-        f"manifest (={shards}) has {found} classes, a transfer needs at least 2. Shard a tree "
-        "whose last folder level names the classes."
-    )
-
-
-def trunk_of(name, seed=0):
+def trunk_of(name, seed=0, px=224):
     torch.manual_seed(seed)
-    return build_trunk(TrunkConfig(name=name))
+    return build_trunk(TrunkConfig(name=name), use="transfer", view_px=px)
 
 
-def test_an_exported_trunk_is_loaded_as_it_was(tmp_path):
-    saved, loaded = trunk_of("small", 1), trunk_of("small", 2)
-    export_trunk(saved, tmp_path / "trunk.safetensors")
-    load_trunk(loaded, tmp_path / "trunk.safetensors")
-    ours = loaded.export()
-    assert all(torch.equal(value, ours[key]) for key, value in saved.export().items())
-
-
-def test_weights_of_another_architecture_name_the_first_keys(tmp_path):
-    export_trunk(trunk_of("resnet18"), tmp_path / "trunk.safetensors")
-    with pytest.raises(ConfigError) as caught:
-        load_trunk(trunk_of("small"), tmp_path / "trunk.safetensors")
-    text = str(caught.value)
-    assert (
-        "are of another architecture: layer1.1.bn1.bias, layer1.1.bn1.num_batches_tracked" in text
-    )
-    assert text.endswith("Give the trunk section that they were trained with.")
-    assert "\n" not in text
-
-
-def test_weights_of_another_shape_are_named(tmp_path):
-    weights = trunk_of("small").export() | {"conv1.weight": torch.zeros(32, 3, 7, 7)}
-    (tmp_path / "trunk.safetensors").write_bytes(safetensors.torch.save(weights))
-    with pytest.raises(ConfigError, match=r"architecture: conv1.weight differs \(1 keys in all\)"):
-        load_trunk(trunk_of("small"), tmp_path / "trunk.safetensors")
-
-
-class Payload:
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return (type(self.mark).touch, (self.mark,))
-
-
-def test_files_that_hold_no_tensors_are_refused_and_never_run(tmp_path):
-    path, mark = tmp_path / "trunk.safetensors", tmp_path / "was_run"
-    export_trunk(trunk_of("small"), path)
-    whole = path.read_bytes()
-    for broken in (b"", whole[:1000], whole[:-1], b"\xff" * 100, pickle.dumps(Payload(mark))):
-        path.write_bytes(broken)
-        with pytest.raises(ConfigError, match=r"weights \(=.*\) cannot be read") as caught:
-            load_trunk(trunk_of("small"), path)
-        assert "\n" not in str(caught.value)
-    path.unlink()
-    with pytest.raises(ConfigError, match=r"weights \(=.*\) cannot be read"):
-        load_trunk(trunk_of("small"), path)
-    assert not mark.exists()
-
-
-@pytest.mark.parametrize("batch", [7, 64])
-def test_features_are_rows_in_the_order_given_whatever_the_batch(shards, batch):
-    store, trunk = Store(shards), trunk_of("small")
-    ids = np.array([150, 3, 77, 20, 197, 0, 5, 6])
-    done = []
-    features = extract_features(trunk, store, ids, config_of(batch=batch), done.append)
-    assert done[-1] == 8
-    backwards = extract_features(trunk, store, ids[::-1].copy(), config_of(), done.append)
-    for name, rows in features.items():
-        assert rows.dtype == np.float32
-        assert rows == pytest.approx(backwards[name][::-1], abs=1e-4)
-
-
-def test_maps_hold_the_places_that_the_gap_averages(shards):
-    config = config_of(view_px=64, map_side=4)
-    features = extract_features(
-        trunk_of("small"), Store(shards), np.arange(3), config, lambda done: None
-    )
-    assert set(features) == {f"{stage}.{kind}" for stage in STAGES for kind in ("gap", "map")}
-    for stage, width in zip(STAGES, (32, 32, 64, 128, 256), strict=True):
-        places = features[f"{stage}.map"].reshape(3, width, 4 * 4)
-        assert places.mean(axis=2) == pytest.approx(features[f"{stage}.gap"], abs=1e-4)
-        assert places.std(axis=2).max() > 0.01
-
-
-def clouds(distance, *, num=240, dimension=6):
-    """Two classes, 3 to 1, whose centres are `distance` apart on one axis."""
-    rng = np.random.default_rng(0)
-    labels = (np.arange(num) % 4 == 0).astype(np.int64)
-    rows = rng.normal(size=(num, dimension))
-    rows[:, 0] += distance * labels
-    split = Split(np.arange(num // 2), np.arange(num // 2, num))
-    return rows.astype(np.float32), labels, split
-
-
-def score(features, labels, split, **changes):
-    return score_layers(features, labels, split, config_of(**changes), lambda layer: None)
-
-
-def test_classes_that_a_plane_parts_are_told_apart():
-    rows, labels, split = clouds(12)
-    (layer,) = score({"a": rows}, labels, split).values()
-    assert (layer.score, layer.cost, layer.dimension) == (100, 0.01, 6)
-
-
-def test_noise_scores_near_chance_though_one_class_is_frequent():
-    rows, labels, split = clouds(0)
-    (layer,) = score({"a": rows}, labels, split).values()
-    assert 40 < layer.score < 60  # The share of right answers would be 75.
-
-
-def test_layers_keep_their_order_and_their_scale_does_not_matter():
-    rows, labels, split = clouds(3)
-    layers = score({"z": rows, "a": rows * 1e4, "m": rows * 0.1 + 50}, labels, split)
-    assert list(layers) == ["z", "a", "m"]
-    assert layers["a"].score == pytest.approx(layers["z"].score, abs=1)
-    assert layers["m"].score == pytest.approx(layers["z"].score, abs=1)
-
-
-def test_the_cost_is_one_of_the_given_and_test_images_do_not_choose_it():
-    rows, labels, split = clouds(1.5)
-    costs = (0.001, 0.01, 0.1)
-    (layer,) = score({"a": rows}, labels, split, costs=costs).values()
-    assert layer.cost in costs
-    first = [split.test[labels[split.test] == k][0] for k in (0, 1)]
-    few = Split(split.train, np.array(first))  # Too few to cross-validate on.
-    (other,) = score({"a": rows}, labels, few, costs=costs).values()
-    assert other.cost == layer.cost
-    assert other.score in (0, 50, 100)
-
-
-def test_every_class_counts_the_same():
-    labels, guesses = np.array([0] * 90 + [1] * 10), np.zeros(100, dtype=np.int64)
-    assert mean_class_accuracy(labels, guesses) == 0.5
-
-
-@pytest.fixture(scope="module")
-def result(shards, tmp_path_factory):
-    """A transfer of a trunk whose filters differ from the random one's."""
-    out = tmp_path_factory.mktemp("run")
-    export_trunk(trunk_of("small", seed=99), out / "trunk.safetensors")
+def run_of(out, shards, trunk="small", **section):
+    plain = {"view_px": 32, "test_per_class": 12}
     raw = {
         "out": out,
         "seed": 0,
         "data": {"manifest": shards},
-        "trunk": {"name": "small"},
-        "transfer": {**config_of().model_dump(), "test_per_class": 12, "costs": [0.001, 0.01]},
+        "trunk": {"name": trunk},
+        "transfer": {**plain, **section},
     }
+    return parse(RunConfig, raw, "config")
+
+
+@pytest.fixture
+def run(tmp_path, shards):
+    """A function (section) that makes a run with a pretrained trunk."""
+    export_trunk(trunk_of("small", seed=99), tmp_path / "trunk.safetensors")
+    return lambda **section: run_of(tmp_path, shards, **section)
+
+
+def test_features_are_rows_in_the_order_given_whatever_the_batch(run):
+    rows = []
+    for batch in (7, 64):
+        opened = open_transfer(run(batch=batch), CPU)
+        done = []
+        images = opened.setting.task.test
+        trunk = trunk_of("small", 99)
+        found = extract_features(trunk, images, opened.setting, (GAP,), done.append)
+        rows.append([batch["layer4.gap"] for batch in found])
+        assert done[-1] == len(images.sample_ids) == 48
+    assert len(rows[0]) == 7
+    assert np.concatenate(rows[0]) == pytest.approx(np.concatenate(rows[1]), abs=1e-4)
+
+
+def test_layers_are_averages_over_grids_of_places(run):
+    opened = open_transfer(run(view_px=64, max_train=40), CPU)
+    poolings = (GAP, Pooling("map", 4), LARGE)
+    frozen = frozen_features(opened.setting, opened.trunks[1], 0, poolings, quiet)
+    assert set(frozen.layers) == {f"{s}.{p.name}" for s in STAGES for p in poolings}
+    for stage, width in zip(STAGES, (32, 32, 64, 128, 256), strict=True):
+        gap, _ = frozen.rows(f"{stage}.gap")
+        for name, side in (("map", 4), ("large", round((9000 / width) ** 0.5))):
+            places = frozen.rows(f"{stage}.{name}")[0].reshape(len(gap), width, side * side)
+            if name == "map":
+                assert places.mean(axis=2) == pytest.approx(gap, abs=1e-3)
+            assert places.std(axis=2).max() > 0.01
+
+
+def test_features_are_extracted_once_and_again_where_a_file_is_damaged(run):
+    opened = open_transfer(run(max_train=40), CPU)
+    told = []
+
+    def ask(poolings, trunk=1, seed=0):
+        told.clear()
+        named = opened.trunks[trunk]
+        found = frozen_features(
+            opened.setting, named, seed, poolings, lambda *now: told.append(now)
+        )
+        return found, bool(told)
+
+    first, made = ask((GAP, Pooling("map", 2)))
+    assert made
+    assert ask((GAP,)) == (ask((GAP,))[0], False)
+    assert ask((GAP, LARGE))[1]  # Only what is missing.
+    assert not ask((Pooling("map", 2), LARGE))[1]
+    assert ask((GAP,), trunk=0)[1]
+    assert not ask((GAP,), trunk=0)[1]
+    assert ask((GAP,), trunk=0, seed=1)[1]  # Other weights.
+    assert not ask((GAP,), trunk=1, seed=1)[1]  # The same weights.
+    expected = first.rows("conv1.gap")[0]
+    path = first.folder / "train.conv1.gap.npy"
+    path.write_bytes(path.read_bytes()[:-4] + b"gone")
+    again, made = ask((GAP,))
+    assert made
+    assert np.array_equal(again.rows("conv1.gap")[0], expected)
+
+
+def test_a_section_of_old_is_one_svm_and_leaves_what_the_report_reads(run, tmp_path):
     seen = []
-    returned = transfer(parse(RunConfig, raw, "config"), CPU, lambda *now: seen.append(now))
-    written = json.loads((out / "transfer.json").read_text())
-    return returned, written, seen
-
-
-def test_a_transfer_leaves_its_scores(result):
-    returned, written, _ = result
-    assert written == json.loads(json.dumps(returned))
+    config = run(test_share=0.3, map_side=2, costs=[0.001, 0.01], folds=3)
+    found = transfer(config, CPU, lambda *now: seen.append(now))
+    written = json.loads((tmp_path / "transfer.json").read_text())
+    assert written == json.loads(json.dumps(found.summary))
     layers = {f"{stage}.{kind}" for stage in STAGES for kind in ("gap", "map")}
     for name in ("random", "pretrained"):
         assert set(written[name]) == layers
         assert all(0 <= value <= 100 for value in written[name].values())
         assert written[f"best_{name}"] == max(written[name].values())
+        assert set(written["layers"][name]["conv1.gap"]) == {"score", "cost", "dimension"}
+    assert list(written["layers"]) == ["random", "pretrained"]
     assert written["metric"] == "mean per-class accuracy of a linear SVM, percent"
     assert (written["classes"], written["chance"], written["test_images"]) == (4, 25, 48)
     assert written["random"] != written["pretrained"]
     # Discs and bars of random colours: the filters of even a random trunk tell more than chance.
     assert written["best_random"] > 30
-
-
-def test_progress_is_told_to_its_end(result):
-    _, written, seen = result
-    num_images = written["train_images"] + written["test_images"]
     ends = {what: (done, total) for what, done, total in seen}
-    assert ends == {
-        "random: features": (num_images, num_images),
-        "random: SVMs": (10, 10),
-        "pretrained: features": (num_images, num_images),
-        "pretrained: SVMs": (10, 10),
+    images = written["train_images"] + written["test_images"]
+    assert ends["random: features"] == ends["pretrained: features"] == (images, images)
+    assert ends["pretrained: SVMs"] == (10, 10)
+
+
+def test_every_job_on_every_trunk_is_told_alike_and_run_once(run, tmp_path):
+    config = run(jobs=JOBS, seeds=[0, 1])
+    found = transfer(config, CPU, quiet)
+    assert not found.failures
+    keys = {"job", "trunk", "layer", "metric", "score", "scores", "range", "train_images"}
+    keys |= {"test_images", "overlap", "seconds", "details"}
+    for entry in found.entries:
+        assert set(entry) == keys
+        assert 0 <= entry["range"][0] <= entry["score"] <= entry["range"][1] <= 100
+        assert entry["overlap"]["pretrain/test"] == 48
+    counts = {(e["job"], e["trunk"], len(e["scores"])) for e in found.entries}
+    assert counts == {
+        *(("svm", "random", 2), ("svm", "pretrained", 1)),
+        *(("low_shot", "random", 4), ("low_shot", "pretrained", 2)),
+        *(("knn", "random", 2), ("knn", "pretrained", 1)),
+        *(("retrieval", "random", 2), ("retrieval", "pretrained", 1)),
     }
+    low = [e for e in found.entries if e["job"] == "low_shot"]
+    assert {e["details"]["shots"] for e in low} == {1, 4}
+    assert low[0]["details"]["shots_left_out"] == [96]
+    for job in JOBS:
+        record = json.loads((tmp_path / "transfer" / f"{job['name']}.json").read_text())
+        assert record["protocol"]
+        assert record["config"]["name"] == job["name"]
+        assert record["results"] == [e for e in found.entries if e["job"] == job["name"]]
+    with (tmp_path / "results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(found.entries)
+    assert (tmp_path / "transfer" / "retrieval.png").stat().st_size > 1000
+
+    told = []
+    again = transfer(config, CPU, lambda *now: told.append(now))
+    assert again.entries == found.entries
+    assert not told
+    export_trunk(trunk_of("small", seed=100), tmp_path / "trunk.safetensors")
+    other = transfer(config, CPU, lambda *now: told.append(now))
+    assert {what.split(":")[0] for what, _, _ in told} == {"pretrained"}
+    pairs = zip(other.entries, found.entries, strict=True)
+    assert all((a == b) == (a["trunk"] == "random") for a, b in pairs)
+
+
+def test_a_job_that_fails_keeps_no_other_from_running(run, tmp_path):
+    jobs = [{"name": "knn", "neighbours": [10_000]}, {"name": "retrieval", "neighbours": 2}]
+    found = transfer(run(jobs=jobs, trunks=["pretrained"]), CPU, quiet)
+    assert list(found.failures) == ["knn on pretrained"]
+    assert isinstance(found.failures["knn on pretrained"], ConfigError)
+    assert {entry["job"] for entry in found.entries} == {"retrieval"}
+    assert found.summary is None
+    assert not (tmp_path / "transfer.json").exists()
+
+
+def test_all_frozen_jobs_of_a_trunk_share_one_extraction(run):
+    opened = open_transfer(run(jobs=JOBS), CPU)
+    made = []
+    make_features(opened, "pretrained", lambda *now: made.append(now))
+    images = len(opened.setting.task.train.sample_ids) + 48
+    assert made[-1] == ("pretrained: features", images, images)
+    assert [done for _, done, _ in made] == sorted(done for _, done, _ in made)
+    made.clear()
+    found = transfer(run(jobs=JOBS, trunks=["pretrained"]), CPU, lambda *now: made.append(now))
+    assert len({entry["job"] for entry in found.entries}) == 4
+    assert not [now for now in made if "features" in now[0]]
+
+
+@pytest.mark.parametrize(
+    ("section", "law"),
+    [
+        ({"jobs": [{"name": "svm"}, {"name": "svm"}]}, "must be of different kinds"),
+        ({"jobs": [{"name": "knn"}], "costs": [1.0]}, "belongs to the job svm"),
+        ({"jobs": [{"name": "svn"}]}, "svm"),
+        ({"jobs": [{"name": "knn", "k": 3}]}, "k is no known key"),
+        ({"trunks": ["random", "random"]}, "must differ"),
+        ({"trunks": ["mine"]}, "another name with weights"),
+        ({"data": "a", "manifest": "b"}, "two names of one key"),
+    ],
+)
+def test_sections_that_contradict_themselves_are_one_line(tmp_path, shards, section, law):
+    with pytest.raises(ConfigError, match=law) as caught:
+        run_of(tmp_path, shards, **section)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_section_is_written_and_read_without_a_change(tmp_path, shards):
+    section = {"jobs": JOBS, "trunks": ["random", {"name": "mine", "weights": "a.pth"}]}
+    config = run_of(tmp_path, shards, **section).transfer
+    assert parse(TransferConfig, config.model_dump(mode="json"), "again") == config
+    moved = absolute(run_of(tmp_path, shards, **section, supervised="runs/a")).transfer
+    assert moved.supervised.is_absolute()
+    assert moved.trunks[1].weights.is_absolute()
 
 
 def test_a_transfer_without_its_section_is_refused(shards, tmp_path):
     raw = {"out": tmp_path, "seed": 0, "data": {"manifest": shards}, "trunk": {"name": "small"}}
     with pytest.raises(ConfigError, match=r"^transfer is missing"):
-        transfer(parse(RunConfig, raw, "config"), CPU, lambda *now: None)
+        transfer(parse(RunConfig, raw, "config"), CPU, quiet)
     assert not list(tmp_path.iterdir())

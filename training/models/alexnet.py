@@ -39,6 +39,9 @@ class AlexNetTrunk(Trunk):
     def first_filters(self) -> Tensor:
         return self.net.get_parameter("conv1.weight")
 
+    def stage_of(self, key: str) -> int:
+        return int(key.split(".")[0].removeprefix("conv").removeprefix("bn")) - 1
+
     def stages(self, images_BCHW: Tensor) -> list[Tensor]:
         """Return the maps behind each convolution's ReLU, before its pool."""
         maps: list[Tensor] = self.net(images_BCHW)

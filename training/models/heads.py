@@ -12,6 +12,7 @@ from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task
 from pipeline.pretext.permutations import permutations_of
 from pipeline.pretext.rotation import RotationConfig
+from pipeline.pretext.supervised import SupervisedConfig
 
 _EMBED = 256
 _HIDDEN = 1024
@@ -29,6 +30,8 @@ def build_head(task: Task, width: int) -> nn.Module:
             return ContextHead(task, width=width)
         case RotationConfig():
             return RotationHead(task, width=width)
+        case SupervisedConfig():
+            return SupervisedHead(task, width=width)
         case _:
             assert_never(task)
 
@@ -125,6 +128,18 @@ class RotationHead(nn.Module):
     def forward(self, features_BVD: Tensor, labels_BV: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B * V, 4), and the turns, (B * V,)."""
         return self.classify(features_BVD.flatten(0, 1)), labels_BV.flatten()
+
+
+class SupervisedHead(nn.Module):
+    """Name the class of the image: one linear layer."""
+
+    def __init__(self, config: SupervisedConfig, *, width: int) -> None:
+        super().__init__()
+        self.classify = nn.Linear(width, config.num_classes)
+
+    def forward(self, features_B1D: Tensor, labels_B1: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, K), and the classes, (B,), NO_CLASS where none is taught."""
+        return self.classify(features_B1D.flatten(0, 1)), labels_B1.flatten()
 
 
 def _embedding(width: int) -> nn.Sequential:

@@ -22,6 +22,10 @@ class ResidualTrunk(Trunk):
     def first_filters(self) -> Tensor:
         return self.net.get_parameter("conv1.weight")
 
+    def stage_of(self, key: str) -> int:
+        name = key.split(".")[0]
+        return 0 if name == "bn1" else self.stage_names.index(name)
+
     def stages(self, images_BCHW: Tensor) -> list[Tensor]:
         x, maps = images_BCHW, []
         for name in ("conv1", "bn1", "relu", "maxpool", *self.stage_names[1:]):

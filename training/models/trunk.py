@@ -3,7 +3,7 @@
 # Shapes: B batch, C channels, H/W map size, D width.
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -15,6 +15,8 @@ class Trunk(nn.Module, ABC):
     """Of the stages that are probed, first to last."""
     width: int
     """Size of what `forward` gives for an image, D."""
+    remake: Callable[[], "Trunk"]
+    """Makes a trunk of the same architecture with fresh weights; `build_trunk` sets it."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -32,6 +34,17 @@ class Trunk(nn.Module, ABC):
     @abstractmethod
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return the features that heads stand on, (B, D)."""
+
+    @abstractmethod
+    def stage_of(self, key: str) -> int:
+        """Return the place in `stage_names` of what a weight, or a module of `net`, is used for.
+
+        What comes before the first stage that is probed belongs to that one; what comes behind the
+        last, to the last.
+
+        Args:
+            key: Of `export`, or the name of a module in `net` that holds weights of its own.
+        """
 
     def export(self) -> dict[str, Tensor]:
         """Return the weights; under torchvision's key names where it has the architecture."""

@@ -1,5 +1,6 @@
 """Which trunks there are, and what views each can see."""
 
+import functools
 from typing import Literal
 
 import torchvision
@@ -50,19 +51,9 @@ def build_trunk(config: TrunkConfig, *, use: Use = "pretext", view_px: int = 224
         view_px: Side of the views that vit_s16 has a position embedding for; it interpolates for
             others. No other trunk asks.
     """
-    match config.name:
-        case "small":
-            return ResidualTrunk(SmallNet(), width=256)
-        case "resnet18":
-            return ResidualTrunk(torchvision.models.resnet18(weights=None), width=512)
-        case "resnet50":
-            return ResidualTrunk(torchvision.models.resnet50(weights=None), width=2048)
-        case "alexnet":
-            return AlexNetTrunk(stride=_stride(use), batch_norm=config.batch_norm is not False)
-        case "vit_s16":
-            return VitTrunk(view_px=view_px)
-        case _:
-            assert_never(config.name)
+    trunk = _build(config, use, view_px)
+    trunk.remake = functools.partial(build_trunk, config, use=use, view_px=view_px)
+    return trunk
 
 
 def require_view(config: TrunkConfig, px: int, *, key: str, use: Use) -> None:
@@ -89,6 +80,22 @@ def require_view(config: TrunkConfig, px: int, *, key: str, use: Use) -> None:
             f"{key} (={px}) must be at least {least}: the convolutions and pools of trunk.name "
             "(=alexnet) leave nothing of smaller views; raise it or take trunk.name small."
         )
+
+
+def _build(config: TrunkConfig, use: Use, view_px: int) -> Trunk:
+    match config.name:
+        case "small":
+            return ResidualTrunk(SmallNet(), width=256)
+        case "resnet18":
+            return ResidualTrunk(torchvision.models.resnet18(weights=None), width=512)
+        case "resnet50":
+            return ResidualTrunk(torchvision.models.resnet50(weights=None), width=2048)
+        case "alexnet":
+            return AlexNetTrunk(stride=_stride(use), batch_norm=config.batch_norm is not False)
+        case "vit_s16":
+            return VitTrunk(view_px=view_px)
+        case _:
+            assert_never(config.name)
 
 
 def _stride(use: Use) -> int:

@@ -2,6 +2,7 @@
 
 # Shapes: B batch, C channels, H/W map size, N = H * W patches, D = 384.
 
+import bisect
 from collections.abc import Mapping
 
 import torch
@@ -15,6 +16,7 @@ PATCH = 16
 """Side of a patch in px; a view's side is a multiple of it."""
 
 _POSITIONS = "encoder.pos_embedding"
+_BLOCK = "encoder.layers.encoder_layer_"
 _PROBED = (3, 6, 9, 12)
 """Blocks whose output is probed."""
 
@@ -47,6 +49,14 @@ class VitTrunk(Trunk):
     @property
     def first_filters(self) -> Tensor:
         return self.net.get_parameter("conv_proj.weight")
+
+    def stage_of(self, key: str) -> int:
+        if key.startswith("encoder.ln"):
+            return len(_PROBED) - 1
+        if not key.startswith(_BLOCK):
+            return 0  # Patches, class token, positions.
+        number = int(key.removeprefix(_BLOCK).split(".")[0]) + 1
+        return bisect.bisect_left(_PROBED, number)
 
     def stages(self, images_BCHW: Tensor) -> list[Tensor]:
         """Return the patches' tokens behind the probed blocks as maps (B, D, H, W)."""

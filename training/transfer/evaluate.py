@@ -1,196 +1,280 @@
-"""The transfer stage: one frozen trunk beside a random one, scored on every stage."""
+"""The transfer stage: every job on every trunk, on the same images."""
 
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-import xxhash
-from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
 from pipeline.data import open_store
-from pipeline.shards.manifest import Manifest
-from pipeline.shards.store import Store
-from training.models.trunks import Trunk, build_trunk, require_view
-from training.run import RunConfig, versions, write_json
-from training.transfer.config import TransferConfig
-from training.transfer.features import extract_features, load_trunk
-from training.transfer.svm import METRIC, LayerScore, Split, score_layers
+from training.models.trunks import require_view
+from training.run import RunConfig, versions
+from training.transfer.config import FROZEN, Job, TransferConfig
+from training.transfer.data import TaskOptions, open_task
+from training.transfer.features import fingerprint_of, frozen_features
+from training.transfer.job import NamedTrunk, Progress, Score, Setting
+from training.transfer.jobs import run_job
+from training.transfer.record import (
+    FOLDER,
+    SUMMARY_FILE,
+    entry_of,
+    part_file,
+    read_part,
+    summarize,
+    write_job,
+    write_part,
+    write_summary,
+    write_table,
+)
+from training.transfer.retrieval import (
+    PICTURE_FILE,
+    RetrievalConfig,
+    draw_neighbours,
+)
+from training.transfer.split import SplitRule
+from training.transfer.supervision import supervised_overlap
+from training.transfer.trunks import RANDOM_PROTOCOL, named_trunks
 
-RESULT_FILE = "transfer.json"
+RESULT_FILE = SUMMARY_FILE
 
-Progress = Callable[[str, int, int], None]
-"""Gets what is done now, how much of it, out of how much."""
+logger = logging.getLogger(__name__)
+
+_FORMAT = 2
+"""Of what is kept of a finished job; another one is not read."""
 
 
 @dataclass(frozen=True, slots=True)
-class TrunkScores:
-    """One trunk on every layer."""
+class Opened:
+    """A transfer whose images and trunks are at hand."""
 
-    layers: dict[str, LayerScore]
-    images_per_s: float
-    """Of the feature extraction: decode and forward pass."""
+    run: RunConfig
+    config: TransferConfig
+    setting: Setting
+    trunks: Sequence[NamedTrunk]
 
     @property
-    def best(self) -> float:
-        """Score of the best layer, percent."""
-        return max(layer.score for layer in self.layers.values())
+    def parts(self) -> tuple["Part", ...]:
+        """Each job on each trunk, a trunk's jobs in a row."""
+        return tuple(
+            Part(job.name, trunk.name) for trunk in self.trunks for job in self.config.all_jobs
+        )
+
+    def parts_on(self, trunk: str) -> tuple["Part", ...]:
+        """Return the parts of one trunk."""
+        return tuple(part for part in self.parts if part.trunk == trunk)
+
+    def is_frozen(self, part: "Part") -> bool:
+        """Whether a part looks at frozen features."""
+        return isinstance(self.job(part.job), FROZEN)
+
+    def job(self, name: str) -> Job:
+        """Return the job of a name."""
+        return next(job for job in self.config.all_jobs if job.name == name)
+
+    def trunk(self, name: str) -> NamedTrunk:
+        """Return the trunk of a name."""
+        return next(trunk for trunk in self.trunks if trunk.name == name)
+
+    def key(self, part: "Part") -> str:
+        """Name all that the scores of a part depend on."""
+        task, trunk = self.setting.task, self.trunk(part.trunk)
+        depends = {
+            "format": _FORMAT,
+            "job": self.job(part.job).model_dump(mode="json"),
+            "weights": trunk.digest,
+            "images": [fingerprint_of(task.train), fingerprint_of(task.test)],
+            "seeds": list(self.setting.seeds),
+            "view_px": self.setting.view_px,
+            "precision": self.setting.precision,
+        }
+        return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
+
+    def finished(self, part: "Part") -> list[Score] | None:
+        """Return the scores of a part that was finished before."""
+        return read_part(part_file(self.run.out, part.job, part.trunk), self.key(part))
 
 
 @dataclass(frozen=True, slots=True)
-class _Images:
-    """The images of the split: training rows first, then test rows."""
+class Part:
+    """One job on one trunk: what is run, kept, and run again by itself."""
 
-    store: Store
-    sample_ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    split: Split
-    left_out: list[str]
-    """Classes with too few images."""
+    job: str
+    trunk: str
+
+    def __str__(self) -> str:
+        return f"{self.job} on {self.trunk}"
 
 
-def transfer(config: RunConfig, device: torch.device, on_progress: Progress) -> dict[str, Any]:
-    """Score the run's trunk and a random one of the same architecture; write transfer.json.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a transfer."""
 
-    Both see the same images, the same split and the same costs. The random trunk has fresh weights
-    and BatchNorm statistics of mean 0 and variance 1.
+    entries: list[dict[str, Any]]
+    """Results, best layers and others, in the order of jobs and trunks."""
+    summary: dict[str, Any] | None
+    """transfer.json; None where the job svm is not among the finished ones."""
+    failures: Mapping[str, Exception] = field(default_factory=dict)
+    """By the name of the part."""
+    overlap: Mapping[str, int] = field(default_factory=dict)
+    """As that of the task."""
+    notes: tuple[str, ...] = ()
+    """What was left out or odd about the images, a line each."""
+
+
+def open_transfer(
+    config: RunConfig, device: torch.device, on_progress: Progress = lambda what, done, total: None
+) -> Opened:
+    """Open images and trunks of a run's transfer section.
 
     Raises:
-        ConfigError: There is no transfer section, fewer than 2 classes, no trunk, or views that it
-            can not see.
+        ConfigError: There is no such section, no labels, no weights, or views that the trunk can
+            not see.
     """
     if config.transfer is None:
         raise ConfigError("transfer is missing: this stage needs that section of the config.")
-    px = config.transfer.view_px
-    require_view(config.trunk, px, key="transfer.view_px", use="transfer")
-    started = time.monotonic()
-    images = _labelled_images(config)
-    random = _fresh_trunk(config, device)
-    pretrained = _fresh_trunk(config, device)
-    load_trunk(pretrained, config.transfer.weights or config.out / "trunk.safetensors")
-    scores = {
-        name: _score_trunk(name, trunk, images, config.transfer, on_progress)
-        for name, trunk in (("random", random), ("pretrained", pretrained))
-    }
-    result = {
-        "metric": METRIC,
-        **{name: {k: v.score for k, v in s.layers.items()} for name, s in scores.items()},
-        **{f"best_{name}": s.best for name, s in scores.items()},
-        "chance": 100 / len(np.unique(images.labels)),
-        "classes": len(np.unique(images.labels)),
-        "classes_left_out": images.left_out,
-        "train_images": len(images.split.train),
-        "test_images": len(images.split.test),
-        "layers": {n: {k: asdict(v) for k, v in s.layers.items()} for n, s in scores.items()},
-        "images_per_s": {name: s.images_per_s for name, s in scores.items()},
-        "config": config.transfer.model_dump(mode="json"),
-        "seed": config.seed,
-        "fingerprint": images.store.manifest.fingerprint,
-        "versions": versions(),
-        "seconds": time.monotonic() - started,
-    }
-    write_json(config.out / RESULT_FILE, result)
-    return result
-
-
-def require_classes(manifest: Manifest, location: str | Path) -> None:
-    """Refuse shards with fewer than 2 classes.
-
-    Raises:
-        ConfigError: The line that says so.
-    """
-    found = len(manifest.classes) if manifest.classes else 0
-    if found < 2:
-        raise ConfigError(
-            f"manifest (={location}) has {found} classes, a transfer needs at least 2. Shard a "
-            "tree whose last folder level names the classes."
-        )
-
-
-def split_by_hash(keys: list[str], labels: NDArray[np.int64], config: TransferConfig) -> Split:
-    """Decide by its key which side an image is on, so that adding images moves none.
-
-    The smallest hashes of a class go to the test. Images without a label are left out, and so are
-    classes with fewer training images than folds, or without a test image.
-
-    Raises:
-        ConfigError: Fewer than 2 classes are left.
-    """
-    hashes = np.array([xxhash.xxh3_64_intdigest(f"split:{k}".encode()) for k in keys], np.uint64)
-    limit = np.uint64(config.test_share * 2**64)
-    train, test = [], []
-    classes = np.unique(labels[labels >= 0])
-    most_train = _cap(config.train_per_class, config.max_train, len(classes))
-    most_test = _cap(config.test_per_class, config.max_test, len(classes))
-    for label in classes:
-        members = np.flatnonzero(labels == label)
-        members = members[np.argsort(hashes[members], kind="stable")]
-        num_test = int((hashes[members] < limit).sum())
-        train.append(members[num_test:][:most_train])
-        test.append(members[:num_test][:most_test])
-        if len(train[-1]) < config.folds or not len(test[-1]):
-            del train[-1], test[-1]
-    if len(train) < 2:
-        raise ConfigError(
-            f"{len(train)} of {len(classes)} classes have folds (={config.folds}) training images "
-            f"and a test image at test_share (={config.test_share}); a transfer needs 2 such "
-            "classes. Add images or lower folds."
-        )
-    return Split(np.concatenate(train), np.concatenate(test))
-
-
-def _cap(per_class: int | None, in_all: int | None, num_classes: int) -> int | None:
-    """Return how many images a class may give, or None for all."""
-    caps = [per_class] if per_class else []
-    caps += [max(1, in_all // num_classes)] if in_all else []
-    return min(caps, default=None)
-
-
-def _labelled_images(config: RunConfig) -> _Images:
-    assert config.transfer is not None
-    location = config.transfer.manifest or config.data.first_manifest
-    store = open_store(location, config.data.cache)
-    require_classes(store.manifest, location)
-    labels = store.labels()
-    split = split_by_hash(store.keys(), labels, config.transfer)
-    used = np.concatenate([split.train, split.test])
-    rows = np.arange(len(used))
-    here = Split(rows[: len(split.train)], rows[len(split.train) :])
-    left_out = set(np.unique(labels[labels >= 0])) - set(np.unique(labels[used]))
-    names = store.manifest.classes or ()
-    return _Images(store, used, labels[used], here, [names[k] for k in sorted(left_out)])
-
-
-def _fresh_trunk(config: RunConfig, device: torch.device) -> Trunk:
-    assert config.transfer is not None
-    torch.manual_seed(config.seed)
-    trunk = build_trunk(config.trunk, use="transfer", view_px=config.transfer.view_px)
-    return trunk.to(device).to(memory_format=torch.channels_last)
-
-
-def _score_trunk(
-    name: str, trunk: Trunk, images: _Images, config: TransferConfig, on_progress: Progress
-) -> TrunkScores:
-    total = len(images.sample_ids)
-    started = time.monotonic()
-    features = extract_features(
-        trunk,
-        images.store,
-        images.sample_ids,
-        config,
-        lambda done: on_progress(f"{name}: features", done, total),
+    chosen = config.transfer
+    require_view(config.trunk, chosen.view_px, key="transfer.view_px", use="transfer")
+    pretrain = (
+        open_store(config.data.first_manifest, config.data.cache) if _has_own(config) else None
     )
-    images_per_s = total / (time.monotonic() - started)
-    finished: list[str] = []
+    task = open_task(
+        chosen.location or config.data.first_manifest,
+        options=_options(config),
+        pretrain=pretrain,
+        folder=config.out / FOLDER,
+        on_progress=on_progress,
+    )
+    if any(source.name == "supervised" for source in chosen.trunks):
+        task = supervised_overlap(task, chosen.supervised)
+    trunks = named_trunks(chosen, config.trunk, config.out)
+    setting = Setting(
+        task=task,
+        device=device,
+        view_px=chosen.view_px,
+        seeds=chosen.seeds or (config.seed,),
+        batch=chosen.batch,
+        threads=chosen.threads,
+        precision=chosen.precision,
+        folder=config.out / FOLDER,
+    )
+    return Opened(config, chosen, setting, trunks)
 
-    def layer_done(layer: str) -> None:
-        finished.append(layer)
-        on_progress(f"{name}: SVMs", len(finished), len(features))
 
-    on_progress(f"{name}: SVMs", 0, len(features))
-    layers = score_layers(features, images.labels, images.split, config, layer_done)
-    return TrunkScores(layers, images_per_s)
+def transfer(config: RunConfig, device: torch.device, on_progress: Progress) -> Outcome:
+    """Run every job on every trunk in this process, in turn; parts that are finished are skipped.
+
+    A part that fails keeps no other from running.
+
+    Raises:
+        ConfigError: As `open_transfer` does.
+    """
+    opened = open_transfer(config, device, on_progress)
+    failures: dict[str, Exception] = {}
+
+    def attempt(name: str, step: Callable[[], None]) -> bool:
+        try:
+            step()
+        except Exception as error:  # Whatever it is, the other jobs are still worth running.
+            logger.exception("%s failed", name)
+            failures[name] = error
+            return False
+        return True
+
+    for trunk in opened.trunks:
+        extract = partial(make_features, opened, trunk.name, on_progress)
+        extracted = attempt(f"features of {trunk.name}", extract)
+        for part in opened.parts_on(trunk.name):
+            if extracted or not opened.is_frozen(part):
+                attempt(str(part), partial(run_part, opened, part, on_progress))
+    return finish(opened, failures)
+
+
+def make_features(opened: Opened, trunk: str, on_progress: Progress) -> None:
+    """Extract at once what all unfinished jobs on a trunk need of frozen features."""
+    waiting = (part for part in opened.parts_on(trunk) if opened.finished(part) is None)
+    jobs = [job for job in (opened.job(part.job) for part in waiting) if isinstance(job, FROZEN)]
+    multi_label = opened.setting.task.train.is_multi_label
+    poolings = {p: None for job in jobs for p in job.poolings(multi_label=multi_label)}
+    named = opened.trunk(trunk)
+    seeds = opened.setting.seeds if named.draws_weights else opened.setting.seeds[:1]
+    for seed in seeds if poolings else ():
+        frozen_features(opened.setting, named, seed, tuple(poolings), on_progress)
+
+
+def run_part(opened: Opened, part: Part, on_progress: Progress) -> None:
+    """Run one job on one trunk and keep its scores, but where they are kept already."""
+    if opened.finished(part) is None:
+        scores = run_job(
+            opened.job(part.job), opened.setting, opened.trunk(part.trunk), on_progress
+        )
+        write_part(part_file(opened.run.out, part.job, part.trunk), opened.key(part), scores)
+
+
+def finish(opened: Opened, failures: Mapping[str, Exception]) -> Outcome:
+    """Collect the finished parts into OUT/transfer/JOB.json, OUT/results.csv, OUT/transfer.json."""
+    out, task = opened.run.out, opened.setting.task
+    about = _about(opened)
+    entries = []
+    for job in opened.config.all_jobs:
+        scores = {t.name: opened.finished(Part(job.name, t.name)) or [] for t in opened.trunks}
+        ours = [entry_of(score, task) for found in scores.values() for score in found]
+        if not ours:
+            continue
+        entries += ours
+        write_job(out, job, ours, about)
+        if isinstance(job, RetrievalConfig):
+            shown = {name: d for name, found in scores.items() for d in _pictured(found)}
+            draw_neighbours(task, shown, out / FOLDER / PICTURE_FILE)
+    write_table(out, entries)
+    summary = summarize(entries, task, opened.config, about)
+    if summary:
+        write_summary(out, summary)
+    return Outcome(entries, summary, failures, task.overlap, task.notes)
+
+
+def _pictured(scores: Sequence[Score]) -> Iterator[dict[str, Any]]:
+    return (score.details for score in scores if "queries" in score.details)
+
+
+def _about(opened: Opened) -> dict[str, Any]:
+    """Return what tells one transfer from another."""
+    task = opened.setting.task
+    return {
+        "seed": opened.run.seed,
+        "seeds": list(opened.setting.seeds),
+        "fingerprint": task.train.store.manifest.fingerprint,
+        "images": {"train": fingerprint_of(task.train), "test": fingerprint_of(task.test)},
+        "weights": {trunk.name: trunk.digest for trunk in opened.trunks},
+        "random_trunk": RANDOM_PROTOCOL,
+        "notes": list(task.notes),
+        "versions": versions(),
+    }
+
+
+def _has_own(config: RunConfig) -> bool:
+    """Whether the pretraining's images are known: those of a stream are not."""
+    return bool(config.data.sets)
+
+
+def _options(config: RunConfig) -> TaskOptions:
+    assert config.transfer is not None
+    chosen = config.transfer
+    rule = SplitRule(
+        test_share=chosen.test_share,
+        train_per_class=chosen.train_per_class,
+        test_per_class=chosen.test_per_class,
+        max_train=chosen.max_train,
+        max_test=chosen.max_test,
+        folds=chosen.folds,
+    )
+    return TaskOptions(
+        rule=rule,
+        train_set=chosen.train_set,
+        test_set=chosen.test_set,
+        cache=config.data.cache,
+    )

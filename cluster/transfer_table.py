@@ -1,0 +1,95 @@
+"""What a person sees of a transfer: the best layer of each job and trunk, and a last line."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+Entry = Mapping[str, Any]
+"""One entry of the list of results."""
+
+
+def transfer_table(entries: Sequence[Entry]) -> Table:
+    """Show for each job and trunk the best layer: mean, range over seeds or draws, and name."""
+    trunks = list(dict.fromkeys(entry["trunk"] for entry in entries))
+    table = Table(title="Transfer: the best layer of each trunk, percent (least to most)")
+    table.add_column("job")
+    for trunk in trunks:
+        table.add_column(trunk, justify="right")
+    for label, ours in _rows(entries).items():
+        best = {trunk: _best(ours, trunk) for trunk in trunks}
+        highest = max(entry["score"] for entry in best.values() if entry)
+        table.add_row(label, *(_cell(best[trunk], highest) for trunk in trunks))
+    return table
+
+
+def layer_table(summary: Mapping[str, Any]) -> Table:
+    """Show every layer of the job svm; the best of each trunk in bold."""
+    layers = summary["layers"]
+    table = Table(
+        title=f"Transfer: {summary['metric']}\n{summary['train_images']} training and "
+        f"{summary['test_images']} test images of {summary['classes']} classes"
+    )
+    table.add_column("layer")
+    gains = {"random", "pretrained"} <= set(layers)
+    for name in (*layers, *(["gain"] if gains else [])):
+        table.add_column(name, justify="right")
+    best = {name: summary[f"best_{name}"] for name in layers}
+    for layer in next(iter(layers.values())):
+        scores = {name: by[layer]["score"] for name, by in layers.items()}
+        cells = [_bold(f"{s:.1f}", on=s == best[name]) for name, s in scores.items()]
+        table.add_row(layer, *cells, *_gain(scores, shown=gains))
+    table.add_section()
+    every = [f"{score:.1f}" for score in best.values()]
+    table.add_row("best", *every, *_gain(best, shown=gains), style="bold")
+    return table
+
+
+def last_line(entries: Sequence[Entry]) -> str:
+    """Say in one line what the first job found of every trunk."""
+    if not entries:
+        return "transfer: no job was finished"
+    label, ours = next(iter(_rows(entries).items()))
+    trunks = list(dict.fromkeys(entry["trunk"] for entry in ours))
+    found = [entry for entry in (_best(ours, trunk) for trunk in trunks) if entry]
+    shown = ", ".join(f"{e['trunk']} {e['score']:.1f} %{_at(e)}" for e in found)
+    return f"transfer: {label}: {shown} ({ours[0]['metric']})"
+
+
+def _rows(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Group entries by what can be compared: a job, and the k of those that have several."""
+    rows: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        rows.setdefault((entry["job"], entry["metric"]), []).append(entry)
+    named: dict[str, list[Entry]] = {}
+    for (job, metric), ours in rows.items():
+        details = ours[0]["details"]
+        k = details.get("shots", details.get("neighbours") if job == "knn" else None)
+        label = job if k is None else f"{job} k={k}"
+        named[label if label not in named else f"{label}: {metric}"] = ours
+    return named
+
+
+def _best(entries: Sequence[Entry], trunk: str) -> Entry | None:
+    ours = [entry for entry in entries if entry["trunk"] == trunk]
+    return max(ours, key=lambda entry: entry["score"], default=None)
+
+
+def _cell(entry: Entry | None, highest: float) -> str:
+    if entry is None:
+        return "failed"
+    low, high = entry["range"]
+    spread = f" ({low:.1f} to {high:.1f})" if low < high else ""
+    return _bold(f"{entry['score']:.1f}", on=entry["score"] == highest) + spread + _at(entry)
+
+
+def _at(entry: Entry) -> str:
+    return f" {entry['layer']}" if entry["layer"] else ""
+
+
+def _gain(scores: Mapping[str, float], *, shown: bool) -> list[str]:
+    return [f"{scores['pretrained'] - scores['random']:+.1f}"] if shown else []
+
+
+def _bold(text: str, *, on: bool) -> str:
+    return f"[bold]{text}[/]" if on else text

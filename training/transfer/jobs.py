@@ -1,0 +1,53 @@
+"""The one choice between jobs."""
+
+from typing_extensions import assert_never
+
+from training.transfer.config import Job
+from training.transfer.detection import DetectionConfig, run_detection
+from training.transfer.finetune import FinetuneConfig, run_finetune
+from training.transfer.job import NamedTrunk, Progress, Score, Setting
+from training.transfer.knn import KnnConfig, run_knn
+from training.transfer.linear import LinearConfig, run_linear
+from training.transfer.lock import LockConfig, run_lock
+from training.transfer.low_shot import LowShotConfig, run_low_shot
+from training.transfer.retrieval import RetrievalConfig, run_retrieval
+from training.transfer.segmentation import SegmentationConfig, run_segmentation
+from training.transfer.svm import SvmConfig, run_svm
+
+
+def run_job(job: Job, setting: Setting, trunk: NamedTrunk, on_progress: Progress) -> list[Score]:
+    """Run a job on a trunk; files only below the setting's folder."""
+    match job:
+        case SvmConfig() | LowShotConfig() | KnnConfig() | RetrievalConfig():
+            return _run_frozen(job, setting, trunk, on_progress)
+        case LinearConfig():
+            return run_linear(job, setting, trunk, on_progress)
+        case FinetuneConfig():
+            return run_finetune(job, setting, trunk, on_progress)
+        case LockConfig():
+            return run_lock(job, setting, trunk, on_progress)
+        case DetectionConfig():
+            return run_detection(job, setting, trunk, on_progress)
+        case SegmentationConfig():
+            return run_segmentation(job, setting, trunk, on_progress)
+        case _:
+            assert_never(job)
+
+
+def _run_frozen(
+    job: SvmConfig | LowShotConfig | KnnConfig | RetrievalConfig,
+    setting: Setting,
+    trunk: NamedTrunk,
+    on_progress: Progress,
+) -> list[Score]:
+    match job:
+        case SvmConfig():
+            return run_svm(job, setting, trunk, on_progress)
+        case LowShotConfig():
+            return run_low_shot(job, setting, trunk, on_progress)
+        case KnnConfig():
+            return run_knn(job, setting, trunk, on_progress)
+        case RetrievalConfig():
+            return run_retrieval(job, setting, trunk, on_progress)
+        case _:
+            assert_never(job)

@@ -14,7 +14,7 @@ OPTIONS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     "--remote-debugging-port=0",
 )
-_WAIT = 60  # seconds, for anything
+_WAIT = 20  # seconds, for anything
 
 
 def find_chromium():
@@ -62,9 +62,8 @@ class Browser:
         return self._wait(self._ask(method, params))
 
     def run(self, script):
-        """Evaluate JavaScript in the tab, promises too, and return its JSON value."""
-        options = {"returnByValue": True, "awaitPromise": True}
-        found = self.ask("Runtime.evaluate", expression=script, **options)
+        """Evaluate JavaScript in the tab and return its JSON value."""
+        found = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
@@ -73,7 +72,6 @@ class Browser:
         self.events.clear()
         self.ask("Page.navigate", url=url)
         self._wait(self._until(lambda: self.seen("Page.loadEventFired")))
-        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def seen(self, *methods):
         """Return the parameters of the events of these names since the page was opened."""

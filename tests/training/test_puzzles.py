@@ -18,7 +18,7 @@ from pipeline.pretext.multitask import tasks_of
 from pipeline.pretext.permutations import permutations_of
 from pipeline.pretext.rotation import RotationConfig
 from pipeline.seen import split_labels, split_views
-from training.curves import curves, several_tasks
+from training.curves import Recorded, curves, several_tasks
 from training.metrics import Record
 from training.puzzles import puzzles
 from training.run import RunConfig, pretraining_of
@@ -51,7 +51,9 @@ def test_puzzles_show_what_training_takes(shards, name):
     batch = next(loader.batches(options))
     views = split_views(run.pretext, batch.views)
     labels = split_labels(run.pretext, torch.from_numpy(batch.labels))
-    shown = puzzles(run, 3)
+    found = puzzles(run, 3)
+    shown = found.tasks
+    assert len(found.pages) == 3
     for task, part, views_B, labels_BL in zip(
         tasks_of(run.pretext), shown, views, labels, strict=True
     ):
@@ -79,7 +81,7 @@ def _asked(task, label):
 
 
 def test_an_arrow_stands_between_the_patches_of_the_pair(shards):
-    (part,) = puzzles(run_of(shards, "context"), 4)
+    (part,) = puzzles(run_of(shards, "context"), 4).tasks
     for puzzle in part.puzzles:
         first, second = (puzzle.tiles[tile] for tile in puzzle.sheets[1].tiles)
         assert np.hypot(*np.subtract(puzzle.arrow.tail, first.middle)) < first.side / 2
@@ -94,9 +96,16 @@ def test_each_of_several_tasks_has_its_curve(shards):
         )
         for n in (1, 2)
     ]
-    charts = {chart.name: chart for chart in curves(records, pretext, "%")}
+    ours = Recorded("a", 2, records, pretext)
+    charts = {chart.name: chart for chart in curves([ours], "%")}
     assert list(charts)[:4] == ["loss", "accuracy", "accuracy-jigsaw", "accuracy-context"]
     assert "From 80% at step 1" in charts["accuracy-context"].summary
+    alone = Recorded("b", 3, [dataclasses.replace(r, accuracy_of={}) for r in records], None)
+    both = {chart.name: chart for chart in curves([ours, alone], "%")}
+    assert list(both) == list(charts)
+    assert [len(both[name].curves) for name in ("loss", "accuracy-jigsaw")] == [2, 1]
+    assert charts["loss"].rule is not None
+    assert both["loss"].rule is None  # The runs have no chance in common.
     assert several_tasks(records) == ("jigsaw", "context")
     assert several_tasks([dataclasses.replace(records[0], accuracy_of={"jigsaw": 0.2})]) == ()
 

@@ -113,6 +113,19 @@ def test_a_click_sorts_and_says_so(tab):
         assert status == f"Sorted by Mean, {state}."
 
 
+def test_without_script_the_table_is_whole_and_has_no_dead_button(browser, pages):
+    browser.ask("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(pages["several"].as_uri())
+        heads, rows = browser.run(HEADS), browser.run(ROWS)
+        assert browser.run("document.querySelectorAll('button').length") == 0
+    finally:
+        browser.ask("Emulation.setScriptExecutionDisabled", value=False)
+    browser.open(pages["several"].as_uri())
+    assert browser.run("document.querySelectorAll('button').length") == len(heads) == 12
+    assert browser.run(ROWS) == rows
+
+
 @pytest.mark.parametrize(("key", "code", "text"), [("Enter", 13, "\r"), (" ", 32, " ")])
 def test_the_keyboard_sorts_and_keeps_its_place(tab, key, code, text):
     before, heads = tab.run(ROWS), [name for name, _ in tab.run(HEADS)]

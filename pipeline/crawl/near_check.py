@@ -1,4 +1,4 @@
-"""The test of one pair: is this image that one, or a window of at least 93 % of its sides?
+"""The test of one pair: is this image that one, or a window of at least about 93 % of its sides?
 
 The thumbnails are aligned by Gauss-Newton steps from a few starts, and what still differs is
 held against the contrast and against how much the alignment could spoil.
@@ -37,7 +37,8 @@ _PART_FULL, _PART_CROP = 0.025, 0.065
 
 def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Round to 2**-20, so that no machine's cosines differ."""
-    return np.rint(values * 2**20) / 2**20
+    rounded: NDArray[np.float64] = np.rint(values * 2**20) / 2**20
+    return rounded
 
 
 def _projections() -> NDArray[np.float64]:
@@ -52,7 +53,8 @@ def _projections() -> NDArray[np.float64]:
     for left, _, side in WINDOWS[:4]:
         inside = np.cos(np.pi * (left + centres * side)[:, None] * np.arange(SIDE)) * power
         rows.append(analyse[:LOW] @ inside @ analyse)
-    return np.rint(np.stack(rows) * 2**16)
+    whole: NDArray[np.float64] = np.rint(np.stack(rows) * 2**16)
+    return whole
 
 
 _FINER = _rounded(cosines(GRID) @ cosines(SIDE).T / SIDE)
@@ -69,7 +71,17 @@ def open_words(words: Any, out: Any) -> None:
 
 
 @njit(cache=True)
-def _add_spectrum(rows: Any, projection: Any, out: Any) -> None:
+def _low_rows(thumb: Any, n: int) -> Any:
+    rows = np.zeros((LOW, SIDE))
+    for v in range(LOW):
+        for y in range(SIDE):
+            for x in range(SIDE):
+                rows[v, x] += _PROJECTIONS[n, v, y] * thumb[y, x]
+    return rows
+
+
+@njit(cache=True)
+def _spectrum(rows: Any, projection: Any, out: Any) -> None:
     out[:] = 0.0
     for v in range(LOW):
         for x in range(SIDE):
@@ -83,16 +95,11 @@ def spectra(thumb: Any, out: Any) -> None:
 
     They are in units of 2**-32 luma levels: integers below 2**53, exact on every machine.
     """
-    rows = np.zeros((4, LOW, SIDE))
-    for n in range(4):
-        for v in range(LOW):
-            for y in range(SIDE):
-                for x in range(SIDE):
-                    rows[n, v, x] += _PROJECTIONS[n, v, y] * thumb[y, x]
-    _add_spectrum(rows[0], _PROJECTIONS_T[0], out[0])
+    _spectrum(_low_rows(thumb, 0), _PROJECTIONS_T[0], out[0])
     for top in range(3):
+        rows = _low_rows(thumb, 1 + top)
         for left in range(3):
-            _add_spectrum(rows[1 + top], _PROJECTIONS_T[1 + left], out[1 + 3 * top + left])
+            _spectrum(rows, _PROJECTIONS_T[1 + left], out[1 + 3 * top + left])
 
 
 @njit(cache=True)
@@ -196,9 +203,9 @@ def _step(cut: Any, small: Any, window: Any, out: Any) -> None:
                 for n in range(5):
                     a[m, n] += v[m] * v[n]
     _solve(a)
-    out[0] = min(max(window[0] + a[0, 4], -0.01), 0.08)
-    out[1] = min(max(window[1] + a[1, 4], -0.01), 0.08)
-    out[2] = min(max(window[2] + a[2, 4], 0.92), 1.01)
+    out[0] = min(max(window[0] + a[0, 4], -0.01), 0.12)
+    out[1] = min(max(window[1] + a[1, 4], -0.01), 0.12)
+    out[2] = min(max(window[2] + a[2, 4], 0.88), 1.01)
 
 
 @njit(cache=True)
@@ -209,12 +216,12 @@ def _start(large: Any, small: Any) -> Any:
         Its row in WINDOWS; -1 where even that is far off.
     """
     views = np.empty((len(WINDOWS), LOW, LOW))
-    whole = np.empty((len(WINDOWS), LOW, LOW))
+    whole = np.empty((LOW, LOW))
     spectra(large, views)
-    spectra(small, whole)
+    _spectrum(_low_rows(small, 0), _PROJECTIONS_T[0], whole)
     least, chosen = _FAR, -1
     for n in range(len(WINDOWS)):
-        apart = views[n] - whole[0]
+        apart = views[n] - whole
         apart[0, 0] = 0.0
         rest = (apart * apart).sum() / 2.0**64
         if rest < least:

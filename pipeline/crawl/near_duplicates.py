@@ -4,8 +4,27 @@ An image loses to a better-ranked one where either shows a window of the other (
 both are found under one key (`near_keys`). Keys are looked through one partition at a time, and
 no rule looks at the order of rows or at the partitions.
 
-Under one key an image is compared with the BUCKET best-ranked images of either kind at most, so
-that a key that many share (drawings on white) costs no more than in proportion.
+A key that many share (scans, drawings on white) costs no more than in proportion: under one key an
+image is compared with the BUCKET best-ranked images at most, by signs, and with the first TESTS of
+those that pass in full.
+
+Measured on 2026-11-24; 1,000 copies of Caltech-101 and 500 of VOC animals for each change:
+
+| change | Caltech-101 | VOC |
+| --- | --- | --- |
+| JPEG quality 30 | 99.9 % found | 100 % |
+| JPEG quality 30 to 95 | 100 % | 100 % |
+| resized by 0.5 to 2 | 99.7 % | 100 % |
+| crop of 5 %, centre; anywhere | 99.5 %; 99.5 % | 100 % |
+| resized, quality | 99.5 % | 100 % |
+| crop anywhere, resized, quality | 99.3 % | 100 % |
+
+Of the 9,144 images of Caltech-101, 69 lose to another: 64 are the same picture, 5 (0.05 %) are
+not: a face a moment later, a motorbike in another colour (only luma is looked at). Of VOC's 500
+none does. What may differ was set on other copies of Caltech-101, none of VOC.
+
+Ten million made-up hashes, through a folder: 11 minutes of one core, 23 GB of disk beside the
+hashes, 0.5 GB of memory beside the mapped files; every planted copy found, nothing else.
 """
 
 from collections import defaultdict
@@ -18,20 +37,24 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from pipeline.crawl.near_check import open_words, shows
+from pipeline.crawl.near_check import WINDOWS, open_words, shows
 from pipeline.crawl.near_hash import SIDE, WORDS
 from pipeline.crawl.near_keys import BANDS, ENTRIES, KEY_BITS, MAX_ROWS, enter
 
 Words = NDArray[np.uint64]
 
-BUCKET = 64
-"""Better-ranked images of a kind that an image is compared with under one key."""
+BUCKET = 256
+"""Better-ranked images whose signs an image's are compared with under one key."""
+TESTS = 16
+"""Of them, how many are then compared in full."""
 
 _ROWS_AT_ONCE = 2**15  # entered together
 _PARTITION = 2**24  # entries, on average
-_MAX_APART = 20  # of 63 signs; unrelated images differ in about half
+_MAX_APART = 9  # of 63 signs; unrelated images differ in about half
 _PLACE = np.uint64(2 ** (64 - KEY_BITS) - 1)
 _ONE = np.uint64(1)
+_MEMO_BITS = 20
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # spreads pairs over the memo
 
 
 def find_near(words: Words, ranks: NDArray[np.int64], folder: Path | None) -> NDArray[np.int64]:
@@ -42,7 +65,7 @@ def find_near(words: Words, ranks: NDArray[np.int64], folder: Path | None) -> ND
     Args:
         words: uint64 (N, WORDS), of `near_hash.near_words`; may be a memory map.
         ranks: int64 (N,), distinct; the smaller is kept.
-        folder: Where up to 1.4 kB per image lie meanwhile; None holds them in memory.
+        folder: Where 2.4 kB per image lie meanwhile; None holds them in memory.
 
     Returns:
         int64 (N,): the row of the image each one loses to, chains followed to their end; -1 where
@@ -50,10 +73,12 @@ def find_near(words: Words, ranks: NDArray[np.int64], folder: Path | None) -> ND
     """
     order = np.argsort(ranks, kind="stable")
     _check(words, ranks, order)
-    signs = np.zeros(len(order), np.uint64)
     winners = np.arange(len(order))  # by place in the ranking
-    for entries in _partitions(words, order, signs, folder):
-        _compare(entries, words, order, signs, winners)
+    if folder is None:
+        _search(words, order, winners, None)
+    else:
+        with TemporaryDirectory(dir=folder, prefix="near-") as made:
+            _search(words, order, winners, Path(made))
     _follow(winners)
     rows = np.full(len(order), -1)
     lost = winners < np.arange(len(order))
@@ -73,79 +98,140 @@ def _check(words: Words, ranks: NDArray[np.int64], order: NDArray[np.int64]) -> 
         raise ValueError("ranks must be distinct: equals leave open which image is kept.")
 
 
+def _search(
+    words: Words, order: NDArray[np.int64], winners: NDArray[np.int64], folder: Path | None
+) -> None:
+    """Write to `winners` the best-ranked image that each image is near to, by place."""
+    shape = (len(order), len(WINDOWS))
+    signs: Words = np.zeros(shape, np.uint64)
+    if folder is not None and len(order):
+        signs = np.memmap(folder / "signs", np.uint64, "w+", shape=shape)
+    memo = np.full(2**_MEMO_BITS, ~np.uint64(0))  # no pair
+    for entries in _partitions(words, order, signs, folder):
+        entries.sort()
+        _compare(entries, (words, order, signs, winners), memo)
+
+
 def _partitions(
     words: Words, order: NDArray[np.int64], signs: Words, folder: Path | None
 ) -> Iterator[Words]:
-    """Enter all images; then give their entries, sorted, all of a key together."""
-    num = -(-len(order) * ENTRIES // _PARTITION)
-    prefix_bits = min((num - 1).bit_length(), KEY_BITS) if num else 0
-    if folder is None:
-        held: dict[str, list[Words]] = defaultdict(list)
-        for name, run in _runs(words, order, signs, prefix_bits):
-            held[name].append(run)
-        for name in sorted(held):
-            entries = np.concatenate(held.pop(name))
-            entries.sort()
-            yield entries
-        return
-    with TemporaryDirectory(dir=folder, prefix="near-") as made:
-        for name, run in _runs(words, order, signs, prefix_bits):
-            with (Path(made) / name).open("ab") as file:
-                run.tofile(file)
-        for path in sorted(Path(made).iterdir()):
-            entries = np.fromfile(path, np.uint64)
-            path.unlink()
-            entries.sort()
-            yield entries
+    """Enter all images; then give their entries, all of a key together."""
+    parts = -(-len(order) * ENTRIES // _PARTITION)
+    prefix_bits = max(parts - 1, 0).bit_length()
+    held: dict[tuple[int, int], list[Words]] = defaultdict(list)
+    paths: set[Path] = set()
+    for band, prefix, run in _runs(words, order, signs, prefix_bits):
+        if folder is None:
+            held[band, prefix].append(run)
+            continue
+        path = folder / f"{band}-{prefix}"
+        paths.add(path)
+        with path.open("ab") as file:
+            run.tofile(file)
+    while held:
+        yield np.concatenate(held.popitem()[1])
+    for path in paths:
+        entries = np.fromfile(path, np.uint64)
+        path.unlink()
+        yield entries
 
 
 def _runs(
     words: Words, order: NDArray[np.int64], signs: Words, prefix_bits: int
-) -> Iterator[tuple[str, Words]]:
+) -> Iterator[tuple[int, int, Words]]:
     """Enter the images in the order of their ranks, piece by piece.
 
     Yields:
-        The name of a partition, and sorted entries that belong there.
+        A band, the first bits of a key, and entries that have them.
     """
-    prefixes = np.arange(1, 2**prefix_bits, dtype=np.uint64) << np.uint64(64 - prefix_bits)
     for first in range(0, len(order), _ROWS_AT_ONCE):
         rows = order[first : first + _ROWS_AT_ONCE]
         entries = np.empty((BANDS, len(rows) * ENTRIES), np.uint64)
         num = enter(words[rows], first, entries, signs[first : first + len(rows)])
+        grouped = np.empty(num, np.uint64)
+        ends = np.empty(2**prefix_bits, np.int64)
         for band in range(BANDS):
-            run = np.sort(entries[band, :num])
-            for prefix, part in enumerate(np.split(run, np.searchsorted(run, prefixes))):
-                if len(part):
-                    yield f"{band}-{prefix:08}", part
+            _group(entries[band, :num], prefix_bits, grouped, ends)
+            for prefix in range(2**prefix_bits):
+                run = grouped[ends[prefix - 1] if prefix else 0 : ends[prefix]]
+                if len(run):
+                    yield band, prefix, run.copy()
 
 
 @njit(cache=True)
-def _apart(one: Any, other: Any) -> Any:
-    """In how many bits two words differ."""
-    left = one ^ other
+def _group(entries: Any, prefix_bits: int, out: Any, ends: Any) -> None:
+    """Write `entries` to `out` by their first bits, and where each group ends to `ends`."""
+    shift = np.uint64(63 - prefix_bits)
+    ends[:] = 0
+    for entry in entries:
+        ends[np.int64(entry >> _ONE >> shift)] += 1
+    at = np.cumsum(ends) - ends
+    for entry in entries:
+        prefix = np.int64(entry >> _ONE >> shift)
+        out[at[prefix]] = entry
+        at[prefix] += 1
+    ends[:] = at
+
+
+@njit(cache=True)
+def _bits(word: Any) -> Any:
     num = 0
-    while left:
-        left &= left - _ONE
+    while word:
+        word &= word - _ONE
         num += 1
     return num
 
 
 @njit(cache=True)
-def _near_to(words: Any, rows: Any, kind: Any, signs_apart: Any, thumbs: Any) -> Any:
-    """Whether the images at two rows are near; `kind` says what the first is: 1 for "large"."""
-    if signs_apart > _MAX_APART:
-        return False
-    open_words(words[rows[0]], thumbs[kind])
-    open_words(words[rows[1]], thumbs[1 - kind])
-    return shows(thumbs[1], thumbs[0])
+def _alike(large: Any, small: Any) -> Any:
+    """Whether some window's signs, of (10,), are about those of the other image as a whole."""
+    apart = 64
+    for window in large:
+        apart = min(apart, _bits(window ^ small[0]))
+    return apart <= _MAX_APART
 
 
 @njit(cache=True)
-def _compare(entries: Any, words: Any, order: Any, signs: Any, winners: Any) -> None:
-    """Lower `winners` to the best-ranked image that each is found near to; entries are sorted."""
+def _is_known(place: Any, better: Any, kind: Any, memo: Any) -> Any:
+    """Whether a pair was compared before; notes it. An old pair may be forgotten."""
+    pair = np.uint64(place) << np.uint64(32) | np.uint64(better) << _ONE | np.uint64(kind)
+    slot = np.int64((pair * _GOLDEN) >> np.uint64(64 - _MEMO_BITS))
+    known = memo[slot] == pair
+    memo[slot] = pair
+    return known
+
+
+@njit(cache=True)  # Numba looks at this file alone: touch it after a change of near_check.
+def _shows(words: Any, large: Any, small: Any) -> Any:
+    thumbs = np.empty((2, SIDE, SIDE))
+    open_words(words[large], thumbs[0])
+    open_words(words[small], thumbs[1])
+    return shows(thumbs[0], thumbs[1])
+
+
+@njit(cache=True)
+def _winner(place: Any, kind: Any, others: Any, arrays: Any, memo: Any) -> Any:
+    """The best-ranked image that `place` is near to, `others` included; or `place`."""
+    words, order, signs, winners = arrays
+    tests = 0
+    for better in others:
+        if better >= winners[place] or tests == TESTS:
+            break
+        large, small = (place, better) if kind else (better, place)
+        if _alike(signs[large], signs[small]):
+            tests += 1
+            known = _is_known(place, better, kind, memo)
+            if not known and _shows(words, order[large], order[small]):
+                return better
+    return winners[place]
+
+
+@njit(cache=True)
+def _compare(entries: Any, arrays: Any, memo: Any) -> None:
+    """Lower winners to the best-ranked image that each is found near to; entries are sorted."""
+    winners = arrays[-1]
     best = np.empty((2, BUCKET), np.int64)  # of this key: shown, large
     nums = np.zeros(2, np.int64)
-    thumbs = np.empty((2, SIDE, SIDE))
     last = ~np.uint64(0)  # no entry
     for entry in entries:
         if entry == last:  # Windows of one image can share a key.
@@ -154,13 +240,7 @@ def _compare(entries: Any, words: Any, order: Any, signs: Any, winners: Any) -> 
             nums[:] = 0
         last = entry
         place, kind = np.int64((entry & _PLACE) >> _ONE), np.int64(entry & _ONE)
-        for better in best[1 - kind, : nums[1 - kind]]:
-            if better >= winners[place]:
-                break
-            rows = (order[place], order[better])
-            apart = _apart(signs[place], signs[better])
-            if _near_to(words, rows, kind, apart, thumbs):
-                winners[place] = better
+        winners[place] = _winner(place, kind, best[1 - kind, : nums[1 - kind]], arrays, memo)
         if nums[kind] < BUCKET:
             best[kind, nums[kind]] = place
             nums[kind] += 1

@@ -38,7 +38,8 @@ def _weights() -> NDArray[np.float64]:
     """Cells -> pixels along one axis: low frequencies, tapered so that edges do not ring."""
     taper = np.exp(-((np.arange(SIDE) / SIDE) ** 2))
     exact = cosines(SIDE) * taper @ cosines(_CELLS).T / _CELLS
-    return np.rint(exact * 2**_WEIGHT_BITS)
+    whole: NDArray[np.float64] = np.rint(exact * 2**_WEIGHT_BITS)
+    return whole
 
 
 _WEIGHTS = _weights()  # (SIDE, _CELLS), integers

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from pipeline.crawl.near_check import LOW, WINDOWS, is_flat, open_words, spectra
 from pipeline.crawl.near_hash import SIDE
 
-BANDS = 4
+BANDS = 5
 """Keys of a view; a pair that shares one is compared."""
 KEY_BITS = 28
 """Signs in a key."""
-MAX_ROWS = 2**35
-"""Images that an entry can tell apart."""
+MAX_ROWS = 2**31
+"""Images that entries, and pairs of them, can be told apart of."""
 
 _WEAK_SHOWN, _WEAK_LARGE = 4, 2
 ENTRIES = 2**_WEAK_SHOWN + len(WINDOWS) * 2**_WEAK_LARGE
@@ -85,7 +85,7 @@ def _signs(spectrum: Any) -> Any:
     return signs
 
 
-@njit(cache=True)
+@njit(cache=True)  # Numba looks at this file alone: touch it after a change of near_check.
 def enter(words: Any, first: int, entries: Any, signs: Any) -> Any:
     """Make the entries of images that are ranked `first`, `first` + 1, and so on.
 
@@ -96,7 +96,7 @@ def enter(words: Any, first: int, entries: Any, signs: Any) -> Any:
         words: uint64 (N, WORDS).
         first: The place of row 0.
         entries: Receives them, uint64 (BANDS, N * ENTRIES), from the left.
-        signs: Receives the 63 signs of each image, uint64 (N,).
+        signs: Receives the 63 signs of each window, uint64 (N, 10).
 
     Returns:
         The number of entries in each band.
@@ -113,8 +113,8 @@ def enter(words: Any, first: int, entries: Any, signs: Any) -> Any:
         for n in range(len(_FREQUENCIES)):
             levelled[:, n] = views[:, _FREQUENCIES[n, 0], _FREQUENCIES[n, 1]] * _GAINS[n]
         place = np.uint64(first + row) << _ONE
-        signs[row] = _signs(levelled[0])
         num = _enter_view(levelled[0], _WEAK_SHOWN, place, entries, num)
         for window in range(len(WINDOWS)):
+            signs[row, window] = _signs(levelled[window])
             num = _enter_view(levelled[window], _WEAK_LARGE, place | _ONE, entries, num)
     return num

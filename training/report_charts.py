@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from training.charts import Box, Curve, LineChart, Mark, Tick, number, path, ticks, vertical
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 14.0, 8.0, 24.0
-_ROW, _APART, _ROW_LEFT, _WIDTH = 18.0, 12.0, 132.0, 720.0
+_ROW, _APART, _ROW_LEFT, _WIDTH = 18.0, 10.0, 104.0, 480.0
 COLORS = 5
 """A style is a number; its remainder names colour and dashes, and another one the marker."""
 RANDOM, SUPERVISED, PRETRAINED = 0, 1, 2

@@ -128,9 +128,9 @@ def _of_summary(raw: Mapping[str, Any], run: str) -> Iterator[Entry]:
 def _protocol(results: Results, job: str) -> dict[str, Any] | None:
     """Return what the scores of a job depend on beside the trunk; None where it has not run."""
     raw, summary = results.jobs.get(job), results.transfer
-    section = summary["config"] if summary else {}
-    shared = {key: section[key] for key in _OF_THE_SECTION if key in section}
+    section = summary["config"] if summary else _section(results)
     if raw:
+        shared = {key: raw.get(key, section.get(key)) for key in _OF_THE_SECTION}
         return {**{key: raw.get(key) for key in _ALIKE}, **shared}
     if job != "svm" or summary is None:
         return None
@@ -139,10 +139,16 @@ def _protocol(results: Results, job: str) -> dict[str, Any] | None:
     return {"config": config, **{key: summary.get(key) for key in counts}}
 
 
+def _section(results: Results) -> dict[str, Any]:
+    """Return the run's own section: it stands for one that nobody has recorded."""
+    chosen = results.config.transfer
+    return chosen.model_dump(mode="json") if chosen else {}
+
+
 def _differing(job: str, known: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say in which keys the records of a job differ; those of its configuration one by one."""
     if len({frozenset(one) for one in known}) > 1:
-        return [f"the records of {job} are of different versions, so nobody knows if it is alike"]
+        return [f"{job} was recorded by different versions, which do not tell the same of it"]
     flat = [
         {key: value for key, value in one.items() if key != "config"} | one["config"]
         for one in known

@@ -176,16 +176,20 @@ def transfer(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="The page; RUN/report.html without it."),
+    ] = None,
 ) -> None:
-    """Write RUN/report.html: one page, with everything in it.
+    """Write one page of a run, or of several side by side, with everything in it.
 
-    Example: tessera report runs/demo
+    Example: tessera report runs/jigsaw runs/rotation --out runs/both.html
     """
     with clear_errors():
         from cluster.stages import run_report
 
-        run_report(run, Console())
+        run_report(runs, Console(), out=out)
 
 
 @app.command()

@@ -63,7 +63,7 @@ def demo(
     _shard(images, out, shard_config, console, commands=_commands(images, out, overrides))
     run_pretrain(config, console, resume=True, local=False)
     skipped = _transfer_or_reason(config, console)
-    run_report(out, console)
+    run_report([out], console)
     _last_screen(out, console)
     if skipped:
         raise ConfigError(f"the transfer was skipped: {skipped}")

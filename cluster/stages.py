@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def run_shard(job: Job, console: Console, *, resume: bool, address: str | None =
     if len(manifest.sources) > 1:
         for name, ledger in manifest.sources.items():
             console.print(f"{name}: {ledger.describe()}", highlight=False, markup=False)
-    console.print(manifest.ledger.describe(), highlight=False)
+    console.print(manifest.ledger.describe(), highlight=False, soft_wrap=True)
     return manifest
 
 
@@ -116,12 +117,14 @@ def run_pretrain(
         f"{result['accuracy']:.1%} (chance {result['chance']:.1%}), "
         f"{result['images_per_s']:.0f} images/s, loader waits {result['starvation']:.1%}",
         highlight=False,
+        soft_wrap=True,
     )
     if result["replaced"]:
         console.print(
             f"pretrain: {result['replaced']} damaged samples were replaced; "
             f"{run.out / QUARANTINE_FILE} names them",
             highlight=False,
+            soft_wrap=True,
         )
     return result
 
@@ -142,14 +145,14 @@ def run_transfer(config: RunConfig, console: Console, *, local: bool) -> Outcome
     kept = found.summary or {"results": found.entries}
     add_results(config.out, "transfer", started, transfer=kept)
     for note in found.notes:
-        console.print(f"transfer: {note}", highlight=False)
+        console.print(f"transfer: {note}", highlight=False, soft_wrap=True)
     for pair, count in found.overlap.items():
         if count:
             first, second = pair.split("/")
             console.print(
                 f"transfer: {count} images of {second} are in {first}, too", highlight=False
             )
-    console.print(last_line(found.entries), highlight=False)
+    console.print(last_line(found.entries), highlight=False, soft_wrap=True)
     return found
 
 
@@ -170,13 +173,14 @@ def require_all(found: Outcome) -> None:
     raise IncompleteError(f"failed: {text} The same command runs only what is missing.")
 
 
-def run_report(run: Path, console: Console) -> Path:
-    """Write the report of a run."""
+def run_report(runs: Sequence[Path], console: Console, *, out: Path | None = None) -> Path:
+    """Write the report of a run, or of several side by side; `out` is the page."""
     started = time.monotonic()
     with console.status("report"):
-        path = write_report(run, lambda _: None)
-    add_results(run, "report", started, report=path.name)
-    console.print(f"report: {path}", highlight=False)
+        path = write_report(runs, lambda _: None, out)
+    if len(runs) == 1:
+        add_results(runs[0], "report", started, report=path.name)
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
     return path
 
 

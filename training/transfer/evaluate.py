@@ -251,6 +251,8 @@ def _about(opened: Opened) -> dict[str, Any]:
         "images": {"train": fingerprint_of(task.train), "test": fingerprint_of(task.test)},
         "weights": {trunk.name: trunk.digest for trunk in opened.trunks},
         "random_trunk": RANDOM_PROTOCOL,
+        "view_px": opened.setting.view_px,
+        "precision": opened.setting.precision,
         "notes": list(task.notes),
         "versions": versions(),
     }

@@ -20,7 +20,10 @@ def shard(  # noqa: PLR0913 - typer makes an option of each.
             "lists such sources, see configs/shard/. Labels and captions are kept.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="New folder for the shards.")],
+    out: Annotated[
+        str,
+        typer.Option(metavar="DIR", help="New folder for the shards, or its URL, with --scratch."),
+    ],
     config: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="YAML with limits and filters; configs/demo/shard.yaml lists them."),
@@ -37,6 +40,12 @@ def shard(  # noqa: PLR0913 - typer makes an option of each.
         Optional[str],  # noqa: UP045
         typer.Option(help="A running Ray cluster, all of whose machines see SRC and OUT."),
     ] = None,
+    scratch: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="DIR", help="Where shards for a URL are made, before they are copied there."
+        ),
+    ] = None,
     resume: Resume = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -50,7 +59,7 @@ def shard(  # noqa: PLR0913 - typer makes an option of each.
     with clear_errors():
         import time
 
-        from cluster.stages import run_shard, shard_json
+        from cluster.stages import folder_for, run_shard, shard_json
         from pipeline.config import load
         from pipeline.crawl.config import ShardConfig
         from pipeline.crawl.folder import Job
@@ -59,7 +68,9 @@ def shard(  # noqa: PLR0913 - typer makes an option of each.
 
         started = time.monotonic()
         settings = load(ShardConfig, config) if config else ShardConfig()
-        job = Job(out, parse_sources(sources, include or (), exclude or ()), settings)
-        manifest = run_shard(job, Console(), resume=resume, address=address)
+        folder = folder_for(out, scratch)
+        job = Job(folder, parse_sources(sources, include or (), exclude or ()), settings)
+        url = None if scratch is None else out
+        manifest = run_shard(job, Console(), resume=resume, address=address, publish_to=url)
         if json_file:
             write_json(json_file, shard_json(manifest, time.monotonic() - started))

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from pipeline.config import ConfigError
 from pipeline.remote.fetch import FetchError
+from pipeline.remote.publish import PublishError
 from pipeline.shards.damage import DamageError
 
 
@@ -20,7 +21,7 @@ def clear_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         _end(str(error), 2)
-    except (DamageError, FetchError, IncompleteError) as error:
+    except (DamageError, FetchError, IncompleteError, PublishError) as error:
         _end(str(error), 1)
     except OSError as error:  # A full disk, a read-only folder, a file that vanished.
         _end(f"{error.filename or 'input or output'}: {error.strerror or error}.", 1)

@@ -19,6 +19,8 @@ from pipeline.config import ConfigError
 from pipeline.crawl.folder import Job
 from pipeline.crawl.stage import ShardProgress
 from pipeline.quarantine import FILE_NAME as QUARANTINE_FILE
+from pipeline.remote.location import is_remote, local_path, shown
+from pipeline.remote.publish import check_target, publish
 from pipeline.shards.manifest import Ledger, Manifest
 from training.metrics import Record
 from training.pretrain import RESULT_FILE, check, train
@@ -29,7 +31,33 @@ from training.transfer.evaluate import Outcome, transfer
 RESULTS_FILE = "results.json"
 
 
-def run_shard(job: Job, console: Console, *, resume: bool, address: str | None = None) -> Manifest:
+def folder_for(out: str, scratch: Path | None) -> Path:
+    """Return the folder that shards are made in: `out`, or `scratch` where that is a URL.
+
+    Raises:
+        ConfigError: A URL without scratch, or that cannot be written to; a folder with scratch.
+    """
+    if not is_remote(out):
+        if scratch is not None:
+            raise ConfigError(f"scratch (={scratch}) is for URLs, out (={out}) is a folder.")
+        return local_path(out)
+    if scratch is None:
+        raise ConfigError(
+            f"out (={shown(out)}) is a URL: give a folder for the shards until they are copied, "
+            "with room for all of them: --scratch DIR."
+        )
+    check_target(out)
+    return scratch
+
+
+def run_shard(
+    job: Job,
+    console: Console,
+    *,
+    resume: bool,
+    address: str | None = None,
+    publish_to: str | None = None,
+) -> Manifest:
     """Shard the sources of `job`; prints the invariant as the last line, before it each source's.
 
     Args:
@@ -37,6 +65,7 @@ def run_shard(job: Job, console: Console, *, resume: bool, address: str | None =
         console: Where progress goes.
         resume: Whether the folder may hold an earlier run.
         address: Of a Ray cluster; None for this machine.
+        publish_to: URL that the finished shards are copied to.
     """
     started = time.monotonic()
     with bar(console, "shard", counts=True) as line:
@@ -52,6 +81,10 @@ def run_shard(job: Job, console: Console, *, resume: bool, address: str | None =
             line.update(progress.done, progress.total, note.rstrip(", "))
 
         manifest = build_shards(job, resume=resume, address=address, on_progress=show)
+    if publish_to is not None:
+        with bar(console, "publish", counts=False) as line:
+            publish(job.out, publish_to, on_progress=line.update)
+        console.print(f"publish: {shown(publish_to)}", highlight=False, soft_wrap=True)
     if len(manifest.sources) > 1:
         for name, ledger in manifest.sources.items():
             console.print(f"{name}: {ledger.describe()}", highlight=False, markup=False)

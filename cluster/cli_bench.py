@@ -61,6 +61,43 @@ def bench_loader(
             write_json(json_file, result)
 
 
+@app.command("shard")
+def bench_shard(
+    data: Annotated[
+        Path, typer.Option(help="Folder tree of images, or of shards; two images or more.")
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few images and no growth, under a minute.")
+    ] = False,
+    growth: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Most images of the growth measure; 100000, if not given."),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure the making of shards against peers and the strict decode alone, in one run.
+
+    Every contestant makes shards of the same photographs on one core, in a process of its own, in
+    turn, round by round. What each wrote is decoded once and counted before it is measured.
+    img2dataset takes part where it is installed; else the calls of OpenCV that its resizer makes
+    stand in for it, which the extra `bench` brings. The full run takes about 15 minutes.
+
+    Example: tessera bench shard --data pictures/ --quick
+    """
+    with clear_errors():
+        from cluster.screen import bar
+        from pipeline.bench.shard import bench_shard as run_bench
+        from pipeline.bench.shard import make_options
+        from training.run import write_json
+
+        options = make_options(data, quick=quick, growth=growth)
+        console = Console()
+        with bar(console, "bench", counts=False) as line:
+            result = run_bench(options, line.update, console.print)
+        if json_file:
+            write_json(json_file, result)
+
+
 @app.command("walk")
 def bench_walk(json_file: JsonFile = None) -> None:
     """Measure how fast the headers of tars are walked and shards of others are indexed.

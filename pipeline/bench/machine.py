@@ -19,6 +19,9 @@ _PACKAGES = (
     "litdata",
     "mosaicml-streaming",
     "simplejpeg",
+    "img2dataset",
+    "opencv-python-headless",
+    "pillow",
     "numpy",
 )
 

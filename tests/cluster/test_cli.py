@@ -87,7 +87,12 @@ def test_help_teaches_every_command():
     stages = ("shard", "index", "pretrain", "transfer", "report", "submit", "demo", "explain")
     for command in (*stages, "bench"):
         assert command in shown
-    for command in (*([name] for name in stages), ["bench", "loader"], ["bench", "walk"]):
+    for command in (
+        *([name] for name in stages),
+        ["bench", "loader"],
+        ["bench", "shard"],
+        ["bench", "walk"],
+    ):
         assert "Example: tessera" in tessera(*command, "--help").stdout
 
 

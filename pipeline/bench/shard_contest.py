@@ -1,0 +1,219 @@
+"""Contests of making shards: every contestant in turn, in a process of its own on one core."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, get_args
+
+from pipeline.bench.measure import Stretch
+from pipeline.bench.process import Process, running
+from pipeline.bench.shard_inputs import Kind, complaint, stored_sizes
+from pipeline.bench.shard_peers import Name
+from pipeline.bench.table import Row, ratio
+
+ContestName = Literal["reencode", "small", "png", "passthrough", "scaling"]
+Runner = Name | Literal["two_workers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """One table."""
+
+    name: ContestName
+    title: str
+    files: Kind
+    runners: tuple[Runner, ...]
+    base: Runner
+    """Whom the others' ratios are to."""
+    times: int = 1
+    """How many times as many rounds: where one is short, others disturb it more."""
+
+
+CONTESTS = (
+    Contest(
+        "reencode",
+        "Photographs of 1,500 px, reduced to 512 px and encoded again",
+        "large",
+        ("tessera", "tessera_near", "tessera_shards", "img2dataset", "webdataset"),
+        "img2dataset",
+    ),
+    Contest(
+        "small",
+        "Photographs as they are: peers encode again, ours stores the image data as it is",
+        "small",
+        ("tessera", "tessera_near", "img2dataset", "webdataset"),
+        "img2dataset",
+    ),
+    Contest(
+        "png",
+        "PNG copies of them, encoded again by all",
+        "png",
+        ("tessera", "tessera_near", "img2dataset", "webdataset"),
+        "img2dataset",
+    ),
+    Contest(
+        "passthrough",
+        "Photographs that are stored as they are, beside the strict decode alone",
+        "small",
+        ("tessera_near", "tessera_shards", "copy", "decode_only"),
+        "decode_only",
+        times=3,
+    ),
+    Contest(
+        "scaling",
+        "Photographs of 1,500 px by one worker, and by two on a core each",
+        "large",
+        ("tessera_near", "two_workers"),
+        "tessera_near",
+        times=2,
+    ),
+)
+TITLES: dict[Runner, str] = {
+    "tessera": "Tessera, parts, near duplicates off",
+    "tessera_near": "Tessera, parts",
+    "tessera_shards": "Tessera, finished shards",
+    "two_workers": "Tessera, parts, two workers",
+    "img2dataset": "img2dataset",
+    "webdataset": "webdataset + Pillow",
+    "copy": "copy with a strict decode",
+    "decode_only": "strict decode only",
+}
+
+
+@dataclass(slots=True)
+class _Standing:
+    runner: Runner
+    variant: str = ""
+    failure: str | None = None
+    rounds: list[Stretch] = field(default_factory=list)
+
+
+class Field:
+    """The processes of all contestants; they are started once for all contests."""
+
+    def __init__(
+        self, stack: ExitStack, scratch: Path, contests: Sequence[Contest], *, cores: int
+    ) -> None:
+        """Start those who take part; `cores` is 1 where two workers would share a core."""
+        self._scratch = scratch
+        wanted = {runner for contest in contests for runner in contest.runners}
+        names = [name for name in get_args(Name) if name in wanted]
+        self._first = {name: stack.enter_context(_start(name, 0, scratch)) for name in names}
+        self._second: Process | None = None
+        if cores > 1:
+            self._second = stack.enter_context(_start("tessera_near", 1, scratch))
+        for process in [*self._first.values(), *filter(None, [self._second])]:
+            process.read()  # Ready when its imports are done; a dead one says so when asked.
+
+    def hold(
+        self,
+        contest: Contest,
+        folders: Mapping[Kind, Path],
+        rounds: int,
+        step: Callable[[str], None],
+    ) -> dict[str, Any]:
+        """Let all make shards once, unmeasured, and look at them; then measure round by round.
+
+        Returns:
+            The title, and a row for each contestant.
+        """
+        files = folders[contest.files]
+        wanted = stored_sizes(files)
+        standings = [_Standing(runner) for runner in contest.runners]
+        rounds *= contest.times
+        for number in range(rounds + 1):
+            for standing in standings:
+                step(f"{contest.name}, round {number} of {rounds}: {TITLES[standing.runner]}")
+                if standing.failure is None:
+                    self._take_turn(standing, files, contest, wanted if number == 0 else None)
+        about = {"title": contest.title, "files": len(wanted), "rounds": rounds}
+        return {**about, "rows": _rows(standings, contest)}
+
+    def _take_turn(
+        self,
+        standing: _Standing,
+        files: Path,
+        contest: Contest,
+        wanted: Sequence[tuple[int, int]] | None,
+    ) -> None:
+        out = self._scratch / "out"
+        out.mkdir()
+        try:
+            found = self._make(standing.runner, files, out, contest)
+            standing.failure = next((one["failure"] for one in found if "failure" in one), None)
+            if standing.failure is not None:
+                return
+            standing.variant = found[0]["variant"]
+            if wanted is None:
+                standing.rounds.append(_together(found, standing.runner))
+            elif standing.runner != "decode_only":
+                standing.failure = complaint(out, wanted)
+        finally:
+            shutil.rmtree(out)
+
+    def _make(
+        self, runner: Runner, files: Path, out: Path, contest: Contest
+    ) -> list[dict[str, Any]]:
+        shares = 2 if contest.name == "scaling" else 1
+        commands = [
+            {"files": str(files), "out": str(out), "share": (number, shares)}
+            for number in range(shares)
+        ]
+        if runner != "two_workers":
+            return [self._first[runner].ask(command) for command in commands]
+        if self._second is None:
+            return [{"failure": "failed: two workers need two cores"}]
+        both = self._first["tessera_near"], self._second
+        for process, command in zip(both, commands, strict=True):
+            process.tell(command)
+        return [process.read() for process in both]
+
+
+def _start(name: Name, core: int, scratch: Path) -> AbstractContextManager[Process]:
+    return running(["pipeline.bench.shard_worker", name, str(core)], name, scratch)
+
+
+def _together(answers: Sequence[dict[str, Any]], runner: Runner) -> Stretch:
+    """Add up the shares of one worker, or of two that worked at the same time."""
+    seconds = [answer["seconds"] for answer in answers]
+    return Stretch(
+        images=sum(answer["images"] for answer in answers),
+        seconds=max(seconds) if runner == "two_workers" else sum(seconds),
+        cpu_seconds=sum(answer["cpu_seconds"] for answer in answers),
+    )
+
+
+def _rows(standings: Sequence[_Standing], contest: Contest) -> list[Row]:
+    rows = [_row(standing) for standing in standings]
+    base = next(row for row in rows if row["name"] == contest.base)
+    for row in rows:
+        row["ratio"] = ratio(row, base)
+        row["ratio_per_cpu_s"] = _cpu_ratio(row, base)
+    return rows
+
+
+def _row(standing: _Standing) -> Row:
+    rounds = standing.rounds if standing.failure is None else []
+    rates = [one.images_per_s for one in rounds]
+    return {
+        "name": standing.runner,
+        "title": TITLES[standing.runner],
+        "variant": standing.variant,
+        "failure": standing.failure,
+        "images": rounds[0].images if rounds else None,
+        "images_per_s": median(rates) if rounds else None,
+        "min": min(rates, default=None),
+        "max": max(rates, default=None),
+        "images_per_cpu_s": median(one.images_per_cpu_s for one in rounds) if rounds else None,
+        "rounds": rates,
+    }
+
+
+def _cpu_ratio(row: Row, other: Row) -> float | None:
+    if row["images_per_cpu_s"] is None or other["images_per_cpu_s"] is None:
+        return None
+    found: float = row["images_per_cpu_s"] / other["images_per_cpu_s"]
+    return found

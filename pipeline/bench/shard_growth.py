@@ -1,0 +1,121 @@
+"""Whether an input costs the same however many there are, and how much memory the driver takes."""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from pipeline.bench.contest import Progress
+from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.folder import Job
+from pipeline.crawl.source_list import parse_sources
+from pipeline.crawl.stage import make_shards
+
+_ROOT = Path(__file__).parents[2]
+_FEW = 4
+_SIDE = 48  # px
+_CELLS = 6  # Colours per side: enough that no two images look alike.
+_FILES_PER_FOLDER = 1_000
+
+
+def measure_growth(
+    steps: Sequence[int], scratch: Path, cores: int, on_progress: Progress
+) -> dict[str, dict[str, float]]:
+    """Make shards of ever more tiny images, each time by a driver of its own.
+
+    Args:
+        steps: Numbers of images, ascending.
+        scratch: Empty folder; takes the images.
+        cores: Workers beside the driver.
+        on_progress: Called before each step.
+
+    Returns:
+        By number of images: seconds per input; seconds of a run of few images before it, which is
+        what starting and compiling take; and the driver's peak of resident memory, MiB.
+
+    Raises:
+        RuntimeError: A driver failed.
+    """
+    images, few, have = scratch / "images", scratch / "few", 0
+    _write_images(few, 0, _FEW)
+    found: dict[str, dict[str, float]] = {}
+    for position, num in enumerate(steps):
+        on_progress(position, len(steps), f"growth: {num:,} images")
+        _write_images(images, have, num)
+        have = num
+        command = [sys.executable, "-m", "pipeline.bench.shard_growth"]
+        arguments = [str(few), str(images), str(scratch / f"shards-{num}"), str(cores)]
+        done = subprocess.run(
+            [*command, *arguments], cwd=_ROOT, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"growth (={num}) failed: {done.stderr.strip()[-300:]}")
+        about = json.loads(done.stdout.splitlines()[-1])
+        if about["samples"] != num:
+            raise RuntimeError(f"growth (={num}) gave {about['samples']} samples.")
+        found[str(num)] = {
+            "seconds_per_input": about["seconds"] / num,
+            "start_seconds": about["start_seconds"],
+            "driver_peak_mib": about["peak_mib"],
+        }
+    on_progress(len(steps), len(steps), "")
+    return found
+
+
+def _write_images(folder: Path, first: int, stop: int) -> None:
+    """Write images `first` to `stop` - 1, each of random colours of its own."""
+    for number in range(first, stop):
+        rng = np.random.default_rng(number)
+        cells = rng.integers(0, 256, (_CELLS, _CELLS, 3), dtype=np.uint8)
+        pixels = cells.repeat(_SIDE // _CELLS, axis=0).repeat(_SIDE // _CELLS, axis=1)
+        path = folder / f"{number // _FILES_PER_FOLDER:06d}" / f"{number:09d}.jpg"
+        if number % _FILES_PER_FOLDER == 0:
+            path.parent.mkdir(parents=True)
+        path.write_bytes(simplejpeg.encode_jpeg(pixels, quality=85))
+
+
+def main() -> None:
+    """Drive the whole stage twice; arguments: few images, images, out, number of workers."""
+    few, images, out, cores = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+    out.mkdir()
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+        start_seconds, _ = _drive(few, out / "few", pool)
+        seconds, samples = _drive(images, out / "all", pool)
+    about = {"samples": samples, "seconds": seconds, "start_seconds": start_seconds}
+    sys.stdout.write(json.dumps({**about, "peak_mib": _peak_mib()}) + "\n")
+
+
+def _drive(images: str, out: Path, pool: ProcessPoolExecutor) -> tuple[float, int]:
+    """Return seconds, and the number of samples in the shards."""
+
+    def run(
+        call: Callable[[Any], Any], items: Sequence[Any]
+    ) -> Generator[tuple[int, Any], None, None]:
+        futures = {pool.submit(call, item): row for row, item in enumerate(items)}
+        for future in as_completed(futures):
+            yield futures[future], future.exception() or future.result()
+
+    out.mkdir()
+    start = time.perf_counter()
+    job = Job(out, parse_sources([images], (), ()), ShardConfig())
+    made = make_shards(job, run, resume=False, on_progress=lambda progress: None)
+    return time.perf_counter() - start, made.num_samples
+
+
+def _peak_mib() -> float:
+    """Read the peak of this process alone; getrusage's is that of its parent where that is more."""
+    status = Path("/proc/self/status").read_text()
+    kib = next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]
+    return int(kib) / 1024
+
+
+if __name__ == "__main__":
+    main()

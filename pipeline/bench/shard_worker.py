@@ -1,0 +1,86 @@
+"""The process of one contestant that makes shards: lines of JSON say of what and where."""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.bench.shard_peers import Maker, Name, load, open_maker
+from pipeline.crawl.parts import close_examiner
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Serve until standard input ends; arguments: the contestant's name, and its core's number."""
+    os.setpgrp()  # The parent stops the whole group while others are measured.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Stopped, it could not end itself.
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Libraries print; only replies go to the parent.
+    name: Any = sys.argv[1]
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(sys.argv[2]) % len(cores)]})
+    for answer in answers(name, sys.stdin):
+        replies.write(json.dumps(answer) + "\n")
+        replies.flush()
+
+
+def answers(name: Name, commands: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Answer each command, {"files", "share", "out"}; the first answer is for the start.
+
+    An answer has the number of images, seconds by the clock, those of the processors, and the
+    variant; or a failure.
+    """
+    load(name)
+    yield {}
+    opened: dict[str, Maker] = {}
+    try:
+        for line in commands:
+            command = json.loads(line)
+            yield _answer(name, command, opened)
+    finally:
+        close_examiner()
+
+
+def _answer(name: Name, command: dict[str, Any], opened: dict[str, Maker]) -> dict[str, Any]:
+    files, share, out = command["files"], command["share"], Path(command["out"])
+    try:
+        key = json.dumps([files, share])
+        if key not in opened:
+            opened[key] = open_maker(name, Path(files), tuple(share))
+        maker = opened[key]
+        cpu, start = cpu_seconds(), time.perf_counter()
+        maker.make(out)
+        seconds = time.perf_counter() - start
+        used = cpu_seconds() - cpu
+    except ImportError as error:
+        return {"failure": f"not installed: {error}; pip install -e '.[bench]'"}
+    except Exception as error:  # Whatever a peer raises becomes its row in the table.
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        return {"failure": f"failed: {type(error).__name__}: {first_line}"}
+    about = {"images": maker.images, "seconds": seconds, "cpu_seconds": used}
+    return {**about, "variant": maker.variant}
+
+
+def cpu_seconds() -> float:
+    """Sum user and system time of this process and its children, running or waited for."""
+    own, times = os.getpid(), os.times()
+    total = time.process_time() + times.children_user + times.children_system
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            if parent == own:
+                # The clock of another process, see clock_getcpuclockid(3): finer than /proc's.
+                total += time.clock_gettime(~int(stat.parent.name) << 3 | 2)
+        except OSError:  # Ended between the listing and the reading.
+            continue
+    return total
+
+
+if __name__ == "__main__":
+    main()

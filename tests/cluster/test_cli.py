@@ -85,6 +85,7 @@ def test_version_names_what_results_depend_on():
 def test_help_teaches_every_command():
     shown = tessera("--help").stdout
     stages = ("shard", "index", "pretrain", "transfer", "report", "submit", "demo", "explain")
+    stages += ("inspect", "verify", "repair", "purge", "merge", "split")
     for command in (*stages, "bench"):
         assert command in shown
     for command in (

@@ -280,3 +280,11 @@ def test_a_damaged_result_is_one_line(run):
     (run / "pretrain.json").write_text('{"steps": 1}')
     with pytest.raises(ConfigError, match=r"lacks epochs, .*: it is of another version"):
         write_report(run, lambda _: None)
+
+
+def test_a_stage_that_was_found_finished_has_no_speed(run):
+    """A chain that goes on finds its shards there, in no time at all."""
+    (run / "results.json").write_text(json.dumps({"seconds": {"shard": 0.0}}))
+    text = _text(run)
+    assert "sharding, per input" not in text
+    assert "Throughput" in text

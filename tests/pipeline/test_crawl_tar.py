@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.crawl.chunks import read_chunk
+from pipeline.crawl.names import is_unsafe
 
 PACK = {
     "tar": bytes,
@@ -206,7 +207,10 @@ PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
 ENDINGS = st.sampled_from(["", ".jpg", ".b.jpg", ".json", ".txt", ".cls", "#2"])
 MEMBERS = st.lists(
     st.tuples(
-        st.tuples(st.sampled_from("ab") | PATHS, ENDINGS).map("".join), st.binary(min_size=1)
+        st.tuples(st.sampled_from("ab") | PATHS, ENDINGS)
+        .map("".join)
+        .filter(lambda name: not is_unsafe(name)),
+        st.binary(min_size=1),
     ),
     max_size=20,
 )

@@ -144,5 +144,5 @@ def test_shards_without_a_whole_sample_end_with_a_line(own_shards):
 def test_an_epoch_that_lost_a_sample_is_an_error():
     counts = EpochCounts(first_step=3, delivered=90, replaced=5)
     counts.close(0, planned=95)
-    with pytest.raises(RuntimeError, match=r"delivered \(=90\) \+ replaced \(=5\) must equal"):
+    with pytest.raises(RuntimeError, match=r"replaced \(=5\) \+ purged \(=0\) must equal"):
         counts.close(0, planned=96)

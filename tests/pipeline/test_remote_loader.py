@@ -53,7 +53,9 @@ def test_views_are_those_of_local_shards_and_each_file_is_fetched_once(
     assert {name for name in asked if name.endswith((".tar", ".parquet"))} == {
         f"/set/shard-00000{n}.{ending}" for n in range(3) for ending in ("tar", "parquet")
     }
-    assert all(count == 1 for name, count in asked.items() if not name.endswith(".json"))
+    assert all(
+        count == 1 for name, count in asked.items() if not name.endswith((".json", ".jsonl"))
+    )
     assert stats.corrupt == stats.retries == 0
     # Another process of the node finds them all.
     again, stats = take(location, tmp_path / "cache", 34)

@@ -87,10 +87,10 @@ def test_what_is_not_alike_is_said_in_one_line(copies):
     raw = json.loads(path.read_text())
     raw["images"]["test"] = "others"
     raw["config"]["temperature"] = 0.2
+    raw["view_px"] = 64
     path.write_text(json.dumps(raw))
     config = yaml.safe_load((copies[1] / "config.yaml").read_text())
     config["config"]["trunk"] = {"name": "resnet18"}
-    config["config"]["transfer"]["view_px"] = 64
     (copies[1] / "config.yaml").write_text(yaml.safe_dump(config))
     results["second"] = read_results(copies[1])
     assert differences(results) == [

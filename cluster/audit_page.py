@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from pipeline.audit.audit import Audit
 from pipeline.audit.gather import Source
 from pipeline.audit.limits import CONTROL_TOLERANCE
@@ -14,8 +12,8 @@ from pipeline.audit.score import Score
 from pipeline.pretext.multitask import tasks_of
 from pipeline.remote.location import shown as without_secrets
 from pipeline.shards.manifest import write_atomic
-from training import charts
 from training.charts import Box, Tick, number, ticks
+from training.pages import page_environment
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 460.0, 150.0, 16.0, 8.0, 24.0
 _ROW, _THICK, _APART = 40.0, 9.0, 13.0
@@ -77,14 +75,7 @@ class _Line:
 
 def write_page(path: Path, found: Audit, catches: Sequence[Catch], source: Source) -> None:
     """Write the page of an audit, and of the planted bugs where there are any."""
-    environment = jinja2.Environment(
-        # The style sheet is the report's.
-        loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(charts.__file__).parent]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent)
     environment.filters |= {"count": "{:,}".format, "figure": _figure, "number": number}
     page = environment.get_template("audit.html").render(
         audit=found,

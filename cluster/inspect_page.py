@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +14,7 @@ from pipeline.remote.location import is_remote, local_path
 from pipeline.remote.location import shown as without_secrets
 from pipeline.shards.manifest import folder_of, write_atomic
 from pipeline.upkeep.inspection import Bin, Inspection, Picture, inspect
-from training import report
+from training.pages import page_environment
 from training.run import write_json
 
 PAGE = "inspect.html"
@@ -102,15 +101,7 @@ def _uri(picture: Picture) -> str:
 
 
 def _render(found: Inspection, manifest: str) -> str:
-    # The look is the report's.
-    folders = [Path(__file__).parent, Path(report.__file__).parent]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent)
     environment.filters["uri"] = _uri
     return environment.get_template(PAGE).render(
         manifest=manifest, found=found, histograms=histograms(found)

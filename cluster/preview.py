@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from rich.console import Console
 from rich.text import Text
 
@@ -21,7 +20,7 @@ from pipeline.pretext.multitask import tasks_of
 from pipeline.remote.location import shown as without_secrets
 from pipeline.shards.manifest import write_atomic
 from pipeline.views import PretextConfig
-from training import report
+from training.pages import page_environment
 
 PAGE = "preview.html"
 
@@ -159,13 +158,5 @@ def _figure(drawing: Drawing, out: Path) -> Figure:
 
 
 def _render(**parts: Any) -> str:
-    # The look is the report's.
-    folders = [Path(__file__).parent, Path(report.__file__).parent]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent)
     return environment.get_template("preview.html").render(**parts)

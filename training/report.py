@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from pipeline.config import ConfigError
 from pipeline.shards.manifest import Manifest, write_atomic
 from training.charts import LineChart
 from training.curves import Recorded, curves, several_tasks
+from training.pages import page_environment
 from training.report_charts import own_styles
 from training.report_runs import InputPart, RunPart, input_parts, keys_of, picture_files, run_part
 from training.report_scores import Scores, scores_of
@@ -183,13 +182,7 @@ def _write_pictures(page: Page, folder: Path) -> None:
 
 def _render(page: Page) -> str:
     here = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     script = (here / _SCRIPT_FILE).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals |= {

@@ -1,7 +1,6 @@
 """What the path of a source names: folders, archives and images, here or at a URL."""
 
 import glob
-import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from braceexpand import braceexpand
 
 from pipeline.config import ConfigError
 from pipeline.crawl.inputs import File, Kind
@@ -25,6 +23,7 @@ from pipeline.remote.location import (
     scheme_of,
     shown,
 )
+from pipeline.shards.listing import expand_braces
 
 _MOST = 1_000_000
 """Files; a pattern that gives more holds a typing mistake."""
@@ -53,7 +52,7 @@ def find(path: str) -> list[Found]:
         ConfigError: Nothing is there, it cannot be read, or a file is of no kind that is known.
     """
     found: dict[str, Found] = {}
-    for text in _expand_braces(path):
+    for text in expand_braces(path, "source", "files"):
         check_scheme(text)
         for one in _find_remote(text) if is_remote(text) else _find_local(text):
             found.setdefault(one.location, one)
@@ -115,27 +114,6 @@ def as_file(path: str, info: dict[str, Any]) -> File:
 def as_local_file(path: str, about: os.stat_result) -> File:
     """Take over what the local file system says of a file."""
     return File(path, about.st_size, str(about.st_mtime_ns))
-
-
-def _expand_braces(text: str) -> list[str]:
-    if "{" not in text or (not is_remote(text) and local_path(text).exists()):
-        return [text]
-    counts = (_count_choices(group) for group in re.findall(r"\{([^{}]*)\}", text))
-    if math.prod(counts) > _MOST:  # Asked first: they are all held in memory.
-        raise ConfigError(
-            f"source (={shown(text)}) names more than {_MOST} files; check its braces."
-        )
-    try:
-        return list(braceexpand(text, escape=False))
-    except ValueError:
-        raise ConfigError(
-            f"source (={shown(text)}) has braces that do not pair; close them."
-        ) from None
-
-
-def _count_choices(group: str) -> int:
-    bounds = re.fullmatch(r"(-?\d{1,18})\.\.(-?\d{1,18})(\.\.-?\d+)?", group)
-    return abs(int(bounds[2]) - int(bounds[1])) + 1 if bounds else group.count(",") + 1
 
 
 def _find_local(text: str) -> Iterator[Found]:

@@ -140,5 +140,9 @@ def held_out(keys: Sequence[str], share: float) -> NDArray[np.bool_]:
 
     A transfer's split takes the same hash, so that it tests on these.
     """
-    hashes = [xxhash.xxh3_64_intdigest(f"split:{key}".encode()) for key in keys]
-    return np.array(hashes, np.uint64) < np.uint64(share * 2**64)
+    return hash_keys(keys) < np.uint64(share * 2**64)
+
+
+def hash_keys(keys: Sequence[str]) -> NDArray[np.uint64]:
+    """Return the hash that decides where an image goes, uint64 (N,)."""
+    return np.array([xxhash.xxh3_64_intdigest(f"split:{k}".encode()) for k in keys], np.uint64)

@@ -32,7 +32,7 @@ def list_shards(inputs: Sequence[str]) -> list[str]:
     """
     names: dict[str, None] = {}  # A set that keeps its order.
     for text in inputs:
-        for pattern in _expand_braces(text):
+        for pattern in expand_braces(text, "input", "shards"):
             check_scheme(pattern)
             found = _find_remote(pattern) if is_remote(pattern) else _find_local(pattern)
             if not found:
@@ -63,19 +63,29 @@ def ask_filesystem(url: str, method: str) -> Any:
         raise OSError(f"{shown(url)}: {type(error).__name__}: {error}") from error
 
 
-def _expand_braces(text: str) -> list[str]:
+def expand_braces(text: str, what: str, of: str) -> list[str]:
+    """Expand brace patterns, unless a local file has this very name.
+
+    Args:
+        text: A path or a URL.
+        what: How messages call it: input.
+        of: How messages call what it names: shards.
+
+    Raises:
+        ConfigError: Its braces do not pair, or name more than a million.
+    """
     if "{" not in text or (not is_remote(text) and local_path(text).exists()):
         return [text]
     counts = (_count_choices(group) for group in re.findall(r"\{([^{}]*)\}", text))
     if math.prod(counts) > _MOST:  # Asked first: they are all held in memory.
         raise ConfigError(
-            f"input (={shown(text)}) names more than {_MOST} shards; check its braces."
+            f"{what} (={shown(text)}) names more than {_MOST} {of}; check its braces."
         )
     try:
         return list(braceexpand(text, escape=False))
     except ValueError:
         raise ConfigError(
-            f"input (={shown(text)}) has braces that do not pair; close them."
+            f"{what} (={shown(text)}) has braces that do not pair; close them."
         ) from None
 
 

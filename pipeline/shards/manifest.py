@@ -228,6 +228,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomic(folder / FILE_NAME, json.dumps(raw, indent=1).encode())
 
 
+def require_empty(out: Path) -> None:
+    """Raise ConfigError for a folder that new files must not go into."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"out (={out}) is not an empty folder; choose another one.")
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it."""
     with open_atomic(path) as file:

@@ -150,7 +150,7 @@ def _scan(buffer: memoryview, spec: ScanSpec, stamp: str) -> tuple[ShardRecord, 
 
 def _add(rows: _Rows, sample: RawSample, buffer: memoryview, spec: ScanSpec) -> None:
     """Add a sample to the index, or to what is left out."""
-    key = _plain(sample.key)
+    key = plain_key(sample.key)
     image = sample.find_image()
     if not isinstance(image, Member):
         rows.left_out.append((key, image))
@@ -204,7 +204,7 @@ def _make_index(rows: _Rows, labels: list[int], buffer: memoryview, *, fast: boo
     )
 
 
-def _plain(key: str) -> str:
+def plain_key(key: str) -> str:
     r"""Write bytes that are not UTF-8 as \xNN, which tables and JSON can hold."""
     if key.isascii():
         return key

@@ -13,18 +13,20 @@ import xxhash
 from pipeline.config import ConfigError
 from pipeline.remote.location import is_remote, join, local_path
 from pipeline.shards.index import ShardIndex, encode_index
+from pipeline.shards.indexing import Progress
 from pipeline.shards.manifest import (
     Ledger,
     Manifest,
     ShardInfo,
     folder_of,
     read_manifest,
+    require_empty,
     write_atomic,
     write_manifest,
 )
 from pipeline.shards.tombstones import FILE_NAME as TOMBSTONES
 from pipeline.shards.tombstones import Tombstone, encode_tombstones, read_tombstones
-from pipeline.upkeep.verify import Progress, open_index
+from pipeline.upkeep.verify import open_index
 
 _INDEX_FOLDER = "index"
 
@@ -44,7 +46,7 @@ def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merg
     Raises:
         ConfigError: A manifest cannot be read, a shard is named twice, or `out` is not empty.
     """
-    _require_empty(out)
+    require_empty(out)
     sets = [(read_manifest(location), folder_of(location)) for location in locations]
     classes = sorted({name for made, _ in sets for name in made.classes or ()})
     position = {name: number for number, name in enumerate(classes)}
@@ -90,7 +92,7 @@ def split(
     Raises:
         ConfigError: The manifest cannot be read, a part would be empty, or `out` is not empty.
     """
-    _require_empty(out)
+    require_empty(out)
     made, folder = read_manifest(location), folder_of(location)
     parts = _assign(made, shares, seed)
     stones = _moved(read_tombstones(folder), folder)
@@ -167,11 +169,6 @@ def _absolute(folder: str, name: str) -> str:
 
 def _moved(stones: Sequence[Tombstone], folder: str) -> list[Tombstone]:
     return [replace(stone, shard=_absolute(folder, stone.shard)) for stone in stones]
-
-
-def _require_empty(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"out (={out}) is not an empty folder; choose another one.")
 
 
 def _finish(out: Path, made: Manifest, stones: Sequence[Tombstone]) -> None:

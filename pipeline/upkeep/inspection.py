@@ -17,9 +17,10 @@ from pipeline.dali.decode import decode_rgb
 from pipeline.remote.fetch import FetchConfig, FetchError, read_bytes
 from pipeline.remote.location import join
 from pipeline.shards.index import ShardIndex
+from pipeline.shards.indexing import Progress
 from pipeline.shards.manifest import Manifest, folder_of, read_manifest
 from pipeline.shards.store import Store
-from pipeline.upkeep.verify import Progress, open_index
+from pipeline.upkeep.verify import open_index
 
 LEFT_OUT_FILE = "left_out.parquet"
 NUM_SHOWN = 24

@@ -22,12 +22,14 @@ from pipeline.remote.fetch import FetchError
 from pipeline.remote.location import is_remote, join, local_path
 from pipeline.shards.folder import LEDGER_NAME
 from pipeline.shards.index import ShardIndex, encode_index, hash_spans, read_index
+from pipeline.shards.indexing import Progress, Run
 from pipeline.shards.manifest import (
     Ledger,
     Manifest,
     ShardInfo,
     folder_of,
     read_manifest,
+    require_empty,
     write_atomic,
     write_manifest,
 )
@@ -36,8 +38,6 @@ from pipeline.shards.tar import ShardError, walk_tar
 from pipeline.upkeep.verify import (
     CheckSpec,
     Problem,
-    Progress,
-    Run,
     check_shard,
     open_index,
     opened,
@@ -100,8 +100,7 @@ def repair(location: str, out: Path, run: Run, *, on_progress: Progress) -> Repa
         ConfigError: The manifest cannot be read, `out` is not empty, or nothing is whole.
     """
     manifest, folder = read_manifest(location), folder_of(location)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"out (={out}) is not an empty folder; choose another one.")
+    require_empty(out)
     out.mkdir(parents=True, exist_ok=True)
     specs = [
         MendSpec(folder, info, out, manifest.classes or (), number)

@@ -3,7 +3,7 @@
 import hashlib
 import mmap
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,11 @@ from pipeline.crawl.judge import judge
 from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file
 from pipeline.remote.location import is_remote, join, local_path
 from pipeline.shards.index import ShardIndex, hash_spans, read_index
+from pipeline.shards.indexing import Progress, Run
 from pipeline.shards.manifest import Manifest, ShardInfo, folder_of, read_manifest
 from pipeline.shards.samples import split_name
+from pipeline.shards.scan import plain_key
 from pipeline.shards.tar import ShardError, walk_tar
-
-Run = Callable[[Callable[[Any], Any], Sequence[Any]], Generator[tuple[int, Any], None, None]]
-"""Calls a function for every item, in any order; yields position, and result or exception."""
-Progress = Callable[[float, float, str], None]
-"""Is told shards done, all shards, and a note."""
 
 # What is stored has passed the filters of its own time; only what cannot be read is asked here.
 _ANY_IMAGE = ShardConfig(
@@ -251,7 +248,7 @@ def _check_members(
     rows = zip(index.keys, index.offsets.tolist(), index.sizes.tolist(), strict=True)
     for row, (key, offset, size) in enumerate(rows):
         name = members.get((offset, size))
-        if name is None or _plain(name) != key:
+        if name is None or plain_key(name) != key:
             note("its index names bytes that are no member.", key, int(index.starts[row]))
         elif index.hashes[row]:
             digest = xxhash.xxh3_64_intdigest(tar[offset : offset + size])
@@ -272,10 +269,6 @@ def _misfit(index: ShardIndex, row: int, tar: memoryview) -> str | None:
             f"{index.widths[row]} x {index.heights[row]}."
         )
     return None
-
-
-def _plain(key: str) -> str:
-    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _strangers(manifest: Manifest, folder: str) -> list[Problem]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
+from pipeline.pretext.supervised import hash_keys, held_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,6 @@ class Sides:
     test: NDArray[np.int64]
 
 
-def hash_keys(keys: Sequence[str]) -> NDArray[np.uint64]:
-    """Return the hash that decides where an image goes, uint64 (N,)."""
-    return np.array([xxhash.xxh3_64_intdigest(f"split:{k}".encode()) for k in keys], np.uint64)
-
-
 def split_by_hash(keys: Sequence[str], labels: NDArray[np.int64], rule: SplitRule) -> Sides:
     """Decide by its key which side an image is on, so that adding images moves none.
 
@@ -62,7 +57,7 @@ def split_by_hash(keys: Sequence[str], labels: NDArray[np.int64], rule: SplitRul
 
 def sides_by_hash(keys: Sequence[str], test_share: float) -> Sides:
     """Send each image to a side by the hash of its key."""
-    is_test = hash_keys(keys) < np.uint64(test_share * 2**64)
+    is_test = held_out(keys, test_share)
     rows = np.arange(len(keys))
     return Sides(rows[~is_test], rows[is_test])
 

@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 Entry = Mapping[str, Any]
 """One entry of the list of results."""
 
 
-def transfer_table(entries: Sequence[Entry]) -> Table:
+def transfer_table(entries: Sequence[Entry]) -> Group:
     """Show for each job and trunk the best layer: mean, range over seeds or draws, and name."""
     trunks = list(dict.fromkeys(entry["trunk"] for entry in entries))
-    table = Table(title="Transfer: the best layer of each trunk, percent (least to most)")
+    table = Table()
     table.add_column("job")
     for trunk in trunks:
         table.add_column(trunk, justify="right")
@@ -20,16 +22,13 @@ def transfer_table(entries: Sequence[Entry]) -> Table:
         best = {trunk: _best(ours, trunk) for trunk in trunks}
         highest = max(entry["score"] for entry in best.values() if entry)
         table.add_row(label, *(_cell(best[trunk], highest) for trunk in trunks))
-    return table
+    return _titled("Transfer: the best layer of each trunk, percent (least to most)", table)
 
 
-def layer_table(summary: Mapping[str, Any]) -> Table:
+def layer_table(summary: Mapping[str, Any]) -> Group:
     """Show every layer of the job svm; the best of each trunk in bold."""
     layers = summary["layers"]
-    table = Table(
-        title=f"Transfer: {summary['metric']}\n{summary['train_images']} training and "
-        f"{summary['test_images']} test images of {summary['classes']} classes"
-    )
+    table = Table()
     table.add_column("layer")
     gains = {"random", "pretrained"} <= set(layers)
     for name in (*layers, *(["gain"] if gains else [])):
@@ -42,7 +41,11 @@ def layer_table(summary: Mapping[str, Any]) -> Table:
     table.add_section()
     every = [f"{score:.1f}" for score in best.values()]
     table.add_row("best", *every, *_gain(best, shown=gains), style="bold")
-    return table
+    images = (
+        f"{summary['train_images']} training and {summary['test_images']} test images of "
+        f"{summary['classes']} classes"
+    )
+    return _titled(f"Transfer: {summary['metric']}\n{images}", table)
 
 
 def last_line(entries: Sequence[Entry]) -> str:
@@ -89,6 +92,11 @@ def _at(entry: Entry) -> str:
 
 def _gain(scores: Mapping[str, float], *, shown: bool) -> list[str]:
     return [f"{scores['pretrained'] - scores['random']:+.1f}"] if shown else []
+
+
+def _titled(title: str, table: Table) -> Group:
+    """Put a title above; one of the table itself would be cut into lines as short as the table."""
+    return Group(Text(title, style="table.title"), table)
 
 
 def _bold(text: str, *, on: bool) -> str:

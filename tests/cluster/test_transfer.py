@@ -139,7 +139,8 @@ def test_a_table_of_layers_takes_any_trunks():
         "layers": {"mine": {"a": {"score": 10.0}, "b": {"score": 12.5}}},
         "best_mine": 12.5,
     }
-    text = shown(layer_table(summary))
+    text = shown(layer_table(summary | {"metric": "accuracy of a linear SVM, percent of images"}))
+    assert "Transfer: accuracy of a linear SVM, percent of images\n3 training and 2 test" in text
     assert "12.5" in text
     assert "gain" not in text
 

@@ -144,10 +144,11 @@ def _hold_all(options: ShardBench, on_progress: Progress, show: Show) -> dict[st
 def headline(contests: dict[str, Any]) -> dict[str, Any]:
     """Return what the JSON has at its top; a ratio is None where a side of it did not run.
 
-    They are about the parts of ours with its default settings, which beside the peers' work hold
-    hashes for near duplicates, thumbnails and a table of inputs. Each stands there twice: by the
-    clock, which other programs disturb, and by the processors' time, which sees no waiting; of
-    two workers the latter is 1 where an image costs no more than with one.
+    They are about the parts of ours with its default settings but for chroma, which is the peers';
+    beside the peers' work parts hold hashes for near duplicates, thumbnails and a table of inputs.
+    Each stands there twice: by the clock, which other programs disturb, and by the processors'
+    time, which sees no waiting; of two workers the latter is 1 where an image costs no more than
+    with one.
     """
     found = {"img2dataset": _named(contests["reencode"]["rows"], "img2dataset")["variant"] or None}
     for key, (contest, name) in _RATIOS.items():

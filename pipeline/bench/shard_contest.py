@@ -35,9 +35,9 @@ class Contest:
 CONTESTS = (
     Contest(
         "reencode",
-        "Photographs of 1,500 px, reduced to 512 px and encoded again",
+        "Photographs of 1,500 px, reduced to 512 px and encoded again as 4:2:0",
         "large",
-        ("tessera", "tessera_near", "tessera_shards", "img2dataset", "webdataset"),
+        ("tessera", "tessera_near", "tessera_444", "tessera_shards", "img2dataset", "webdataset"),
         "img2dataset",
     ),
     Contest(
@@ -49,9 +49,9 @@ CONTESTS = (
     ),
     Contest(
         "png",
-        "PNG copies of them, encoded again by all",
+        "PNG copies of them, encoded by all as 4:2:0",
         "png",
-        ("tessera", "tessera_near", "img2dataset", "webdataset"),
+        ("tessera", "tessera_near", "tessera_444", "img2dataset", "webdataset"),
         "img2dataset",
     ),
     Contest(
@@ -74,6 +74,7 @@ CONTESTS = (
 TITLES: dict[Runner, str] = {
     "tessera": "Tessera, parts, near duplicates off",
     "tessera_near": "Tessera, parts",
+    "tessera_444": "Tessera, parts, its default, 4:4:4",
     "tessera_shards": "Tessera, finished shards",
     "two_workers": "Tessera, parts, two workers",
     "img2dataset": "img2dataset",

@@ -1,7 +1,8 @@
 """Who makes shards in the contests of `tessera bench shard`: each gives its whole path to a tar.
 
-All take the same files, one core, and reduce to the same side: JPEG of quality 90. Ours stores
-chroma at full resolution, the peers at half, as their libraries do unless told otherwise.
+All take the same files, one core, and reduce to the same side: JPEG of quality 90, chroma at half
+the resolution (4:2:0), as the peers' libraries have it unless told otherwise. `tessera_444` is
+ours as it is by default, with chroma at full resolution.
 """
 
 import importlib
@@ -24,6 +25,7 @@ from pipeline.crawl.source_list import SourceList, parse_sources
 Name = Literal[
     "tessera",
     "tessera_near",
+    "tessera_444",
     "tessera_shards",
     "img2dataset",
     "webdataset",
@@ -33,6 +35,7 @@ Name = Literal[
 _SLOW: dict[Name, tuple[str, ...]] = {
     "tessera": (),
     "tessera_near": (),
+    "tessera_444": (),
     "tessera_shards": ("pipeline.crawl.stage",),
     "img2dataset": ("cv2", "webdataset"),
     "webdataset": ("webdataset",),
@@ -76,7 +79,7 @@ def open_maker(name: Name, files: Path, share: tuple[int, int]) -> Maker:
         ImportError: A package of it is not installed.
     """
     match name:
-        case "tessera" | "tessera_near" | "tessera_shards":
+        case "tessera" | "tessera_near" | "tessera_444" | "tessera_shards":
             return _ours(name, files, share)
         case "img2dataset":
             return _img2dataset(_paths(files))
@@ -93,7 +96,11 @@ def _ours(name: Name, files: Path, share: tuple[int, int]) -> Maker:
     number, shares = share
     size = min(_CHUNK_INPUTS, -(-len(_paths(files)) // shares))
     chunks = list_chunks(sources, chunk_inputs=size)[number::shares]
-    config = ShardConfig(quality=QUALITY, near_duplicates=name != "tessera")
+    config = ShardConfig(
+        quality=QUALITY,
+        subsampling="444" if name == "tessera_444" else "420",
+        near_duplicates=name != "tessera",
+    )
     if name == "tessera_shards":
         make = _shards_maker(chunks, sources, config)
     else:

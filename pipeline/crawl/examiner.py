@@ -70,7 +70,7 @@ class Examiner:
                 self._child = _Child(self._setup)
             self._child.wait_until_ready()
             try:
-                return judged_from_bytes(self._child.ask(data, self._config.max_seconds))
+                return judged_from_bytes(self._child.ask(data, self._config.max_seconds), data)
             except TimeoutError:
                 self._stop()
                 return _quarantined(data, "timeout")

@@ -51,8 +51,9 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, config.max_seconds + _GRACE_S)
         judged = judge(data, config)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        del data
-        _write(sink, shared, judged_to_bytes(judged))
+        answer = judged_to_bytes(judged, data)
+        del data, judged
+        _write(sink, shared, answer)
 
 
 def _load(judge: str, config: ShardConfig) -> Callable[[bytes, ShardConfig], Judged]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pipeline.crawl.dedupe import content_hashes, settle
 from pipeline.crawl.parts import HASH, SCHEMA
 
-ROWS_PER_PARTITION = 2**19
-_ROWS_AT_ONCE = 2**17
+ROWS_PER_PARTITION = 2**17
+_ROWS_AT_ONCE = 2**15
 
 LEFT_OUT = pa.schema(
     [

@@ -5,9 +5,13 @@ nvImageCodec delivers damaged pictures and says so on stderr only, Pillow delive
 simplejpeg turns each warning into an error, is a fifth faster than either (0.90 ms against 1.09 and
 1.12 for 500 x 375 px), and decodes at a fraction of the size. It is given what a shard would store,
 stripped of metadata and junk, so that the trainer has nothing else to read.
+
+Of a JPEG that is stored as it is, luma is decoded alone: all coded data of all components is read
+and checked as ever, and the sixth of the time that goes into colours is saved.
 """
 
 import io
+from functools import partial
 
 import numpy as np
 import simplejpeg
@@ -25,6 +29,9 @@ from pipeline.dali.header import decoded_size
 _EIGHTHS = (1, 2, 3, 4)
 """Scales that are decoded faster than full size; 5/8 to 7/8 take longer."""
 _MODES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
+_SAFE_BLOCKS = 2**16
+"""Blocks of 8 x 8 px in a component whose means, told by differences below 2**15, cannot overflow;
+of components that are not asked for the decoder does not notice it."""
 
 
 def decode_jpeg(data: bytes, config: ShardConfig) -> Decoded:
@@ -34,69 +41,93 @@ def decode_jpeg(data: bytes, config: ShardConfig) -> Decoded:
         RefusedError: It does not decode strictly, or is of a kind or size that is not taken.
     """
     header = read_jpeg_header(data, config)
-    notes = _notes(header)
+    turn = 1 if header.exif is None else exif_orientation(header.exif)
+    notes = _notes(header, turn)
+    size = header.width, header.height
     try:
-        pixels, verbatim = _decode_strictly(header, config)
+        if turn in (None, 1) and _stays(header, config):
+            return _as_it_is(header, notes)
+        pixels = _decode_strictly(header, stored_size(*size, config.max_side))
     except RefusedError as error:
         if not (config.accept_partial and error.reason == "truncated"):
             raise
-        pixels, verbatim = _decode_what_is_there(header, config), False
+        pixels = _decode_what_is_there(header, config)
         notes = [*(note for note in notes if note != "missing_end"), "partial"]
-    turn = 1 if header.exif is None else exif_orientation(header.exif)
-    if turn is None and "metadata_broken" not in notes:
-        notes.append("metadata_broken")
-    height, width = header.height, header.width
     if turn is not None and turn != 1:
-        notes.append("oriented")
-        pixels, verbatim = upright(pixels, turn), False
-        height, width = (width, height) if turn >= 5 else (height, width)
-    return Decoded(pixels, width, height, notes, header.plain if verbatim else b"")
+        pixels = upright(pixels, turn)
+        size = size[::-1] if turn >= 5 else size
+    return Decoded(pixels, *size, notes)
 
 
-def _notes(header: JpegHeader) -> list[str]:
+def _notes(header: JpegHeader, turn: int | None) -> list[str]:
     found = (
         ("metadata_dropped", header.dropped),
-        ("metadata_broken", header.junk),
+        ("metadata_broken", header.junk or turn is None),
         ("trailing_bytes", header.trailing),
         ("missing_end", not header.ended),
         ("first_frame", header.multiple),
         ("cmyk", len(header.components) == 4),
+        ("oriented", turn not in (None, 1)),
     )
     return [note for note, is_true in found if is_true]
 
 
-def _decode_strictly(header: JpegHeader, config: ShardConfig) -> tuple[NDArray[np.uint8], bool]:
-    """Decode; and tell whether the JPEG may be stored as it is."""
+def _stays(header: JpegHeader, config: ShardConfig) -> bool:
+    """Tell whether an upright JPEG is stored as it is, if it decodes."""
+    size = header.width, header.height
+    if stored_size(*size, config.max_side) != size:
+        return False
+    try:
+        # GPU decoders take three channels for YCbCr, whatever the file says.
+        colours = simplejpeg.decode_jpeg_header(header.plain)[2]
+    except ValueError:  # Among others: its sampling is not known.
+        return False
+    declared = decoded_size(np.frombuffer(header.plain, np.uint8))
+    return colours in ("Gray", "YCbCr") and declared == (header.height, header.width)
+
+
+def _as_it_is(header: JpegHeader, notes: list[str]) -> Decoded:
+    """Decode what is stored as it is; with its colours only where they could hide damage."""
+    width, height = size = header.width, header.height
+    blocks = (width // 8 + 4) * (height // 8 + 4)  # Up to 32 px are filled up.
+    if len(header.components) == 1 or blocks > _SAFE_BLOCKS:
+        return Decoded(_decode_strictly(header, size), *size, notes, header.plain)
+    luma = _decode_strictly(header, size, "GRAY")
+    return Decoded(luma, *size, notes, header.plain, partial(_decode_strictly, header))
+
+
+def _decode_strictly(
+    header: JpegHeader, size: tuple[int, int], mode: str | None = None
+) -> NDArray[np.uint8]:
+    """Decode to at least `size` (width, height), in colour unless `mode` is GRAY."""
     if not (header.ended or header.is_complete()):
         raise RefusedError("truncated")
     try:
-        pixels = _pixels(header, config, strict=True)
-        # GPU decoders take three channels for YCbCr, whatever the file says.
-        colours = simplejpeg.decode_jpeg_header(header.plain)[2]
+        return _pixels(header, size, mode, strict=True)
     except ValueError as error:
         if "subsampling" in str(error) and header.ended:
-            return _decode_odd_sampling(header), False
+            return _decode_odd_sampling(header)
         raise RefusedError("undecodable" if header.ended else "truncated") from None
     except MemoryError:
         raise RefusedError("undecodable") from None
-    size = decoded_size(np.frombuffer(header.plain, np.uint8))
-    return pixels, colours in ("Gray", "YCbCr") and size == (header.height, header.width)
 
 
 def _decode_what_is_there(header: JpegHeader, config: ShardConfig) -> NDArray[np.uint8]:
+    size = stored_size(header.width, header.height, config.max_side)
     try:
-        return _pixels(header, config, strict=False)
+        return _pixels(header, size, strict=False)
     except (ValueError, MemoryError):
         raise RefusedError("truncated") from None
 
 
-def _pixels(header: JpegHeader, config: ShardConfig, *, strict: bool) -> NDArray[np.uint8]:
-    width, height = stored_size(header.width, header.height, config.max_side)
-    mode = _MODES[len(header.components)]
+def _pixels(
+    header: JpegHeader, size: tuple[int, int], mode: str | None = None, *, strict: bool
+) -> NDArray[np.uint8]:
+    mode = mode or _MODES[len(header.components)]
     scaled = 0, 0
-    if height != header.height:
+    if size != (header.width, header.height):
         sides = ((-(-header.width * n // 8), -(-header.height * n // 8)) for n in _EIGHTHS)
-        scaled = next((side for side in sides if side[0] >= width and side[1] >= height), (0, 0))
+        scaled = next((side for side in sides if side[0] >= size[0] and side[1] >= size[1]), (0, 0))
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
         header.plain, mode, min_width=scaled[0], min_height=scaled[1], strict=strict
     )

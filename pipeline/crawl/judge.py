@@ -1,7 +1,7 @@
 """The gate: one verdict for the bytes of one image, and what a shard stores of it.
 
 In order: limits on size; format by content; limits by the header, before a pixel is allocated; one
-strict decode; filters; encoding, unless the image may be stored as it is. Runs where a decoder may
+strict decode; filters; encoding, unless the image is stored as it is. Runs where a decoder may
 crash or hang: see `examiner`.
 """
 
@@ -15,10 +15,13 @@ from pipeline.crawl.formats import sniff
 from pipeline.crawl.item import Judged, Reason
 from pipeline.crawl.jpeg_decode import decode_jpeg
 from pipeline.crawl.pillow_decode import decode_by_pillow
-from pipeline.crawl.reduce import encoded, resized, stored_size, thumbnail
+from pipeline.crawl.reduce import encoded, resized, stored_size, thumbnail, thumbnail_size
 from pipeline.crawl.refusal import RefusedError
 
 _MAX_SPREAD = 2  # of 255, in every channel of an image that counts as one colour
+_MAX_LUMA_SPREAD = 81
+"""Of a JPEG in one colour by that rule: at most this, as colours beyond RGB's bounds are cut off
+(a green of 255 may have a luma of 134 or less), but never luma."""
 _STEPS = (64, 16, 1)  # px between the pixels that are looked at, first to last
 _THUMBNAILS = "0"  # First hex digit of the content hashes whose accepted images get a thumbnail.
 
@@ -39,11 +42,12 @@ def judge(data: bytes, config: ShardConfig) -> Judged:
         return Judged("quarantined", "not_image", content_hash)
     try:
         decoded = _decode(data, image_format, junk, config)
+        reason = _filter_reason(decoded, config)
+        if reason is None:
+            return _accepted(content_hash, image_format, decoded, config)
+        small = _thumbnail(decoded)
     except RefusedError as error:
         return Judged("quarantined", error.reason, content_hash, image_format)
-    reason = _filter_reason(decoded, config)
-    if reason is None:
-        return _accepted(content_hash, image_format, decoded, config)
     return Judged(
         "filtered",
         reason,
@@ -52,7 +56,7 @@ def judge(data: bytes, config: ShardConfig) -> Judged:
         decoded.width,
         decoded.height,
         tuple(decoded.notes),
-        thumbnail=thumbnail(decoded.pixels),
+        thumbnail=small,
     )
 
 
@@ -88,15 +92,18 @@ def _filter_reason(decoded: Decoded, config: ShardConfig) -> Reason | None:
         return "min_side"
     if long > config.max_aspect * short:
         return "max_aspect"
-    # As a rule a few pixels show that there is more than one colour.
-    if all(_is_plain(decoded.pixels[::step, ::step]) for step in _STEPS):
-        return "low_information"
-    return None
+    if decoded.decode_colours is not None and not _is_plain(decoded.pixels, _MAX_LUMA_SPREAD):
+        return None
+    return "low_information" if _is_plain(decoded.in_colour(), _MAX_SPREAD) else None
 
 
-def _is_plain(pixels: NDArray[np.uint8]) -> bool:
-    samples = pixels.reshape(-1, pixels.shape[2])
-    return bool((samples.max(axis=0) - samples.min(axis=0)).max() <= _MAX_SPREAD)
+def _is_plain(pixels: NDArray[np.uint8], max_spread: int) -> bool:
+    """Tell whether no channel spreads further; as a rule a few pixels show that one does."""
+    for step in _STEPS:
+        samples = pixels[::step, ::step].reshape(-1, pixels.shape[2])
+        if (samples.max(axis=0) - samples.min(axis=0)).max() > max_spread:
+            return False
+    return True
 
 
 def _accepted(
@@ -105,7 +112,6 @@ def _accepted(
     size = decoded.width, decoded.height
     width, height = stored_size(*size, config.max_side)
     pixels = resized(decoded.pixels, (width, height))
-    as_is = bool(decoded.verbatim) and (width, height) == size
     if (width, height) != size:
         decoded.notes.append("reduced")
     return Judged(
@@ -115,13 +121,17 @@ def _accepted(
         image_format,
         *size,
         tuple(decoded.notes),
-        stored=decoded.verbatim if as_is else encoded(pixels, config),
+        stored=decoded.verbatim or encoded(pixels, config),
         stored_width=width,
         stored_height=height,
-        as_is=as_is,
+        as_is=bool(decoded.verbatim),
         near_words=_near_words(pixels) if config.near_duplicates else None,
-        thumbnail=thumbnail(pixels) if content_hash.startswith(_THUMBNAILS) else b"",
+        thumbnail=_thumbnail(decoded) if content_hash.startswith(_THUMBNAILS) else b"",
     )
+
+
+def _thumbnail(decoded: Decoded) -> bytes:
+    return thumbnail(decoded.in_colour(thumbnail_size(decoded.width, decoded.height)))
 
 
 def _near_words(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:

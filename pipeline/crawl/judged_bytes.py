@@ -13,27 +13,33 @@ _BLOBS = ("stored", "near_words", "thumbnail")
 _PLAIN = [item.name for item in dataclasses.fields(Judged) if item.name not in _BLOBS]
 
 
-def judged_to_bytes(judged: Judged) -> bytes:
-    """Write a verdict so that `judged_from_bytes` reads an equal one."""
-    facts = json.dumps({name: getattr(judged, name) for name in _PLAIN}).encode()
+def judged_to_bytes(judged: Judged, data: bytes) -> bytes:
+    """Write the verdict on `data` so that `judged_from_bytes` reads an equal one.
+
+    Where the input is stored as it came it is not written once more.
+    """
+    same = bool(data) and judged.stored == data
+    facts = {name: getattr(judged, name) for name in _PLAIN}
     words = b"" if judged.near_words is None else judged.near_words.astype("<u8").tobytes()
-    blobs = facts, judged.stored, words, judged.thumbnail
+    stored = b"" if same else judged.stored
+    blobs = json.dumps([facts, same]).encode(), stored, words, judged.thumbnail
     return b"".join([_SIZES.pack(*map(len, blobs)), *blobs])
 
 
-def judged_from_bytes(data: bytes) -> Judged:
-    """Read a verdict.
+def judged_from_bytes(answer: bytes, data: bytes) -> Judged:
+    """Read the verdict on `data`.
 
     Raises:
         ValueError: It is none.
     """
     try:
-        facts, stored, words, thumbnail = _split(data)
-        raw = json.loads(facts)
+        facts, stored, words, thumbnail = _split(answer)
+        raw, same = json.loads(facts)
         raw["notes"] = tuple(raw["notes"])
         near = np.frombuffer(words, "<u8").astype(np.uint64) if words else None
+        stored = data if same else stored
         return Judged(**raw, stored=stored, near_words=near, thumbnail=thumbnail)
-    except (TypeError, KeyError, struct.error) as error:
+    except (TypeError, KeyError, ValueError, struct.error) as error:
         raise ValueError(f"no verdict: {error}") from None
 
 

@@ -48,8 +48,8 @@ BUCKET = 256
 TESTS = 16
 """Of them, how many are then compared in full."""
 
-_ROWS_AT_ONCE = 2**15  # entered together
-_PARTITION = 2**24  # entries, on average
+_ROWS_AT_ONCE = 2**13  # entered together
+_PARTITION = 2**22  # entries, on average
 _MAX_APART = 9  # of 63 signs; unrelated images differ in about half
 _PLACE = np.uint64(2 ** (64 - KEY_BITS) - 1)
 _ONE = np.uint64(1)

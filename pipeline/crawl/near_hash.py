@@ -7,6 +7,7 @@ of higher ones. So it can be shifted and zoomed by fractions of a pixel, which i
 All arithmetic is on integers, so equal pixels give equal words everywhere.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -54,36 +55,75 @@ def near_words(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
     Returns:
         uint64 (WORDS,); as little-endian bytes, the thumbnail's pixels row by row.
     """
-    cells = np.zeros((_CELLS, _CELLS), np.uint64)
+    cells = np.empty((_CELLS, _CELLS), np.uint64)
     _add_cells(np.ascontiguousarray(gray), cells)
-    area = np.uint64(gray.size)
-    means = ((cells << np.uint64(_CELL_BITS)) + area // np.uint64(2)) // area
-    # Integers below 2**53: float64 sums them exactly, in whatever order BLAS chooses.
-    scaled = _WEIGHTS @ means.astype(np.float64) @ _WEIGHTS.T
-    pixels = np.floor(scaled / 2.0 ** (_CELL_BITS + 2 * _WEIGHT_BITS) + 0.5)
-    return np.clip(pixels, 0, 255).astype(np.uint8).reshape(-1).view("<u8").astype(np.uint64)
+    pixels = np.empty((SIDE, SIDE), np.uint8)
+    _mix_cells(cells, np.uint64(gray.size), pixels)
+    return pixels.reshape(-1).view("<u8").astype(np.uint64)
 
 
-@njit(cache=True)  # NumPy's sums along rows take twice the time there is.
+@njit(cache=True)
+def _mix_cells(cells: Any, area: Any, pixels: Any) -> None:
+    """Make pixels of the sums of cells. Numbers are whole and below 2**53: float64 is exact."""
+    rows = np.zeros((SIDE, _CELLS))
+    for i in range(_CELLS):
+        for j in range(_CELLS):
+            mean = float(((cells[i, j] << np.uint64(_CELL_BITS)) + area // np.uint64(2)) // area)
+            for v in range(SIDE):
+                rows[v, j] += _WEIGHTS[v, i] * mean
+    _mix_rows(rows, pixels)
+
+
+@njit(inline="always")
+def _mix_rows(rows: Any, pixels: Any) -> None:
+    one = 2.0 ** (_CELL_BITS + 2 * _WEIGHT_BITS)
+    for v in range(SIDE):
+        for h in range(SIDE):
+            total = 0.0
+            for j in range(_CELLS):
+                total += rows[v, j] * _WEIGHTS[h, j]
+            pixels[v, h] = min(max(math.floor(total / one + 0.5), 0), 255)
+
+
+@njit(cache=True)  # NumPy's sums along rows take more than twice the time.
 def _add_cells(gray: Any, cells: Any) -> None:
     """Sum luma over a grid of equal cells; a pixel on an edge counts in both by its overlap.
 
     Lengths are in units of 1 / _CELLS pixel, so that overlaps are integers and a cell's area is
-    that of the image in pixels.
+    that of the image in pixels. A cell is what is summed up to its end less that up to its start.
     """
     height, width = gray.shape
-    line = np.zeros(width, np.uint32)  # at most 255 * height
+    whole = np.zeros(width, np.uint32)  # all rows so far; at most 255 * height
+    above = np.zeros(width, np.uint32)  # at most 255 * height * _CELLS; differences stay right
+    line = np.empty(width, np.uint32)
+    y = 0
     for i in range(_CELLS):
-        line[:] = 0
-        top, bottom = i * height, (i + 1) * height
-        for y in range(top // _CELLS, (bottom - 1) // _CELLS + 1):
-            overlap = np.uint32(min(bottom, (y + 1) * _CELLS) - max(top, y * _CELLS))
+        bottom = (i + 1) * height
+        while y < bottom // _CELLS:
+            row = gray[y]
             for x in range(width):
-                line[x] += overlap * gray[y, x]
-        for j in range(_CELLS):
-            left, right = j * width, (j + 1) * width
-            total = np.uint64(0)
-            for x in range(left // _CELLS, (right - 1) // _CELLS + 1):
-                overlap = np.uint32(min(right, (x + 1) * _CELLS) - max(left, x * _CELLS))
-                total += np.uint64(overlap) * np.uint64(line[x])
-            cells[i, j] = total
+                whole[x] += np.uint32(row[x])
+            y += 1
+        part, row = np.uint32(bottom % _CELLS), gray[min(y, height - 1)]
+        for x in range(width):
+            sum_x = np.uint32(_CELLS) * whole[x] + part * np.uint32(row[x])
+            line[x] = sum_x - above[x]
+            above[x] = sum_x
+        _cut_line(line, cells[i])
+
+
+@njit(inline="always")
+def _cut_line(line: Any, cells: Any) -> None:
+    """Sum a row of column sums over its cells."""
+    width = len(line)
+    total = before = np.uint64(0)
+    x = 0
+    for j in range(_CELLS):
+        right = (j + 1) * width
+        while x < right // _CELLS:
+            total += np.uint64(line[x])
+            x += 1
+        part = np.uint64(right % _CELLS) * np.uint64(line[min(x, width - 1)])
+        upto = np.uint64(_CELLS) * total + part
+        cells[j] = upto - before
+        before = upto

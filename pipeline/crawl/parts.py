@@ -21,7 +21,7 @@ from pipeline.crawl.inputs import Chunk
 from pipeline.crawl.item import Item, Judged
 from pipeline.shards.manifest import open_atomic
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raise when equal inputs and settings would give other bytes: older parts and shards are made
 again."""
 

@@ -18,9 +18,6 @@ from pipeline.crawl.exchange import ABOUT_LEFT_OUT, Kept, exchange, left_out
 from pipeline.crawl.near_duplicates import find_near
 from pipeline.shards.manifest import Ledger
 
-_MANY = 200_000
-"""Kept images from which on the search for near duplicates works on disk."""
-
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
@@ -150,7 +147,7 @@ def _find_near(kept: Kept, folder: Path) -> NDArray[np.int64]:
     assert words is not None
     scratch = folder / "near"
     scratch.mkdir()
-    near: NDArray[np.int64] = find_near(words, _ranks(kept), scratch if len(kept) > _MANY else None)
+    near: NDArray[np.int64] = find_near(words, _ranks(kept), scratch)
     shutil.rmtree(scratch)
     (folder / "words.npy").unlink()
     return near

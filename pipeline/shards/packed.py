@@ -116,7 +116,7 @@ def write_files(stored: Sequence[Stored], path: Path, classes: tuple[str, ...] |
 def _encode(image: Packed, problem: str) -> Stored | str:
     """Decode as the gate does, strictly, and store without loss."""
     try:
-        pixels = decode(image.data, _WHOLE).pixels
+        pixels = decode(image.data, _WHOLE).in_colour()
     except RefusedError as error:
         return error.reason
     shown = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -58,19 +59,29 @@ def test_the_verdict_is_that_of_the_function(examiner):
     assert examiner.examine(b"") == judge(b"", CONFIG)
 
 
-def test_a_verdict_survives_the_way():
+@pytest.mark.parametrize(("data", "is_sent_back"), [(b"input", True), (b"stored", False)])
+def test_a_verdict_survives_the_way(data, is_sent_back):
     before = hostile_judges.ACCEPTED
-    after = judged_from_bytes(judged_to_bytes(before))
+    answer = judged_to_bytes(before, data)
+    after = judged_from_bytes(answer, data)
     np.testing.assert_array_equal(after.near_words, before.near_words)
     assert (after.outcome, after.stored, after.notes) == ("accepted", b"stored", ())
+    assert answer.count(b"stored") - answer.count(b'"stored_') == is_sent_back
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff" * 100, judged_to_bytes(hostile_judges.ACCEPTED)[:-1]]
+    "answer",
+    [
+        b"",
+        b"\xff" * 100,
+        judged_to_bytes(hostile_judges.ACCEPTED, b"")[:-1],
+        struct.pack("<4I", 2, 0, 0, 0) + b"[]",
+        struct.pack("<4I", 12, 0, 0, 0) + b"[{}, [], {}]",
+    ],
 )
-def test_what_is_no_verdict_is_refused(data):
+def test_what_is_no_verdict_is_refused(answer):
     with pytest.raises(ValueError, match="verdict"):
-        judged_from_bytes(data)
+        judged_from_bytes(answer, b"input")
 
 
 def test_more_than_the_limit_is_not_sent(hostile):

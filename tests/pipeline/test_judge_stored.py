@@ -244,13 +244,15 @@ def test_what_is_encoded_again_obeys_the_configuration():
     assert simplejpeg.decode_jpeg_header(accepted(data).stored)[3] == "444"
 
 
-def test_near_words_are_those_of_the_stored_pixels():
+def test_near_words_are_those_of_the_luma_of_what_is_stored():
     from pipeline.crawl.near_hash import WORDS, near_words
 
-    judged = accepted(JPEG, ShardConfig())
-    gray = np.asarray(Image.fromarray(simplejpeg.decode_jpeg(JPEG)).convert("L"))
-    assert judged.near_words.shape == (WORDS,)
-    np.testing.assert_array_equal(judged.near_words, near_words(gray))
+    as_it_is = simplejpeg.decode_jpeg(JPEG, "GRAY")[:, :, 0]
+    again = np.asarray(photo().convert("L"))
+    for data, gray in ((JPEG, as_it_is), (PNG, again)):
+        judged = accepted(data, ShardConfig())
+        assert judged.near_words.shape == (WORDS,)
+        np.testing.assert_array_equal(judged.near_words, near_words(gray))
     assert accepted(JPEG).near_words is None
 
 

@@ -98,6 +98,40 @@ def bench_shard(
             write_json(json_file, result)
 
 
+@app.command("transfer")
+def bench_transfer(
+    data: Annotated[
+        Path, typer.Option(help="Tree with a folder of images for each class, or labelled shards.")
+    ],
+    quick: Annotated[bool, typer.Option("--quick", help="Few images of ten classes.")] = False,
+    trunk: Annotated[
+        str, typer.Option(metavar="resnet18|small", help="With random weights.")
+    ] = "resnet18",
+    json_file: JsonFile = None,
+) -> None:
+    """Measure a transfer against a torchvision loop and scikit-learn, in one run.
+
+    Features are extracted by the loader and the forward pass, by each alone, and by a plain
+    torchvision loop, in processes of their own, in turn. Then the SVMs of all layers stand beside
+    scikit-learn alone, and the linear probe of all layers beside that of the last one. The full run
+    learns from up to 20 images of every class.
+
+    Example: tessera bench transfer --data labelled/ --quick
+    """
+    with clear_errors():
+        from cluster.screen import bar
+        from training.bench.transfer import bench_transfer as run_bench
+        from training.bench.transfer import make_options
+        from training.run import write_json
+
+        options = make_options(data, quick=quick, trunk=trunk)
+        console = Console()
+        with bar(console, "bench", counts=False) as line:
+            result = run_bench(options, line.update, console.print)
+        if json_file:
+            write_json(json_file, result)
+
+
 @app.command("walk")
 def bench_walk(json_file: JsonFile = None) -> None:
     """Measure how fast the headers of tars are walked and shards of others are indexed.

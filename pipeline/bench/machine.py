@@ -22,6 +22,7 @@ _PACKAGES = (
     "img2dataset",
     "opencv-python-headless",
     "pillow",
+    "scikit-learn",
     "numpy",
 )
 

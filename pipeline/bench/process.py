@@ -1,5 +1,6 @@
 """Processes that do what lines of JSON tell them, and are stopped in between."""
 
+import ctypes
 import json
 import os
 import select
@@ -7,14 +8,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 _ROOT = Path(__file__).parents[2]
 _PATIENCE = 120.0  # Seconds that a start, a choice of settings or a round may take beyond its own.
 _FAREWELL = 5.0
+_PR_SET_PDEATHSIG = 1
 
 
 class Process:
@@ -23,10 +25,10 @@ class Process:
     def __init__(self, popen: "subprocess.Popen[bytes]", log: Path) -> None:
         self._popen, self._log = popen, log
 
-    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Let the process do something and stop it again."""
+    def ask(self, command: dict[str, Any], patience: float = _PATIENCE) -> dict[str, Any]:
+        """Let the process do something and stop it again; `patience` as that of `read`."""
         self.tell(command)
-        answer = self.read()
+        answer = self.read(patience)
         self.signal(signal.SIGSTOP)
         return answer
 
@@ -64,12 +66,12 @@ class Process:
             assert self._popen.stdout is not None
             self._popen.stdout.close()
 
-    def read(self) -> dict[str, Any]:
-        """Wait for an answer; where none comes, it is a failure."""
+    def read(self, patience: float = _PATIENCE) -> dict[str, Any]:
+        """Wait for an answer; where none comes within `patience` seconds, it is a failure."""
         assert self._popen.stdout is not None
-        ready, _, _ = select.select([self._popen.stdout], [], [], _PATIENCE)
+        ready, _, _ = select.select([self._popen.stdout], [], [], patience)
         if not ready:
-            return {"failure": f"failed: no answer within {_PATIENCE:.0f} s"}
+            return {"failure": f"failed: no answer within {patience:.0f} s"}
         line = self._popen.stdout.readline()
         answer: dict[str, Any] = json.loads(line) if line else self._dead()
         return answer
@@ -105,3 +107,14 @@ def running(command: Sequence[str], name: str, scratch: Path) -> Iterator[Proces
         yield Process(popen, log)
     finally:
         Process(popen, log).end()
+
+
+def serve(answers: Callable[[TextIO], Iterable[dict[str, Any]]]) -> None:
+    """Be such a process: answer the lines of standard input until it ends."""
+    os.setpgrp()  # The parent stops the whole group while others are measured.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Stopped, it could not end itself.
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Libraries print; only replies go to the parent.
+    for answer in answers(sys.stdin):
+        replies.write(json.dumps(answer) + "\n")
+        replies.flush()

@@ -18,7 +18,7 @@ from pipeline.bench.machine import describe_machine
 from pipeline.bench.shard_contest import CONTESTS, Contest, Field
 from pipeline.bench.shard_growth import measure_growth
 from pipeline.bench.shard_inputs import Numbers, make_inputs
-from pipeline.bench.table import Row, measure_table
+from pipeline.bench.table import Row, load_note, measure_table
 from pipeline.config import ConfigError
 
 FULL = Numbers(small=1_000, large=200, png=200)
@@ -110,11 +110,9 @@ def bench_shard(options: ShardBench, on_progress: Progress, show: Show) -> dict[
             growth = measure_growth(options.growth, Path(scratch), options.cores, on_progress)
         found["growth"] = growth
         show(measure_table("growth", growth))
-    if load > options.cores / 2:
-        show(
-            f"the load of this machine was {load:.1f} before: other programs run here. "
-            "Compare the column per CPU s, or run again on an idle machine."
-        )
+    note = load_note(load, options.cores)
+    if note:
+        show(note)
     show(last_line(found))
     return found
 

@@ -1,33 +1,24 @@
 """The process of one contestant that makes shards: lines of JSON say of what and where."""
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.bench.process import serve
 from pipeline.bench.shard_peers import Maker, Name, load, open_maker
 from pipeline.crawl.parts import close_examiner
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Serve until standard input ends; arguments: the contestant's name, and its core's number."""
-    os.setpgrp()  # The parent stops the whole group while others are measured.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Stopped, it could not end itself.
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # Libraries print; only replies go to the parent.
     name: Any = sys.argv[1]
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(sys.argv[2]) % len(cores)]})
-    for answer in answers(name, sys.stdin):
-        replies.write(json.dumps(answer) + "\n")
-        replies.flush()
+    serve(lambda commands: answers(name, commands))
 
 
 def answers(name: Name, commands: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -82,6 +82,16 @@ def busy_note(top: Row, cores: int) -> str | None:
     )
 
 
+def load_note(load: float, cores: int) -> str | None:
+    """Warn where other programs ran before the bench did."""
+    if load <= cores / 2:
+        return None
+    return (
+        f"the load of this machine was {load:.1f} before: other programs run here. "
+        "Compare the column per CPU s, or run again on an idle machine."
+    )
+
+
 def contest_table(title: str, rows: Sequence[Row]) -> Table:
     """Show every contender, the fastest first; those that did not run say why."""
     table = Table(title=title, box=SIMPLE_HEAD)

@@ -1,9 +1,7 @@
 """The process of one contender: told by lines of JSON what to do, answers with lines of JSON."""
 
-import ctypes
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,23 +12,16 @@ import numpy as np
 
 from pipeline.bench.contenders import CONTENDERS, variants_of
 from pipeline.bench.measure import Chosen, choose, run
+from pipeline.bench.process import serve
 from pipeline.bench.work import Work, check_batch
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Serve one contender until standard input ends."""
-    os.setpgrp()  # The parent stops the whole group while others are measured.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Stopped, it could not end itself.
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # Libraries print; only replies go to the parent.
     job = json.loads(sys.argv[1])
     work = Work(**{**job["work"], **{k: Path(job["work"][k]) for k in ("shards", "scratch")}})
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: work.cores])
-    for answer in _answers(job["name"], work, sys.stdin):
-        replies.write(json.dumps(answer) + "\n")
-        replies.flush()
+    serve(lambda commands: _answers(job["name"], work, commands))
 
 
 def _answers(name: str, work: Work, commands: TextIO) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 import xxhash
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.dali.graph import GraphOptions
 from pipeline.loader import whole_batches
@@ -129,17 +130,32 @@ def extract_features(
     precision: Precision = setting.precision  # type: ignore[assignment]
     done = 0
     for batch in whole_batches(images.store, images.sample_ids, options, px=setting.view_px):
-        with autocast(precision, device):
-            maps = trunk.stages(normalize(batch.views))
-        rows = {}
-        for stage, map_NCHW in zip(trunk.stage_names, maps, strict=True):
-            for pooling in poolings:
-                side = pooling.side_for(map_NCHW.shape[1])
-                pooled = F.adaptive_avg_pool2d(map_NCHW.float(), side).flatten(1)
-                rows[f"{stage}.{_stem(pooling)}"] = pooled.cpu().numpy()
-        yield rows
+        yield layer_rows(trunk, normalize(batch.views), poolings, precision)
         done += len(batch.sample_ids)
         on_progress(done)
+
+
+@torch.inference_mode()
+def layer_rows(
+    trunk: Trunk, images: Tensor, poolings: Sequence[Pooling], precision: Precision
+) -> dict[str, Rows]:
+    """Run the trunk over normalised images (B, 3, H, W); returns their rows by file stem.
+
+    Args:
+        trunk: On the device of the images; in evaluation mode.
+        images: As `normalize` gives them.
+        poolings: Which layers.
+        precision: Of the forward pass.
+    """
+    with autocast(precision, images.device):
+        maps = trunk.stages(images)
+    rows = {}
+    for stage, map_NCHW in zip(trunk.stage_names, maps, strict=True):
+        for pooling in poolings:
+            side = pooling.side_for(map_NCHW.shape[1])
+            pooled = F.adaptive_avg_pool2d(map_NCHW.float(), side).flatten(1)
+            rows[f"{stage}.{_stem(pooling)}"] = pooled.cpu().numpy()
+    return rows
 
 
 def fingerprint_of(images: Labelled) -> str:

@@ -1,0 +1,1 @@
+"""Benches of what is trained and scored, beside what others offer."""

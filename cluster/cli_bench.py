@@ -1,5 +1,7 @@
 """The commands `tessera bench ...`."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -48,17 +50,11 @@ def bench_loader(
     Example: tessera bench loader --data pictures/ --quick
     """
     with clear_errors():
-        from cluster.screen import bar
         from pipeline.bench.loader import bench_loader as run_bench
         from pipeline.bench.loader import make_options
-        from training.run import write_json
 
         options = make_options(data, quick=quick, only=only, cores=cores, device=device)
-        console = Console()
-        with bar(console, "bench", counts=False) as line:
-            result = run_bench(options, line.update, console.print)
-        if json_file:
-            write_json(json_file, result)
+        _measure(partial(run_bench, options), json_file)
 
 
 @app.command("shard")
@@ -85,17 +81,10 @@ def bench_shard(
     Example: tessera bench shard --data pictures/ --quick
     """
     with clear_errors():
-        from cluster.screen import bar
         from pipeline.bench.shard import bench_shard as run_bench
         from pipeline.bench.shard import make_options
-        from training.run import write_json
 
-        options = make_options(data, quick=quick, growth=growth)
-        console = Console()
-        with bar(console, "bench", counts=False) as line:
-            result = run_bench(options, line.update, console.print)
-        if json_file:
-            write_json(json_file, result)
+        _measure(partial(run_bench, make_options(data, quick=quick, growth=growth)), json_file)
 
 
 @app.command("transfer")
@@ -119,17 +108,10 @@ def bench_transfer(
     Example: tessera bench transfer --data labelled/ --quick
     """
     with clear_errors():
-        from cluster.screen import bar
         from training.bench.transfer import bench_transfer as run_bench
         from training.bench.transfer import make_options
-        from training.run import write_json
 
-        options = make_options(data, quick=quick, trunk=trunk)
-        console = Console()
-        with bar(console, "bench", counts=False) as line:
-            result = run_bench(options, line.update, console.print)
-        if json_file:
-            write_json(json_file, result)
+        _measure(partial(run_bench, make_options(data, quick=quick, trunk=trunk)), json_file)
 
 
 @app.command("walk")
@@ -205,6 +187,18 @@ def bench_soak(
             write_json(json_file, result)
         if result["lost"] or result["repeated"] or result["misplaced"]:
             raise typer.Exit(1)
+
+
+def _measure(run: Callable[[Any, Any], dict[str, Any]], json_file: Path | None) -> None:
+    """Run a bench (on_progress, show) below a bar of progress, and write what it found."""
+    from cluster.screen import bar
+    from training.run import write_json
+
+    console = Console()
+    with bar(console, "bench", counts=False) as line:
+        result = run(line.update, console.print)
+    if json_file:
+        write_json(json_file, result)
 
 
 def _show(title: str, result: dict[str, Any]) -> None:

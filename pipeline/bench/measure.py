@@ -2,8 +2,11 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from pipeline.bench.work import Batches, Variants
 
@@ -39,6 +42,18 @@ class Chosen:
 
     setting: str
     batches: Batches
+
+
+def speeds(rounds: Sequence[Stretch]) -> dict[str, Any]:
+    """Describe rounds: medians, range, and all speeds by the clock; None where there is none."""
+    rates = [one.images_per_s for one in rounds]
+    return {
+        "images_per_s": median(rates) if rates else None,
+        "min": min(rates, default=None),
+        "max": max(rates, default=None),
+        "images_per_cpu_s": median(one.images_per_cpu_s for one in rounds) if rates else None,
+        "rounds": rates,
+    }
 
 
 def run(batches: Batches, *, warm: float, seconds: float) -> Stretch:

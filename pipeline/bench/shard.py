@@ -18,7 +18,7 @@ from pipeline.bench.machine import describe_machine
 from pipeline.bench.shard_contest import CONTESTS, Contest, Field
 from pipeline.bench.shard_growth import measure_growth
 from pipeline.bench.shard_inputs import Numbers, make_inputs
-from pipeline.bench.table import Row, load_note, measure_table
+from pipeline.bench.table import Row, load_note, measure_table, speed_cells
 from pipeline.config import ConfigError
 
 FULL = Numbers(small=1_000, large=200, png=200)
@@ -189,9 +189,7 @@ def _table(contest: Contest, measured: Row) -> Table:
             continue
         table.add_row(
             title,
-            f"{row['images_per_s']:,.0f}",
-            f"{row['min']:,.0f}..{row['max']:,.0f}",
-            f"{row['images_per_cpu_s']:,.0f}",
+            *speed_cells(row),
             _cell(row["ratio"]),
             _cell(row["ratio_per_cpu_s"]),
             style="bold" if row["name"].startswith(("tessera", "two")) else "",

@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal, get_args
 
-from pipeline.bench.measure import Stretch
+from pipeline.bench.measure import Stretch, speeds
 from pipeline.bench.process import Process, running
 from pipeline.bench.shard_inputs import Kind, complaint, stored_sizes
 from pipeline.bench.shard_peers import Name
@@ -198,18 +197,13 @@ def _rows(standings: Sequence[_Standing], contest: Contest) -> list[Row]:
 
 def _row(standing: _Standing) -> Row:
     rounds = standing.rounds if standing.failure is None else []
-    rates = [one.images_per_s for one in rounds]
     return {
         "name": standing.runner,
         "title": TITLES[standing.runner],
         "variant": standing.variant,
         "failure": standing.failure,
         "images": rounds[0].images if rounds else None,
-        "images_per_s": median(rates) if rounds else None,
-        "min": min(rates, default=None),
-        "max": max(rates, default=None),
-        "images_per_cpu_s": median(one.images_per_cpu_s for one in rounds) if rounds else None,
-        "rounds": rates,
+        **speeds(rounds),
     }
 
 

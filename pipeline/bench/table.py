@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.bench.contest import Standing
+from pipeline.bench.measure import speeds
 
 Row = dict[str, Any]
 
@@ -105,9 +106,7 @@ def contest_table(title: str, rows: Sequence[Row]) -> Table:
             continue
         table.add_row(
             row["title"],
-            f"{row['images_per_s']:,.0f}",
-            f"{row['min']:,.0f}..{row['max']:,.0f}",
-            f"{row['images_per_cpu_s']:,.0f}",
+            *speed_cells(row),
             _cell(row["ratio_to_fastest_peer"]),
             _cell(row["ratio_to_decode_only"]),
             style=style,
@@ -115,21 +114,25 @@ def contest_table(title: str, rows: Sequence[Row]) -> Table:
     return table
 
 
+def speed_cells(row: Row) -> list[str]:
+    """Write what `speeds` found of a contender that ran: images/s, their range, and per CPU s."""
+    return [
+        f"{row['images_per_s']:,.0f}",
+        f"{row['min']:,.0f}..{row['max']:,.0f}",
+        f"{row['images_per_cpu_s']:,.0f}",
+    ]
+
+
 def _row(standing: Standing) -> Row:
     ran = bool(standing.rounds) and standing.failure is None
-    rates = [one.images_per_s for one in standing.rounds] if ran else []
     return {
         "name": standing.entrant.contender.name,
         "title": standing.entrant.contender.title,
         "role": standing.entrant.contender.role,
         "setting": standing.setting,
         "failure": standing.failure,
-        "images_per_s": standing.images_per_s if ran else None,
-        "min": min(rates, default=None),
-        "max": max(rates, default=None),
-        "images_per_cpu_s": standing.images_per_cpu_s if ran else None,
         "cores_used": standing.images_per_s / standing.images_per_cpu_s if ran else None,
-        "rounds": rates,
+        **speeds(standing.rounds if ran else []),
     }
 
 

@@ -27,7 +27,6 @@ Ten million made-up hashes, through a folder: 11 minutes of one core, 23 GB of d
 hashes, 0.5 GB of memory beside the mapped files; every planted copy found, nothing else.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,7 +64,7 @@ def find_near(words: Words, ranks: NDArray[np.int64], folder: Path | None) -> ND
     Args:
         words: uint64 (N, WORDS), of `near_hash.near_words`; may be a memory map.
         ranks: int64 (N,), distinct; the smaller is kept.
-        folder: Where 2.4 kB per image lie meanwhile; None holds them in memory.
+        folder: Where 2.4 kB per image lie meanwhile; None takes the machine's folder of such files.
 
     Returns:
         int64 (N,): the row of the image each one loses to, chains followed to their end; -1 where
@@ -74,11 +73,8 @@ def find_near(words: Words, ranks: NDArray[np.int64], folder: Path | None) -> ND
     order = np.argsort(ranks, kind="stable")
     _check(words, ranks, order)
     winners = np.arange(len(order))  # by place in the ranking
-    if folder is None:
-        _search(words, order, winners, None)
-    else:
-        with TemporaryDirectory(dir=folder, prefix="near-") as made:
-            _search(words, order, winners, Path(made))
+    with TemporaryDirectory(dir=folder, prefix="near-") as made:
+        _search(words, order, winners, Path(made))
     _follow(winners)
     rows = np.full(len(order), -1)
     lost = winners < np.arange(len(order))
@@ -99,13 +95,13 @@ def _check(words: Words, ranks: NDArray[np.int64], order: NDArray[np.int64]) -> 
 
 
 def _search(
-    words: Words, order: NDArray[np.int64], winners: NDArray[np.int64], folder: Path | None
+    words: Words, order: NDArray[np.int64], winners: NDArray[np.int64], folder: Path
 ) -> None:
     """Write to `winners` the best-ranked image that each image is near to, by place."""
     shape = (len(order), len(WINDOWS))
-    signs: Words = np.zeros(shape, np.uint64)
-    if folder is not None and len(order):
-        signs = np.memmap(folder / "signs", np.uint64, "w+", shape=shape)
+    if not len(order):
+        return  # Nothing can be mapped.
+    signs: Words = np.memmap(folder / "signs", np.uint64, "w+", shape=shape)
     memo = np.full(2**_MEMO_BITS, ~np.uint64(0))  # no pair
     for entries in _partitions(words, order, signs, folder):
         entries.sort()
@@ -113,23 +109,17 @@ def _search(
 
 
 def _partitions(
-    words: Words, order: NDArray[np.int64], signs: Words, folder: Path | None
+    words: Words, order: NDArray[np.int64], signs: Words, folder: Path
 ) -> Iterator[Words]:
     """Enter all images; then give their entries, all of a key together."""
     parts = -(-len(order) * ENTRIES // _PARTITION)
     prefix_bits = max(parts - 1, 0).bit_length()
-    held: dict[tuple[int, int], list[Words]] = defaultdict(list)
     paths: set[Path] = set()
     for band, prefix, run in _runs(words, order, signs, prefix_bits):
-        if folder is None:
-            held[band, prefix].append(run)
-            continue
         path = folder / f"{band}-{prefix}"
         paths.add(path)
         with path.open("ab") as file:
             run.tofile(file)
-    while held:
-        yield np.concatenate(held.popitem()[1])
     for path in paths:
         entries = np.fromfile(path, np.uint64)
         path.unlink()

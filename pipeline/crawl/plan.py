@@ -145,10 +145,7 @@ def _find_near(kept: Kept, folder: Path) -> NDArray[np.int64]:
             words = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint64, shape=shape)
         words[start : start + len(found)] = found
     assert words is not None
-    scratch = folder / "near"
-    scratch.mkdir()
-    near: NDArray[np.int64] = find_near(words, _ranks(kept), scratch)
-    shutil.rmtree(scratch)
+    near: NDArray[np.int64] = find_near(words, _ranks(kept), folder)
     (folder / "words.npy").unlink()
     return near
 

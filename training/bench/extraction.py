@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, get_args
 
-from pipeline.bench.measure import Stretch
+from pipeline.bench.measure import Stretch, speeds
 from pipeline.bench.process import Process, running
 from pipeline.bench.table import Row, ratio
 from pipeline.config import ConfigError
@@ -107,13 +107,8 @@ def _require(name: Name, answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _row(standing: _Standing) -> Row:
-    rates = [one.images_per_s for one in standing.rounds]
     return {
         "name": standing.name,
         "title": TITLES[standing.name],
-        "images_per_s": median(rates),
-        "min": min(rates),
-        "max": max(rates),
-        "images_per_cpu_s": median(one.images_per_cpu_s for one in standing.rounds),
-        "rounds": rates,
+        **speeds(standing.rounds),
     }

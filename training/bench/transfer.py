@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pipeline.bench.contest import Progress
 from pipeline.bench.machine import describe_machine
-from pipeline.bench.table import Row, load_note, measure_table
+from pipeline.bench.table import Row, load_note, measure_table, speed_cells
 from pipeline.config import ConfigError
 from training.bench.classifiers import measure_probes, measure_svms
 from training.bench.extraction import TITLES, Turns, bound, hold
@@ -195,9 +195,7 @@ def extraction_table(work: Work, turns: Turns, rows: list[Row]) -> Table:
     for row in rows:
         table.add_row(
             row["title"],
-            f"{row['images_per_s']:,.0f}",
-            f"{row['min']:,.0f}..{row['max']:,.0f}",
-            f"{row['images_per_cpu_s']:,.0f}",
+            *speed_cells(row),
             style="bold" if row["title"] == TITLES["tessera"] else "",
         )
     return table

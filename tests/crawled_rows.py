@@ -33,8 +33,6 @@ def row(name, number, outcome="accepted", *, source="s", **more):
         "stored_hash": number,
         "offset": 0,
         "size": 1000 + number % 7,
-        "thumbnail_offset": 0,
-        "thumbnail_size": 0,
         "format": "JPEG",
         "width": 64,
         "height": 48,

@@ -18,9 +18,8 @@ import xxhash
 
 from pipeline.config import parse
 from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.parts import FORMAT_VERSION, payload_path
+from pipeline.crawl.parts import FORMAT_VERSION, payload_path, read_payload
 from pipeline.crawl.plan import Plan, rows_of
-from pipeline.shards.damage import DamageError
 from pipeline.shards.index import ShardIndex, encode_index, hash_spans
 from pipeline.shards.manifest import ShardInfo, open_atomic, write_atomic
 from pipeline.shards.tar import walk_tar
@@ -159,8 +158,7 @@ def read_report(path: Path) -> ShardReport | None:
 
 def _plan_id(rows: pa.Table, spec: ShardSpec) -> str:
     """Name what the shard must hold; where the parts keep it is no part of that."""
-    place = ["part", "offset", "thumbnail_offset", "thumbnail_size"]
-    known = rows.drop_columns(place).to_pylist()
+    known = rows.drop_columns(["part", "offset"]).to_pylist()
     text = json.dumps(
         [FORMAT_VERSION, spec.config.model_dump(), spec.classes, known], default=bytes.hex
     )
@@ -201,15 +199,7 @@ def _gather(table: Sequence[dict[str, Any]], parts: Path) -> list[bytes]:
                 opened = row["part"]
                 file = payload_path(parts, opened.hex()).open("rb", buffering=0)
             assert file is not None
-            file.seek(row["offset"])
-            images[i] = file.read(row["size"])
-            if xxhash.xxh3_64_intdigest(images[i]) != row["stored_hash"]:
-                part = opened.hex() if opened else ""
-                (parts / f"{part}.parquet").unlink(missing_ok=True)
-                raise DamageError(
-                    f"{file.name}: the {row['size']} bytes at {row['offset']} ({row['name']}) are "
-                    "not what was written there. Run the same command again with --resume."
-                )
+            images[i] = read_payload(file, row, row["name"])
     finally:
         if file is not None:
             file.close()

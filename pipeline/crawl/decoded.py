@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-Decode = Callable[[tuple[int, int]], NDArray[np.uint8]]
-
 
 @dataclass(slots=True)
 class Decoded:
@@ -23,16 +21,16 @@ class Decoded:
     """As in `Judged`."""
     verbatim: bytes = b""
     """A JPEG that a shard stores as it is; empty where `pixels` are encoded again."""
-    decode_colours: Decode | None = None
-    """Where `pixels` are the luma of a picture in colour: takes (width, height), gives the image,
-    (H, W, 3), no smaller. It raises RefusedError."""
+    decode_colours: Callable[[], NDArray[np.uint8]] | None = None
+    """Where `pixels` are the luma of a picture in colour: gives the image, (H, W, 3), or raises
+    RefusedError."""
 
-    def in_colour(self, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-        """Return the image, (H, W, C), where `size` is given of at least that (width, height).
+    def in_colour(self) -> NDArray[np.uint8]:
+        """Return the image, (H, W, C).
 
         Raises:
             RefusedError: It is decoded again for its colours, and does not decode.
         """
         if self.decode_colours is None:
             return self.pixels
-        return self.decode_colours(size or (self.width, self.height))
+        return self.decode_colours()

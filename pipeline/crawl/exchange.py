@@ -30,11 +30,12 @@ LEFT_OUT = pa.schema(
         ("winner_row", pa.int64()),  # of the kept table, where it is a duplicate
         ("content_hash", HASH),
         ("part", HASH),
-        ("thumbnail_offset", pa.int64()),
-        ("thumbnail_size", pa.int32()),
+        ("offset", pa.int64()),  # as in the parts
+        ("size", pa.int64()),
+        ("stored_hash", pa.uint64()),
     ]
 )
-_ABOUT_IMAGE = ["content_hash", "part", "thumbnail_offset", "thumbnail_size"]
+_ABOUT_IMAGE = ["content_hash", "part", "offset", "size", "stored_hash"]
 ABOUT_LEFT_OUT = ["name", "source", *_ABOUT_IMAGE]
 """Columns of the parts that `left_out` reads."""
 

@@ -79,4 +79,4 @@ class Judged:
     near_words: NDArray[np.uint64] | None = None
     """(W,), perceptual hash of the upright image; None where it was not asked for."""
     thumbnail: bytes = b""
-    """Small JPEG of an image that decodes, 96 px on the long side; empty for others."""
+    """Small JPEG, 96 px on the long side at most; empty unless filtered."""

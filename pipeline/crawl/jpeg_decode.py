@@ -93,7 +93,7 @@ def _as_it_is(header: JpegHeader, notes: list[str]) -> Decoded:
     if len(header.components) == 1 or blocks > _SAFE_BLOCKS:
         return Decoded(_decode_strictly(header, size), *size, notes, header.plain)
     luma = _decode_strictly(header, size, "GRAY")
-    return Decoded(luma, *size, notes, header.plain, partial(_decode_strictly, header))
+    return Decoded(luma, *size, notes, header.plain, partial(_decode_strictly, header, size))
 
 
 def _decode_strictly(

@@ -15,7 +15,7 @@ from pipeline.crawl.formats import sniff
 from pipeline.crawl.item import Judged, Reason
 from pipeline.crawl.jpeg_decode import decode_jpeg
 from pipeline.crawl.pillow_decode import decode_by_pillow
-from pipeline.crawl.reduce import encoded, resized, stored_size, thumbnail, thumbnail_size
+from pipeline.crawl.reduce import encoded, resized, stored_size, thumbnail
 from pipeline.crawl.refusal import RefusedError
 
 _MAX_SPREAD = 2  # of 255, in every channel of an image that counts as one colour
@@ -23,14 +23,12 @@ _MAX_LUMA_SPREAD = 81
 """Of a JPEG in one colour by that rule: at most this, as colours beyond RGB's bounds are cut off
 (a green of 255 may have a luma of 134 or less), but never luma."""
 _STEPS = (64, 16, 1)  # px between the pixels that are looked at, first to last
-_THUMBNAILS = "0"  # First hex digit of the content hashes whose accepted images get a thumbnail.
 
 
 def judge(data: bytes, config: ShardConfig) -> Judged:
     """Judge the bytes of an input; never raises for what they hold.
 
-    Equal bytes give an equal verdict. Filtered images and a sixteenth of the accepted ones, chosen
-    by content hash, have a thumbnail; it costs more than the gate's own work on the others.
+    Equal bytes give an equal verdict.
     """
     if len(data) > config.max_bytes:
         return Judged("quarantined", "too_big")
@@ -45,7 +43,7 @@ def judge(data: bytes, config: ShardConfig) -> Judged:
         reason = _filter_reason(decoded, config)
         if reason is None:
             return _accepted(content_hash, image_format, decoded, config)
-        small = _thumbnail(decoded)
+        small = thumbnail(decoded.in_colour())
     except RefusedError as error:
         return Judged("quarantined", error.reason, content_hash, image_format)
     return Judged(
@@ -126,12 +124,7 @@ def _accepted(
         stored_height=height,
         as_is=bool(decoded.verbatim),
         near_words=_near_words(pixels) if config.near_duplicates else None,
-        thumbnail=_thumbnail(decoded) if content_hash.startswith(_THUMBNAILS) else b"",
     )
-
-
-def _thumbnail(decoded: Decoded) -> bytes:
-    return thumbnail(decoded.in_colour(thumbnail_size(decoded.width, decoded.height)))
 
 
 def _near_words(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.crawl.dedupe import content_hashes
-from pipeline.crawl.parts import payload_path
+from pipeline.crawl.parts import payload_path, read_payload
+from pipeline.crawl.reduce import thumbnail_of
 from pipeline.shards.manifest import open_atomic, write_atomic
 
 LEDGER_NAME = "ledger.jsonl"
@@ -33,7 +34,7 @@ def write_ledger(left_out: pa.Table, out: Path) -> None:
 def write_pictures(left_out: pa.Table, parts: Path, out: Path) -> None:
     """Write left_out.parquet: thumbnails of each verdict and reason, the first by content hash."""
     rows = _pick(left_out)
-    thumbnails = [_read(parts, row) for row in rows.to_pylist()]
+    thumbnails = [thumbnail_of(_read(parts, row)) for row in rows.to_pylist()]
     shown = rows.select([*_SHOWN, "content_hash"])
     table = shown.append_column("thumbnail", pa.array(thumbnails, pa.binary()))
     sink = io.BytesIO()
@@ -46,7 +47,7 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pick(left_out: pa.Table) -> pa.Table:
-    pictured = left_out.filter(pc.greater(left_out.column("thumbnail_size"), 0))
+    pictured = left_out.filter(pc.greater(left_out.column("size"), 0))
     kinds = pictured.group_by(["verdict", "reason", "near"]).aggregate([]).to_pylist()
     picked = []
     for kind in sorted(kinds, key=str):
@@ -64,5 +65,4 @@ def _pick(left_out: pa.Table) -> pa.Table:
 
 def _read(parts: Path, row: dict[str, Any]) -> bytes:
     with payload_path(parts, row["part"].hex()).open("rb") as file:
-        file.seek(row["thumbnail_offset"])
-        return file.read(row["thumbnail_size"])
+        return read_payload(file, row, row["path"])

@@ -5,7 +5,7 @@ A part is whole or not there: its table is written last and names the size of it
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +19,10 @@ from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.examiner import Examiner
 from pipeline.crawl.inputs import Chunk
 from pipeline.crawl.item import Item, Judged
+from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import open_atomic
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Raise when equal inputs and settings would give other bytes: older parts and shards are made
 again."""
 
@@ -34,11 +35,9 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("content_hash", HASH),  # big-endian; null where it was not read
         ("part", HASH),
-        ("stored_hash", pa.uint64()),
-        ("offset", pa.int64()),  # of the stored image in the part's payloads
+        ("offset", pa.int64()),  # of the stored image, or else the thumbnail, in the payloads
         ("size", pa.int64()),
-        ("thumbnail_offset", pa.int64()),
-        ("thumbnail_size", pa.int32()),
+        ("stored_hash", pa.uint64()),  # of these bytes
         ("format", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
@@ -90,6 +89,29 @@ class PartReport:
 def payload_path(folder: Path, part: str) -> Path:
     """Name the file that holds what a part stores."""
     return folder / f"{part}.bin"
+
+
+def read_payload(file: BinaryIO, row: Mapping[str, Any], name: str) -> bytes:
+    """Read what a part stores of an input.
+
+    Args:
+        file: The part's payloads.
+        row: Its offset, size and stored_hash.
+        name: Of the input, for the message.
+
+    Raises:
+        DamageError: It is not what was written; the part is given up, so that a resumed run makes
+            it anew.
+    """
+    file.seek(row["offset"])
+    data = file.read(row["size"])
+    if xxhash.xxh3_64_intdigest(data) != row["stored_hash"]:
+        Path(file.name).with_suffix(".parquet").unlink(missing_ok=True)
+        raise DamageError(
+            f"{file.name}: the {row['size']} bytes at {row['offset']} ({name}) are not what was "
+            "written there. Run the same command again with --resume."
+        )
+    return data
 
 
 def make_part(spec: PartSpec, examine: Examine | None = None) -> PartReport:
@@ -153,12 +175,16 @@ def _rows(
     part = bytes.fromhex(spec.id)
     for item in items:
         judged = Judged("quarantined", item.problem) if item.problem else judge(item.data)
-        row = {"part": part, "source": spec.chunk.source, **_describe(item, judged)}
-        row["offset"], row["size"] = file.tell(), len(judged.stored)
-        file.write(judged.stored)
-        row["thumbnail_offset"], row["thumbnail_size"] = file.tell(), len(judged.thumbnail)
-        file.write(judged.thumbnail)
-        yield row
+        picture = judged.stored or judged.thumbnail
+        yield {
+            "part": part,
+            "source": spec.chunk.source,
+            "offset": file.tell(),
+            "size": len(picture),
+            "stored_hash": xxhash.xxh3_64_intdigest(picture),
+            **_describe(item, judged),
+        }
+        file.write(picture)
 
 
 def _describe(item: Item, judged: Judged) -> dict[str, Any]:
@@ -169,7 +195,6 @@ def _describe(item: Item, judged: Judged) -> dict[str, Any]:
         "outcome": judged.outcome,
         "reason": judged.reason,
         "content_hash": bytes.fromhex(judged.content_hash) or None,
-        "stored_hash": xxhash.xxh3_64_intdigest(judged.stored),
         "format": judged.image_format,
         "width": judged.width,
         "height": judged.height,

@@ -47,7 +47,7 @@ class Plan:
     classes: tuple[str, ...] | None
     left_out: pa.Table
     """In order of the path: path, source, verdict, reason, winner, near, content_hash, part,
-    thumbnail_offset, thumbnail_size."""
+    offset, size, stored_hash."""
     ledger: Ledger
     sources: dict[str, Ledger]
     notes: dict[str, int]

@@ -44,16 +44,11 @@ def encoded(pixels: NDArray[np.uint8], config: ShardConfig) -> bytes:
     return sink.getvalue()
 
 
-def thumbnail_size(width: int, height: int) -> tuple[int, int]:
-    """Reduce (width, height) until the long side is at most 96 px."""
-    scale = _thumbnail_scale(width, height)
-    return max(1, round(width / scale)), max(1, round(height / scale))
-
-
 def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
     """Encode a small JPEG, 96 px on the long side at most."""
     height, width = pixels.shape[:2]
-    scale, size = _thumbnail_scale(width, height), thumbnail_size(width, height)
+    scale = max(1.0, max(width, height) / _THUMBNAIL_SIDE)
+    size = max(1, round(width / scale)), max(1, round(height / scale))
     some = pixels[:: int(scale)]  # Rows are left out: it is to be recognised, no more.
     if size == some.shape[1::-1]:
         return _jpeg(some, _THUMBNAIL_QUALITY, "420")
@@ -61,8 +56,12 @@ def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
     return _jpeg(np.asarray(small).reshape(size[1], size[0], -1), _THUMBNAIL_QUALITY, "420")
 
 
-def _thumbnail_scale(width: int, height: int) -> float:
-    return max(1.0, max(width, height) / _THUMBNAIL_SIDE)
+def thumbnail_of(image: bytes) -> bytes:
+    """Make a thumbnail of an encoded image that decodes; one that is a thumbnail stays."""
+    with Image.open(io.BytesIO(image), formats=["JPEG", "WEBP"]) as opened:
+        if opened.format == "JPEG" and max(opened.size) <= _THUMBNAIL_SIDE:
+            return image
+        return thumbnail(np.asarray(opened.convert("RGB")))
 
 
 def _image(pixels: NDArray[np.uint8]) -> Image.Image:

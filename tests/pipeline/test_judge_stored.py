@@ -24,7 +24,7 @@ from PIL import Image
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.exif import exif_orientation
 from pipeline.crawl.judge import judge
-from pipeline.crawl.reduce import stored_size
+from pipeline.crawl.reduce import stored_size, thumbnail_of
 from pipeline.dali.decode import decode_rgb
 
 CONFIG = ShardConfig(near_duplicates=False)
@@ -256,9 +256,18 @@ def test_near_words_are_those_of_the_luma_of_what_is_stored():
     assert accepted(JPEG).near_words is None
 
 
-def test_a_sixteenth_of_the_images_has_a_thumbnail():
-    judged = [accepted(JPEG + str(n).encode()) for n in range(200)]
-    some = [one for one in judged if one.thumbnail]
-    assert {one.content_hash[0] for one in some} == {"0"}
-    assert 3 <= len(some) <= 30
-    assert decode_rgb(some[0].thumbnail).shape == (60, 80, 3)
+@pytest.mark.parametrize("config", [ShardConfig(), ShardConfig(store_as="webp")])
+def test_a_thumbnail_can_be_made_of_what_is_stored(config):
+    judged = accepted(PNG, config)
+    assert judged.thumbnail == b""
+    small = decode_rgb(thumbnail_of(judged.stored))
+    assert small.shape == (60, 80, 3)
+
+
+def test_a_large_image_becomes_a_thumbnail_that_stays_one():
+    small = thumbnail_of(encoded(photo(400, 100), quality=95))
+    shown = decode_rgb(small)
+    assert shown.shape == (24, 96, 3)
+    expected = np.asarray(photo(400, 100).resize((96, 24), Image.Resampling.BOX)).astype(int)
+    assert np.abs(shown - expected).mean() < 12
+    assert thumbnail_of(small) == small

@@ -9,6 +9,7 @@ from PIL import Image
 from pipeline.crawl.chunks import list_chunks
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.folder import Job
+from pipeline.crawl.judge import judge
 from pipeline.crawl.source_list import parse_sources
 from pipeline.crawl.stage import make_shards
 from pipeline.shards.indexing import run_here
@@ -52,6 +53,11 @@ def build(sources, out: Path, config: ShardConfig = CONFIG, *, resume=False, run
 
 def chunks_of(job: Job, chunk_inputs: int = 256):
     return list_chunks(job.sources, chunk_inputs=chunk_inputs)
+
+
+def judge_with(config: ShardConfig):
+    """The gate in this process, as `make_part` takes it."""
+    return lambda images: [judge(data, config) for data in images]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -8,23 +8,25 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from typing_extensions import Self
 
 from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.examiner_child import HEADER, READY, ROOM
+from pipeline.crawl.examiner_child import ANSWERS, COUNT, HEADER, MESSAGES, READY, SHARED_BYTES
 from pipeline.crawl.formats import sniff
 from pipeline.crawl.item import Judged, Reason
 from pipeline.crawl.judge import hash_content, judge
 from pipeline.crawl.judged_bytes import judged_from_bytes
 
-_TRIES = 2
 _START_S = 120.0
 """Time for a child to load its libraries; many start at once, on machines that are busy."""
 _END_S = 1.0
+_LOOK_S = 0.1
+"""Time between looks at how far a child is that does not answer yet."""
 _MAX_ANSWER_BYTES = 2**30
 
 
@@ -54,8 +56,8 @@ class Examiner:
         """Process id of the child; None where none runs."""
         return None if self._child is None else self._child.pid
 
-    def examine(self, data: bytes) -> Judged:
-        """Judge the bytes of an input as `judge` does.
+    def examine(self, images: Sequence[bytes]) -> list[Judged]:
+        """Judge the bytes of inputs as `judge` does, all in one exchange with the child.
 
         An image that ends the child is tried again in a new one, once; one that takes longer than
         `max_seconds` is not.
@@ -63,23 +65,11 @@ class Examiner:
         Raises:
             RuntimeError: No child can be started.
         """
-        if len(data) > self._config.max_bytes:
-            return Judged("quarantined", "too_big")
-        for _ in range(_TRIES):
-            if self._child is None:
-                self._child = _Child(self._setup)
-            self._child.wait_until_ready()
-            try:
-                return judged_from_bytes(self._child.ask(data, self._config.max_seconds), data)
-            except TimeoutError:
-                self._stop()
-                return _quarantined(data, "timeout")
-            except (EOFError, ValueError):
-                self._stop()
-            except BaseException:  # Ctrl-C: the answer that is still to come is of no question.
-                self._stop()
-                raise
-        return _quarantined(data, "decoder_crash")
+        verdicts = iter(self._examine([data for data in images if self._fits(data)]))
+        return [
+            next(verdicts) if self._fits(data) else Judged("quarantined", "too_big")
+            for data in images
+        ]
 
     def close(self) -> None:
         """End the child; may be called again."""
@@ -96,10 +86,59 @@ class Examiner:
     ) -> None:
         self.close()
 
+    def _fits(self, data: bytes) -> bool:
+        return len(data) <= self._config.max_bytes
+
+    def _examine(self, images: Sequence[bytes]) -> list[Judged]:
+        if not images:
+            return []
+        try:
+            return self._ask(images)
+        except _StoppedError as stop:
+            at, verdict = stop.at, _quarantined(images[stop.at], stop.reason)
+        if verdict.reason == "decoder_crash":
+            try:
+                (verdict,) = self._ask([images[at]])
+            except _StoppedError as stop:
+                verdict = _quarantined(images[at], stop.reason)
+        return [*self._examine(images[:at]), verdict, *self._examine(images[at + 1 :])]
+
+    def _ask(self, images: Sequence[bytes]) -> list[Judged]:
+        if self._child is None:
+            self._child = _Child(self._setup)
+        child = self._child
+        child.wait_until_ready()
+        verdicts: list[Judged] = []
+        try:
+            for data, answer in zip(
+                images, child.ask(images, self._config.max_seconds), strict=True
+            ):
+                verdicts.append(judged_from_bytes(answer, data))
+        except ValueError:
+            self._stop()
+            raise _StoppedError(len(verdicts), "decoder_crash") from None
+        except (TimeoutError, EOFError) as error:
+            at = min(child.num_done(), len(images) - 1)
+            self._stop()
+            is_late = isinstance(error, TimeoutError)
+            raise _StoppedError(at, "timeout" if is_late else "decoder_crash") from None
+        except BaseException:  # Ctrl-C: the answers that are still to come are of no question.
+            self._stop()
+            raise
+        return verdicts
+
     def _stop(self) -> None:
         child, self._child = self._child, None
         if child is not None:
             child.stop()
+
+
+class _StoppedError(Exception):
+    """The child had to be ended, or ended."""
+
+    def __init__(self, at: int, reason: Literal["timeout", "decoder_crash"]) -> None:
+        super().__init__(reason)
+        self.at, self.reason = at, reason  # The image that it was at.
 
 
 class _Child:
@@ -110,8 +149,8 @@ class _Child:
         # One image at a time is decoded, by one thread.
         threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         shared = os.memfd_create("image")
-        os.truncate(shared, ROOM)
-        self._shared = mmap.mmap(shared, ROOM)
+        os.truncate(shared, SHARED_BYTES)
+        self._shared = mmap.mmap(shared, SHARED_BYTES)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.crawl.examiner_child", str(shared)],
             pass_fds=[shared],
@@ -137,7 +176,7 @@ class _Child:
         if self._setup is None:
             return
         try:
-            if self.ask(self._setup, _START_S) != READY:
+            if self.ask([self._setup], _START_S) != [READY]:
                 raise EOFError
         except (EOFError, TimeoutError):
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -149,24 +188,47 @@ class _Child:
             ) from None
         self._setup = None
 
-    def ask(self, message: bytes, seconds: float) -> bytes:
-        """Send a message and wait for the answer.
+    def ask(self, messages: Sequence[bytes], seconds: float) -> list[bytes]:
+        """Send messages and wait for the answers.
 
         Raises:
-            TimeoutError: It took longer than `seconds`.
-            EOFError: The child is gone, or its answer is none.
+            TimeoutError: One took longer than `seconds`.
+            EOFError: The child is gone, or its answers are none.
         """
-        deadline = time.monotonic() + seconds
-        if len(message) <= ROOM:
-            self._shared[: len(message)] = message
-            self._send(HEADER.pack(len(message), True), deadline)
-        else:
-            self._send(HEADER.pack(len(message), False), deadline)
-            self._send(message, deadline)
-        size, is_shared = HEADER.unpack(self._receive(HEADER.size, deadline))
-        if size > (ROOM if is_shared else _MAX_ANSWER_BYTES):
-            raise EOFError
-        return self._shared[:size] if is_shared else self._receive(size, deadline)
+        COUNT.pack_into(self._shared, 0, 0)
+        patience = _Patience(seconds, self.num_done)
+        headers, others = [COUNT.pack(len(messages))], []
+        place = MESSAGES
+        for message in messages:
+            end = place + len(message)
+            is_shared = end <= ANSWERS
+            headers.append(HEADER.pack(len(message), is_shared))
+            if is_shared:
+                self._shared[place:end] = message
+                place = end
+            else:
+                others.append(message)
+        for part in (b"".join(headers), *others):
+            self._send(part, patience)
+        return self._answers(len(messages), patience)
+
+    def num_done(self) -> int:
+        """Ask how many messages of the last exchange the child has done."""
+        return int(COUNT.unpack_from(self._shared)[0])
+
+    def _answers(self, number: int, patience: "_Patience") -> list[bytes]:
+        answers = []
+        place = ANSWERS
+        for _ in range(number):
+            size, is_shared = HEADER.unpack(self._receive(HEADER.size, patience))
+            if size > (SHARED_BYTES - place if is_shared else _MAX_ANSWER_BYTES):
+                raise EOFError
+            if is_shared:
+                answers.append(self._shared[place : place + size])
+                place += size
+            else:
+                answers.append(self._receive(size, patience))
+        return answers
 
     def stop(self) -> None:
         """End the process and wait for its end."""
@@ -179,10 +241,10 @@ class _Child:
         process.kill()
         process.wait()
 
-    def _send(self, message: bytes, deadline: float) -> None:
+    def _send(self, message: bytes, patience: "_Patience") -> None:
         rest = memoryview(message)
         while rest:
-            _wait(self._to, select.POLLOUT, deadline)
+            patience.wait(self._to, select.POLLOUT)
             try:
                 rest = rest[os.write(self._to, rest) :]
             except BlockingIOError:
@@ -190,10 +252,10 @@ class _Child:
             except BrokenPipeError:
                 raise EOFError from None
 
-    def _receive(self, size: int, deadline: float) -> bytes:
+    def _receive(self, size: int, patience: "_Patience") -> bytes:
         parts, missing = [], size
         while missing:
-            _wait(self._from, select.POLLIN, deadline)
+            patience.wait(self._from, select.POLLIN)
             part = os.read(self._from, missing)
             if not part:
                 raise EOFError
@@ -202,12 +264,23 @@ class _Child:
         return b"".join(parts)
 
 
-def _wait(pipe: int, event: int, deadline: float) -> None:
-    poll = select.poll()
-    poll.register(pipe, event)
-    left = deadline - time.monotonic()
-    if left <= 0 or not poll.poll(left * 1000):
-        raise TimeoutError
+class _Patience:
+    """Waits for a child as long as it goes on."""
+
+    def __init__(self, seconds: float, progress: Callable[[], int]) -> None:
+        self._seconds, self._progress = seconds, progress
+        self._seen, self._deadline = 0, time.monotonic() + seconds
+
+    def wait(self, pipe: int, event: int) -> None:
+        """Wait until a pipe is ready; raises TimeoutError after `seconds` without progress."""
+        poll = select.poll()
+        poll.register(pipe, event)
+        while not poll.poll(_LOOK_S * 1000):
+            now, done = time.monotonic(), self._progress()
+            if done != self._seen:
+                self._seen, self._deadline = done, now + self._seconds
+            elif now >= self._deadline:
+                raise TimeoutError
 
 
 def _quarantined(data: bytes, reason: Reason) -> Judged:

@@ -8,7 +8,7 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -17,12 +17,18 @@ from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.item import Judged
 from pipeline.crawl.judged_bytes import judged_to_bytes
 
+COUNT = struct.Struct("<I")
+"""Begins an exchange: the number of messages, which is that of the answers."""
 HEADER = struct.Struct("<I?")
-"""Stands before every message: its length, and whether it lies in the memory that both share."""
+"""Of each message: its length, and whether it lies in the memory that both share."""
 ROOM = 2**20
-"""Bytes of that memory; larger messages go through the pipes, at three times the cost."""
+"""Bytes of messages there, and as many of answers, one behind the other; what exceeds them goes
+through the pipes, at three times the cost."""
+MESSAGES, ANSWERS = COUNT.size, COUNT.size + ROOM
+"""Where they begin; first stands how many messages of the exchange are done."""
+SHARED_BYTES = ANSWERS + ROOM
 READY = b"ready"
-"""The first message, once everything is loaded."""
+"""The first answer, once everything is loaded."""
 _MIB = 2**20
 _CODE_MB = 64
 """Of the memory of a process, what is mapped from files, of which the kernel's limit knows not."""
@@ -31,29 +37,39 @@ _GRACE_S = 1.0
 
 
 def main() -> None:
-    """Answer every message with a verdict until the input ends; the first is the set-up."""
+    """Answer messages with verdicts until the input ends; the first is the set-up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; then the input ends.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     source, sink = os.fdopen(0, "rb", closefd=False), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # What a library prints is no verdict.
-    shared = mmap.mmap(int(sys.argv[1]), ROOM)
-    setup = json.loads(_read(source, shared) or b"{}")
+    shared = mmap.mmap(int(sys.argv[1]), SHARED_BYTES)
+    setup = json.loads(b"".join(_read(source, shared)) or b"{}")
     config = ShardConfig(**setup["config"])
     judge = _load(setup["judge"], config)
     limit = (config.max_memory_mb - _CODE_MB) * _MIB
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # Then allocation fails, no more.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _write(sink, shared, READY)
+    _write(sink, shared, [READY])
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)  # Codecs warn of damaged files there, once for each.
     os.dup2(quiet, 2)
-    while (data := _read(source, shared)) is not None:
+    while answers := _answer(_read(source, shared), shared, judge, config):
+        _write(sink, shared, answers)
+
+
+def _answer(
+    messages: Iterable[bytes],
+    shared: mmap.mmap,
+    judge: Callable[[bytes, ShardConfig], Judged],
+    config: ShardConfig,
+) -> list[bytes]:
+    answers: list[bytes] = []
+    for data in messages:
         signal.setitimer(signal.ITIMER_REAL, config.max_seconds + _GRACE_S)
-        judged = judge(data, config)
+        answers.append(judged_to_bytes(judge(data, config), data))
         signal.setitimer(signal.ITIMER_REAL, 0)
-        answer = judged_to_bytes(judged, data)
-        del data, judged
-        _write(sink, shared, answer)
+        COUNT.pack_into(shared, 0, len(answers))
+    return answers
 
 
 def _load(judge: str, config: ShardConfig) -> Callable[[bytes, ShardConfig], Judged]:
@@ -71,28 +87,44 @@ def _load(judge: str, config: ShardConfig) -> Callable[[bytes, ShardConfig], Jud
     return loaded
 
 
-def _read(source: BinaryIO, shared: mmap.mmap) -> bytes | None:
-    """Read a message; None where the parent has closed its end, or is gone."""
-    header = source.read(HEADER.size)
-    if len(header) < HEADER.size:
-        return None
-    size, is_shared = HEADER.unpack(header)
-    data = shared[:size] if is_shared else source.read(size)
-    return data if len(data) == size else None
+def _read(source: BinaryIO, shared: mmap.mmap) -> Iterator[bytes]:
+    """Yield the messages of an exchange; none where the parent has closed its end, or is gone."""
+    count = source.read(COUNT.size)
+    if len(count) < COUNT.size:
+        return
+    headers = _exactly(source, COUNT.unpack(count)[0] * HEADER.size)
+    place = MESSAGES
+    for size, is_shared in HEADER.iter_unpack(headers):
+        if is_shared:
+            yield shared[place : place + size]
+            place += size
+        else:
+            yield _exactly(source, size)
 
 
-def _write(sink: BinaryIO, shared: mmap.mmap, message: bytes) -> None:
-    is_shared = len(message) <= ROOM
-    if is_shared:
-        shared[: len(message)] = message
-    sink.write(HEADER.pack(len(message), is_shared))
-    if not is_shared:
-        sink.write(message)
+def _exactly(source: BinaryIO, size: int) -> bytes:
+    data = source.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def _write(sink: BinaryIO, shared: mmap.mmap, answers: Iterable[bytes]) -> None:
+    place = ANSWERS
+    for answer in answers:
+        end = place + len(answer)
+        is_shared = end <= SHARED_BYTES
+        sink.write(HEADER.pack(len(answer), is_shared))
+        if is_shared:
+            shared[place:end] = answer
+            place = end
+        else:
+            sink.write(answer)
     sink.flush()
 
 
 if __name__ == "__main__":
     try:
         main()
-    except BrokenPipeError:  # The parent is gone, and nobody waits for an answer.
+    except (BrokenPipeError, EOFError):  # The parent is gone, and nobody waits for an answer.
         sys.exit(1)

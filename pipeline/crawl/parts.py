@@ -5,7 +5,7 @@ A part is whole or not there: its table is written last and names the size of it
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +17,7 @@ import xxhash
 from pipeline.crawl.chunks import read_chunk
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.examiner import Examiner
+from pipeline.crawl.examiner_child import ROOM
 from pipeline.crawl.inputs import Chunk
 from pipeline.crawl.item import Item, Judged
 from pipeline.shards.damage import DamageError
@@ -53,7 +54,9 @@ SCHEMA = pa.schema(
 )
 _ROWS_PER_BATCH = 1024
 
-Examine = Callable[[bytes], Judged]
+_GROUP_INPUTS = 16
+
+Examine = Callable[[Sequence[bytes]], Sequence[Judged]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +122,17 @@ def make_part(spec: PartSpec, examine: Examine | None = None) -> PartReport:
 
     Args:
         spec: What is read, and how it is judged.
-        examine: Judges bytes; by default in an isolated process that is kept between calls.
+        examine: Judges the bytes of a few inputs; by default in an isolated process that is kept
+            between calls.
     """
     done = finished_report(spec)
     if done is not None:
         return done
-    judge = examine or _examiner(spec.config).examine
+    examine = examine or _examiner(spec.config).examine
     items = read_chunk(spec.chunk, max_bytes=spec.config.max_bytes)
     payloads = payload_path(spec.folder, spec.id)
     with open_atomic(payloads) as file:
-        batches = list(_batches(_rows(items, judge, spec, file)))
+        batches = list(_batches(_rows(items, examine, spec, file)))
     table = pa.Table.from_batches(batches, SCHEMA)
     counts = _count(table)
     about = {"payload_bytes": payloads.stat().st_size, **counts}
@@ -170,11 +174,10 @@ def _examiner(config: ShardConfig) -> Examiner:
 
 
 def _rows(
-    items: Iterable[Item], judge: Examine, spec: PartSpec, file: BinaryIO
+    items: Iterable[Item], examine: Examine, spec: PartSpec, file: BinaryIO
 ) -> Iterator[dict[str, Any]]:
     part = bytes.fromhex(spec.id)
-    for item in items:
-        judged = Judged("quarantined", item.problem) if item.problem else judge(item.data)
+    for item, judged in _judged(items, examine):
         picture = judged.stored or judged.thumbnail
         yield {
             "part": part,
@@ -185,6 +188,28 @@ def _rows(
             **_describe(item, judged),
         }
         file.write(picture)
+
+
+def _judged(items: Iterable[Item], examine: Examine) -> Iterator[tuple[Item, Judged]]:
+    for group in _groups(items):
+        verdicts = iter(examine([item.data for item in group if not item.problem]))
+        for item in group:
+            problem = item.problem
+            yield item, Judged("quarantined", problem) if problem else next(verdicts)
+
+
+def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Take as many at a time as are judged in one exchange."""
+    group: list[Item] = []
+    size = 0
+    for item in items:
+        size += len(item.data)
+        if group and (len(group) == _GROUP_INPUTS or size > ROOM):
+            yield group
+            group, size = [], len(item.data)
+        group.append(item)
+    if group:
+        yield group
 
 
 def _describe(item: Item, judged: Judged) -> dict[str, Any]:

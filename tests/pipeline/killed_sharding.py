@@ -13,11 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from crawls import build
+from crawls import build, judge_with
 
 from pipeline.crawl import stage
 from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.judge import judge
 from pipeline.crawl.parts import PartSpec, make_part
 from pipeline.shards.indexing import run_here
 
@@ -27,7 +26,7 @@ def run(call, items):
 
     def work(item):
         if isinstance(item, PartSpec):
-            return make_part(item, lambda data: judge(data, item.config))
+            return make_part(item, judge_with(item.config))
         return call(item)
 
     return run_here(work, items)

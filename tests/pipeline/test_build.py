@@ -8,14 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 import xxhash
-from crawls import CONFIG, build, chunks_of, contents, encoded, job_of, make_crawl
+from crawls import CONFIG, build, chunks_of, contents, encoded, job_of, judge_with, make_crawl
 from PIL import Image
 
 from pipeline.config import ConfigError
 from pipeline.crawl.build import shard_specs, write_shard
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.folder import start_folder
-from pipeline.crawl.judge import judge
 from pipeline.crawl.parts import PartSpec, close_examiner, make_part
 from pipeline.crawl.plan import make_plan
 from pipeline.crawl.stage import shard_chunks
@@ -50,7 +49,7 @@ def specs_of(crawl, out, config=CONFIG):
     job = job_of(crawl, out, config)
     start_folder(job)
     parts = [PartSpec(job.parts, chunk, config) for chunk in chunks_of(job)]
-    num_inputs = sum(make_part(part, lambda data: judge(data, config)).inputs for part in parts)
+    num_inputs = sum(make_part(part, judge_with(config)).inputs for part in parts)
     plan = make_plan([part.table_path for part in parts], num_inputs, job.plan, config)
     return shard_specs(plan, out, job.parts, config)
 

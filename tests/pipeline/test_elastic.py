@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crawls import judge_with
 from PIL import Image
 
 from pipeline.crawl.build import shard_specs, write_shard
 from pipeline.crawl.chunks import list_chunks
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.folder import Job, finish_folder, start_folder
-from pipeline.crawl.judge import judge
 from pipeline.crawl.parts import PartSpec, make_part
 from pipeline.crawl.plan import make_plan
 from pipeline.crawl.source_list import parse_sources
@@ -53,7 +53,7 @@ def make_uneven(folder, sizes):
     start_folder(job)
     parts = [PartSpec(job.parts, chunk, config) for chunk in chunks]
     for part in parts:
-        make_part(part, lambda data: judge(data, config))
+        make_part(part, judge_with(config))
     plan = make_plan([part.table_path for part in parts], sum(sizes), job.plan, config)
     cut = dataclasses.replace(plan, borders=tuple(np.cumsum([0, *sizes]).tolist()))
     specs = shard_specs(cut, out, job.parts, config)

@@ -10,7 +10,7 @@ from pathlib import Path
 import hostile_judges
 import numpy as np
 import pytest
-from made_images import JPEG, gif_that_declares, jpeg_of_many_scans, png_with_bomb_in_text
+from made_images import JPEG, PNG, gif_that_declares, jpeg_of_many_scans, png_with_bomb_in_text
 
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.examiner import Examiner
@@ -34,6 +34,11 @@ def hostile():
         yield one
 
 
+def ask(examiner, data):
+    (judged,) = examiner.examine([data])
+    return judged
+
+
 def peak_mib(pid):
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
@@ -55,8 +60,8 @@ def ends(pid):
 
 
 def test_the_verdict_is_that_of_the_function(examiner):
-    assert examiner.examine(JPEG) == judge(JPEG, CONFIG)
-    assert examiner.examine(b"") == judge(b"", CONFIG)
+    assert ask(examiner, JPEG) == judge(JPEG, CONFIG)
+    assert ask(examiner, b"") == judge(b"", CONFIG)
 
 
 @pytest.mark.parametrize(("data", "is_sent_back"), [(b"input", True), (b"stored", False)])
@@ -87,50 +92,88 @@ def test_what_is_no_verdict_is_refused(answer):
 def test_more_than_the_limit_is_not_sent(hostile):
     config = ShardConfig(near_duplicates=False, max_bytes=10)
     with Examiner(config) as one:
-        assert one.examine(b"x" * 11).reason == "too_big"
+        assert ask(one, b"x" * 11).reason == "too_big"
 
 
 def test_a_crash_costs_one_image(hostile):
-    judged = hostile.examine(b"crash")
+    judged = ask(hostile, b"crash")
     assert (judged.outcome, judged.reason) == ("quarantined", "decoder_crash")
     assert len(judged.content_hash) == 32
-    assert hostile.examine(b"well").outcome == "accepted"
+    assert ask(hostile, b"well").outcome == "accepted"
 
 
 def test_an_image_that_crashes_once_is_tried_again(hostile, tmp_path):
-    judged = hostile.examine(b"once " + bytes(tmp_path / "crashed"))
+    judged = ask(hostile, b"once " + bytes(tmp_path / "crashed"))
     assert (tmp_path / "crashed").exists()
     assert judged.outcome == "accepted"
 
 
 def test_a_hang_is_killed_at_the_limit(hostile):
-    hostile.examine(b"well")
+    ask(hostile, b"well")
     pid, started = hostile.pid, time.monotonic()
-    assert hostile.examine(b"sleep").reason == "timeout"
+    assert ask(hostile, b"sleep").reason == "timeout"
     assert 0.5 <= time.monotonic() - started < 3
     assert ends(pid)
-    assert hostile.examine(b"well").outcome == "accepted"
+    assert ask(hostile, b"well").outcome == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("culprit", "reason"), [(b"crash", "decoder_crash"), (b"sleep", "timeout")]
+)
+@pytest.mark.parametrize("at", [0, 3, 7])
+def test_one_of_many_that_ends_the_child_costs_no_other(hostile, culprit, reason, at):
+    images = [b"long %d" % n for n in range(7)]
+    images.insert(at, culprit)
+    found = hostile.examine(images)
+    assert [judged.reason for judged in found] == [None] * at + [reason] + [None] * (7 - at)
+    del found[at]
+    assert [len(judged.stored) for judged in found] == [*range(7)]
+
+
+def test_many_that_crash_are_named_one_by_one(hostile, tmp_path):
+    once = b"once " + bytes(tmp_path / "crashed")
+    found = hostile.examine([b"crash", b"well", once, b"crash"])
+    reasons = ["decoder_crash", None, None, "decoder_crash"]
+    assert [judged.reason for judged in found] == reasons
+
+
+def test_the_limit_on_time_is_that_of_one_image(hostile):
+    ask(hostile, b"well")
+    pid = hostile.pid
+    found = hostile.examine([b"sleep 0.3"] * 4)
+    assert [judged.reason for judged in found] == [None] * 4
+    assert hostile.pid == pid
+
+
+def test_many_are_judged_as_one_by_one(examiner):
+    config = CONFIG.model_copy(update={"max_bytes": 10 * MIB})
+    images = [JPEG, b"", b"x" * (10 * MIB + 1), JPEG + bytes(MIB), PNG, JPEG * 40, b"<html>"]
+    with Examiner(config) as one:
+        assert one.examine(images) == [ask(one, data) for data in images]
+        assert one.examine([]) == []
 
 
 def test_what_a_codec_prints_is_no_answer(hostile):
-    assert hostile.examine(b"print").stored == b"stored"
-    assert hostile.examine(b"well").stored == b"stored"
+    assert ask(hostile, b"print").stored == b"stored"
+    assert ask(hostile, b"well").stored == b"stored"
 
 
 @pytest.mark.parametrize("size", [100, MIB - 1000, MIB, 20 * MIB])
 def test_data_of_any_size_goes_both_ways(hostile, size):
-    assert hostile.examine(b"well " + bytes(size)).stored == b"stored"
-    assert len(hostile.examine(b"long %d" % size).stored) == size
+    assert ask(hostile, b"well " + bytes(size)).stored == b"stored"
+    assert len(ask(hostile, b"long %d" % size).stored) == size
+    found = hostile.examine([b"well " + bytes(size), b"long %d" % size] * 3)
+    assert [len(judged.stored) for judged in found] == [6, size] * 3
 
 
 def test_memory_has_a_limit(hostile):
-    assert hostile.examine(b"eat %d" % (20 * MIB)).outcome == "accepted"
-    assert hostile.examine(b"eat %d" % (400 * MIB)).reason == "decoder_crash"
+    assert ask(hostile, b"eat %d" % (20 * MIB)).outcome == "accepted"
+    assert ask(hostile, b"eat %d" % (400 * MIB)).reason == "decoder_crash"
 
 
 def test_no_process_is_left_behind():
     one = Examiner(CONFIG)
-    one.examine(JPEG)
+    ask(one, JPEG)
     pid = one.pid
     one.close()
     one.close()
@@ -143,7 +186,7 @@ def test_a_judge_that_cannot_be_imported_is_an_error(capfd):
         Examiner(CONFIG, hostile_judges.no_judge) as one,
         pytest.raises(RuntimeError, match=r"did not start \(exit status 1\)"),
     ):
-        one.examine(b"x")
+        ask(one, b"x")
     assert "no_such_module" in capfd.readouterr().err
 
 
@@ -152,9 +195,9 @@ import sys, hostile_judges
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.examiner import Examiner
 with Examiner(ShardConfig(near_duplicates=False, max_seconds={seconds}), hostile_judges.judge) as e:
-    e.examine(b"well")
+    e.examine([b"well"])
     print(e.pid, flush=True)
-    e.examine(b"sleep")
+    e.examine([b"sleep"])
 """
 
 
@@ -193,9 +236,9 @@ def test_the_child_ends_with_its_parent(number, seconds):
 )
 def test_bombs_are_refused_without_memory_or_time(examiner, make, reason):
     data = make()
-    examiner.examine(JPEG)
+    ask(examiner, JPEG)
     before, started = peak_mib(examiner.pid), time.monotonic()
-    assert examiner.examine(data).reason == reason
+    assert ask(examiner, data).reason == reason
     assert time.monotonic() - started < 2
     assert peak_mib(examiner.pid) - before < 64
 

@@ -98,11 +98,11 @@ def test_no_bytes_raise(start, rest):
 def test_the_odd_images_end_in_a_verdict_and_what_is_accepted_trains():
     accepted, slowest = [], 0.0
     with Examiner(WIDE) as examiner:
-        examiner.examine(b"")
+        examiner.examine([b""])
         pid = examiner.pid
         for file in sorted(path for path in ODD.rglob("*") if path.is_file()):
             data, started = file.read_bytes(), time.monotonic()
-            judged = examiner.examine(data)
+            (judged,) = examiner.examine([data])
             slowest = max(slowest, time.monotonic() - started)
             assert judged.reason not in ("decoder_crash", "timeout"), file
             if judged.outcome == "accepted":

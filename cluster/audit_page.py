@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.atomic import write_atomic
 from pipeline.audit.audit import Audit
 from pipeline.audit.gather import Source
 from pipeline.audit.limits import CONTROL_TOLERANCE
@@ -11,7 +12,6 @@ from pipeline.audit.planted import Catch
 from pipeline.audit.score import Score
 from pipeline.pretext.multitask import tasks_of
 from pipeline.remote.location import shown as without_secrets
-from pipeline.shards.manifest import write_atomic
 from training.charts import Box, Tick, number, ticks
 from training.pages import page_environment
 

@@ -109,7 +109,7 @@ def index(
         import json
 
         from cluster.index_shards import run_index
-        from pipeline.shards.manifest import write_atomic
+        from pipeline.atomic import write_atomic
 
         indexed = run_index(inputs, out, Console(), fast=fast, skip_damaged=skip_damaged)
         if json_file:

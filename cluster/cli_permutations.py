@@ -42,11 +42,11 @@ def permutations(  # noqa: PLR0913 - one for each option
         import json
         import time
 
+        from pipeline.atomic import write_atomic
         from pipeline.config import ConfigError
         from pipeline.pictures.permutations import draw_permutations
         from pipeline.pretext.jigsaw import PermutationMethod
         from pipeline.pretext.permutations import describe, make_permutations, write_permutations
-        from pipeline.shards.manifest import write_atomic
 
         known = get_args(PermutationMethod)
         if method not in known:

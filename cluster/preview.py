@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.atomic import write_atomic
 from pipeline.config import Config, ConfigError, load, parse
 from pipeline.data import DataConfig
 from pipeline.explain import Explained, Subject, explain_step, open_subject
@@ -18,7 +19,6 @@ from pipeline.order import OrderConfig
 from pipeline.pictures.preview import Drawing, Part, image_parts, measure_parts
 from pipeline.pretext.multitask import tasks_of
 from pipeline.remote.location import shown as without_secrets
-from pipeline.shards.manifest import write_atomic
 from pipeline.views import PretextConfig
 from training.pages import page_environment
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
 from pipeline.data import check_data, open_loader
@@ -21,7 +22,6 @@ from pipeline.pretext.multitask import tasks_of, weights_of
 from pipeline.pretext.permutations import permutations_hash, permutations_of
 from pipeline.pretext.supervised import NO_CLASS
 from pipeline.quarantine import FILE_NAME as QUARANTINE_FILE
-from pipeline.shards.manifest import write_atomic
 from pipeline.views import PretextConfig
 from training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from training.ddp import Ranks, joined

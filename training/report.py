@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
-from pipeline.shards.manifest import Manifest, write_atomic
+from pipeline.shards.manifest import Manifest
 from training.charts import LineChart
 from training.curves import Recorded, curves, several_tasks
 from training.pages import page_environment

@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 from pydantic import Field
 
+from pipeline.atomic import write_atomic
 from pipeline.config import Config, ConfigError, parse
 from pipeline.data import DataConfig
 from pipeline.labels import with_classes
 from pipeline.order import OrderConfig
 from pipeline.pretext.multitask import tasks_of
 from pipeline.remote.fetch import is_remote
-from pipeline.shards.manifest import write_atomic
 from pipeline.views import PretextConfig
 from training.models.trunks import TrunkConfig, require_view
 from training.optimizer import OptimConfig

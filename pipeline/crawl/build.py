@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import webdataset
 import xxhash
 
+from pipeline.atomic import open_atomic, write_atomic
 from pipeline.config import parse
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.parts import FORMAT_VERSION, payload_path, read_payload
 from pipeline.crawl.plan import Plan, rows_of
 from pipeline.shards.index import ShardIndex, encode_index, hash_spans
-from pipeline.shards.manifest import ShardInfo, open_atomic, write_atomic
+from pipeline.shards.manifest import ShardInfo
 from pipeline.shards.tar import walk_tar
 
 _KEY_DIGITS = 20  # 80 bits: a billion images meet by chance once in two million runs.

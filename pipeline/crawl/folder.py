@@ -10,6 +10,7 @@ from typing import Any
 
 import xxhash
 
+from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.crawl.build import ShardReport, read_report
 from pipeline.crawl.config import ShardConfig
@@ -19,7 +20,7 @@ from pipeline.crawl.plan import Plan
 from pipeline.crawl.source_list import SourceList
 from pipeline.remote.location import is_remote, local_path
 from pipeline.shards import manifest
-from pipeline.shards.manifest import Manifest, ShardInfo, read_manifest, write_atomic
+from pipeline.shards.manifest import Manifest, ShardInfo, read_manifest
 
 SETTINGS_NAME = "shard_config.json"
 _PARTS_NAME = ".parts"

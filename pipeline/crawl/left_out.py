@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.atomic import open_atomic, write_atomic
 from pipeline.crawl.dedupe import content_hashes
 from pipeline.crawl.parts import payload_path, read_payload
 from pipeline.crawl.reduce import thumbnail_of
-from pipeline.shards.manifest import open_atomic, write_atomic
 
 LEDGER_NAME = "ledger.jsonl"
 PICTURES_NAME = "left_out.parquet"

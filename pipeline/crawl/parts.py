@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from pipeline.atomic import open_atomic
 from pipeline.crawl.chunks import read_chunk
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.examiner import Examiner
@@ -21,7 +22,6 @@ from pipeline.crawl.examiner_child import ROOM
 from pipeline.crawl.inputs import Chunk
 from pipeline.crawl.item import Item, Judged
 from pipeline.shards.damage import DamageError
-from pipeline.shards.manifest import open_atomic
 
 FORMAT_VERSION = 5
 """Raise when equal inputs and settings would give other bytes: older parts and shards are made

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.pictures.lettering import INK, PAPER, QUIET, font
 from pipeline.pretext.permutations import Distances, distances
-from pipeline.shards.manifest import write_atomic
 
 _MARGIN, _SIDE, _GAP = 40, 400, 80
 _TOP = 112

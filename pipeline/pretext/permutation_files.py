@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
-from pipeline.shards.manifest import write_atomic
 
 _VERSION = 1  # Of the algorithms: another one's sets are never taken for this one's.
 _MAX_BYTES = 16 * 2**20  # The largest set, 10,000 rows of 64 int64, takes 5.

@@ -15,10 +15,10 @@ from numba import njit
 from numpy.typing import NDArray
 from typing_extensions import assert_never
 
+from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.pretext.jigsaw import JigsawConfig, PermutationMethod
 from pipeline.pretext.permutation_files import cached, read_permutations
-from pipeline.shards.manifest import write_atomic
 
 _MAX_ENUMERATED = 9  # 9! = 362,880 rows; above, a sample of that many stands for all.
 _BLOCK = 8192

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.shards.headers import HeaderError, read_size
 from pipeline.shards.index import ShardIndex, encode_index, hash_spans, read_index
-from pipeline.shards.manifest import write_atomic
 
 _ENDING = ".used.parquet"
 _HASH_DIGITS = 16

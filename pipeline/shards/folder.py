@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.location import shown
 from pipeline.shards import manifest
 from pipeline.shards.first_use import index_name
-from pipeline.shards.manifest import Ledger, Manifest, ShardInfo, write_atomic
+from pipeline.shards.manifest import Ledger, Manifest, ShardInfo
 from pipeline.shards.record import ShardRecord, record_path
 
 INDEX_FOLDER = "index"

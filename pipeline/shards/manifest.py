@@ -1,12 +1,10 @@
 """The manifest: what a set of shards holds, and the proof that nothing got lost on the way."""
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from pipeline.atomic import write_atomic
 from pipeline.config import Config, ConfigError, parse
 from pipeline.remote.fetch import FetchConfig, FetchError, is_remote, join, read_bytes
 
@@ -232,23 +231,3 @@ def require_empty(out: Path) -> None:
     """Raise ConfigError for a folder that new files must not go into."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out (={out}) is not an empty folder; choose another one.")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, and rename it."""
-    with open_atomic(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing and reading that takes its name when the block ends without error."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -11,9 +11,10 @@ from typing import Any
 import xxhash
 from pydantic import ValidationError
 
+from pipeline.atomic import write_atomic
 from pipeline.config import Config, ConfigError
 from pipeline.shards import manifest
-from pipeline.shards.manifest import Ledger, Manifest, ShardInfo, write_atomic
+from pipeline.shards.manifest import Ledger, Manifest, ShardInfo
 from pipeline.shards.packed import Packed, Stored, store_image, write_files
 
 LEDGER_NAME = "ledger.jsonl"

@@ -15,13 +15,14 @@ import webdataset
 import xxhash
 from PIL import Image
 
+from pipeline.atomic import write_atomic
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.judge import decode
 from pipeline.crawl.refusal import RefusedError
 from pipeline.dali.decode import decode_rgb
 from pipeline.shards.headers import MAX_PIXELS, HeaderError, read_size
 from pipeline.shards.index import ShardIndex, encode_index, hash_spans
-from pipeline.shards.manifest import ShardInfo, write_atomic
+from pipeline.shards.manifest import ShardInfo
 from pipeline.shards.samples import group_members
 from pipeline.shards.tar import Member, walk_tar
 

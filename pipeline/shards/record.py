@@ -12,10 +12,10 @@ import numpy as np
 import xxhash
 from pydantic import Field
 
+from pipeline.atomic import write_atomic
 from pipeline.config import Config, parse
 from pipeline.shards.first_use import kept_files
 from pipeline.shards.index import ShardIndex, encode_index, read_index
-from pipeline.shards.manifest import write_atomic
 
 _NAME_LENGTH = 80  # of 255 that file systems allow; hashes and endings follow
 

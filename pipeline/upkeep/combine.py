@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.location import is_remote, join, local_path
 from pipeline.shards.index import ShardIndex, encode_index
@@ -21,7 +22,6 @@ from pipeline.shards.manifest import (
     folder_of,
     read_manifest,
     require_empty,
-    write_atomic,
     write_manifest,
 )
 from pipeline.shards.tombstones import FILE_NAME as TOMBSTONES

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.location import is_remote, local_path
-from pipeline.shards.manifest import folder_of, read_manifest, write_atomic
+from pipeline.shards.manifest import folder_of, read_manifest
 from pipeline.shards.tombstones import FILE_NAME, Tombstone, encode_tombstones, read_tombstones
 from pipeline.upkeep.verify import open_index
 

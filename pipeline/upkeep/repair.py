@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.fetch import FetchError
 from pipeline.remote.location import is_remote, join, local_path
@@ -30,7 +31,6 @@ from pipeline.shards.manifest import (
     folder_of,
     read_manifest,
     require_empty,
-    write_atomic,
     write_manifest,
 )
 from pipeline.shards.scan import ScanSpec, scan_shard

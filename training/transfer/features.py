@@ -19,10 +19,10 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.atomic import write_atomic
 from pipeline.dali.graph import GraphOptions
 from pipeline.loader import whole_batches
 from pipeline.seen import normalize
-from pipeline.shards.manifest import write_atomic
 from training.models.trunks import Trunk
 from training.precision import Precision, autocast
 from training.transfer.job import Labelled, NamedTrunk, Progress, Setting

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.shards.manifest import write_atomic
+from pipeline.atomic import write_atomic
 from training.transfer.config import Job, TransferConfig
 from training.transfer.job import Score, Task
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydantic import Field
 
+from pipeline.atomic import write_atomic
 from pipeline.config import Config, ConfigError
 from pipeline.dali.graph import GraphOptions
 from pipeline.loader import whole_batches
 from pipeline.pictures.lettering import INK, PAPER, QUIET, fit, font
-from pipeline.shards.manifest import write_atomic
 from training.transfer.features import GAP, Pooling, frozen_features
 from training.transfer.job import Labelled, NamedTrunk, Progress, Score, Setting, Task
 from training.transfer.nearest import nearest

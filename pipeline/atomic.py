@@ -1,0 +1,74 @@
+"""Files that are whole or not there, whatever happens while they are written."""
+
+import io
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from typing_extensions import Buffer
+
+_SYNC_BYTES = 2**22
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, flush it to the disk, and rename it."""
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing and reading that takes its name when the block ends without error.
+
+    What is written goes to the disk while more is written, so that little is left to wait for.
+
+    Raises:
+        OSError: The disk is full or fails; at the end of the block at the latest.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with ThreadPoolExecutor(1) as thread, _EarlySynced(partial, thread) as file:
+            yield file
+            file.sync()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class _EarlySynced(io.BufferedRandom):
+    """A file that a thread brings to the disk, some MiB at a time."""
+
+    def __init__(self, path: Path, thread: ThreadPoolExecutor) -> None:
+        super().__init__(io.FileIO(path, "w+b"))
+        self._thread = thread
+        self._syncing: Future[None] | None = None
+        self._num_new = 0
+
+    def write(self, data: Buffer, /) -> int:
+        num_written = super().write(data)
+        self._num_new += num_written
+        if self._num_new >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+            self._wait()
+            self.flush()
+            self._syncing = self._thread.submit(os.fdatasync, self.fileno())
+            self._num_new = 0
+        return num_written
+
+    def sync(self) -> None:
+        """Bring everything to the disk."""
+        self._wait()
+        self.flush()
+        os.fsync(self.fileno())
+
+    def close(self) -> None:
+        """Close the file once the thread does not need it; what it found no longer matters."""
+        if self._syncing is not None:
+            self._syncing.exception()
+        super().close()
+
+    def _wait(self) -> None:
+        if self._syncing is not None:
+            self._syncing.result()  # The kernel tells of a failure once only.

@@ -1,14 +1,12 @@
 """Sample ids into verified bytes: mapped tars, each span checked against its hash when read."""
 
 import errno
-import mmap
 from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 from typing_extensions import Self
 
@@ -16,14 +14,14 @@ from pipeline.config import ConfigError
 from pipeline.remote.cache import ShardCache, Wanted
 from pipeline.remote.fetch import FetchError, is_remote, join
 from pipeline.shards.damage import Damage, DamageError, Reason
-from pipeline.shards.first_use import complete_index
 from pipeline.shards.index import ShardIndex, read_index
 from pipeline.shards.manifest import Manifest, ShardInfo, check_size, folder_of, read_manifest
+from pipeline.shards.mapped import MappedShard, map_shard
 from pipeline.shards.samples import split_span
 from pipeline.shards.tombstones import purged_samples
 
 _MIN_OPEN = 512
-"""Shards kept mapped; each costs a mapping, a file descriptor and about 60 bytes a sample."""
+"""Shards kept mapped."""
 _MAX_OPEN = 16_384  # Linux allows a process 65,530 mappings.
 _NOTHING: NDArray[np.uint8] = np.empty(0, np.uint8)
 
@@ -61,17 +59,6 @@ class Samples:
         return sum(payload.size for payload in self.payloads)
 
 
-@dataclass(frozen=True, slots=True)
-class _OpenShard:
-    index: ShardIndex
-    ends: NDArray[np.int64]
-    """(N,), byte behind each sample's span."""
-    mapped: mmap.mmap
-    """The whole tar, read-only."""
-    held: ExitStack
-    """What is let go with the shard: the mapping, then its pins in the cache."""
-
-
 class Store:
     """Read samples of a set of shards by id; the span of every sample is checked against its hash.
 
@@ -85,7 +72,7 @@ class Store:
         self._folder = folder_of(location)
         self._cache: ShardCache | None = None
         self._starts = np.concatenate([[0], np.cumsum(self.manifest.shard_counts)])
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._open: OrderedDict[int, MappedShard] = OrderedDict()
         self._max_open = _MIN_OPEN
         self._unusable: dict[int, str] = {}
         self.is_remote = any(is_remote(self._url(shard.name)) for shard in self.manifest.shards)
@@ -204,10 +191,10 @@ class Store:
             return self._damage(number, row, "shard", self._unusable[number])
         try:
             shard = self._shard(number)
-            span = _read_span(shard, row)
+            span = shard.read_span(row)
             if span is None and self._forget(number):  # A cached copy had gone bad: fetch it anew.
                 shard = self._shard(number)
-                span = _read_span(shard, row)
+                span = shard.read_span(row)
         except (ConfigError, FetchError, OSError) as error:
             self._unusable[number] = str(error)
             return self._damage(number, row, "shard", str(error))
@@ -245,7 +232,7 @@ class Store:
             path = self._local(info.index, None, info.index_sha256, held)
             return read_index(path, sha256=info.index_sha256)
 
-    def _shard(self, number: int) -> _OpenShard:
+    def _shard(self, number: int) -> MappedShard:
         shard = self._open.get(number)
         if shard is not None:
             self._open.move_to_end(number)
@@ -268,22 +255,11 @@ class Store:
         while len(self._open) > num:
             self._open.popitem(last=False)[1].held.close()
 
-    def _open_shard(self, info: ShardInfo) -> _OpenShard:
+    def _open_shard(self, info: ShardInfo) -> MappedShard:
         with ExitStack() as held:
             index_path = self._local(info.index, None, info.index_sha256, held)
             path = self._local(info.name, info.num_bytes, info.sha256, held)
-            check_size(path, info)
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            held.callback(mapped.close)
-            # Behind the mapping, which needs one file descriptor more: where they run out, it is
-            # the mapping that says so, and not an index that seems damaged.
-            index = read_index(index_path, sha256=info.index_sha256)
-            if info.sha256 is None:
-                with memoryview(mapped) as tar:
-                    index = complete_index(index, tar, index_path)
-            ends = np.append(index.starts[1:], info.num_bytes)
-            return _OpenShard(index, ends, mapped, held.pop_all())
+            return map_shard(info, path, index_path, held)
 
     def _local(self, name: str, num_bytes: int | None, sha256: str | None, held: ExitStack) -> Path:
         url = self._url(name)
@@ -295,16 +271,3 @@ class Store:
 
     def _url(self, name: str) -> str:
         return join(self._folder, name)
-
-
-def _read_span(shard: _OpenShard, row: int) -> bytes | None:
-    """Copy a sample's span out of the mapping; None where it is not what was hashed.
-
-    A copy, because what is mapped may change between the hash and the decode. And a mapped file
-    that was cut ends the process where it is read, so its size is asked first.
-    """
-    end = shard.ends.item(row)
-    if shard.mapped.size() < end:
-        return None
-    span = shard.mapped[shard.index.starts.item(row) : end]
-    return span if xxhash.xxh3_64_intdigest(span) == shard.index.span_hashes.item(row) else None

@@ -31,8 +31,8 @@ from training.transfer.box_targets import each_image, scale_of, target_of
 from training.transfer.fitted_views import (
     Files,
     graph_options,
+    plain_fittings,
     seen,
-    test_fittings,
     train_fittings,
 )
 from training.transfer.job import NamedTrunk, Progress, Score, Setting
@@ -230,7 +230,7 @@ def _detect(run: _Run, model: nn.Module) -> list[Found]:
     """Find the boxes of every test image, in pixels of the stored image."""
     model.eval()
     found: list[Found] = []
-    plans = test_fittings(_files(run.job, run.test), batch=run.job.batch)
+    plans = plain_fittings(_files(run.job, run.test), batch=run.job.batch)
     with closing(fitted_batches(plans, graph_options(run.setting, run.job.batch))) as batches:
         for fitted in batches:
             given = model(seen(fitted, run.setting.device))

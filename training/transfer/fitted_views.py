@@ -55,7 +55,7 @@ def train_fittings(files: Files, *, batch: int, seed: int) -> Iterator[Fitting]:
         epoch += 1
 
 
-def test_fittings(files: Files, *, batch: int) -> Iterator[Fitting]:
+def plain_fittings(files: Files, *, batch: int) -> Iterator[Fitting]:
     """Show every image once, as it is, in the order of the set."""
     for start in range(0, len(files.paths), batch):
         rows = np.arange(start, min(start + batch, len(files.paths)))

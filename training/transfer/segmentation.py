@@ -27,8 +27,8 @@ from training.transfer.box_targets import each_image
 from training.transfer.fitted_views import (
     Files,
     graph_options,
+    plain_fittings,
     seen,
-    test_fittings,
     train_fittings,
 )
 from training.transfer.job import NamedTrunk, Progress, Score, Setting
@@ -204,7 +204,7 @@ def _count(run: _Run, model: nn.Module) -> NDArray[np.int64]:
     model.eval()
     num_classes, done = len(run.test.classes), 0
     counts = np.zeros((num_classes, num_classes), np.int64)
-    plans = test_fittings(_files(run.job, run.test), batch=run.job.batch)
+    plans = plain_fittings(_files(run.job, run.test), batch=run.job.batch)
     with closing(fitted_batches(plans, graph_options(run.setting, run.job.batch))) as batches:
         for fitted in batches:
             logits_BKHW = model(_padded(seen(fitted, run.setting.device)))

@@ -12,17 +12,24 @@ Entry = Mapping[str, Any]
 
 
 def transfer_table(entries: Sequence[Entry]) -> Group:
-    """Show for each job and trunk the best layer: mean, range over seeds or draws, and name."""
+    """Show for each job and trunk the best layer: mean, range over seeds or draws, and name.
+
+    A line for each trunk: side by side, five of them are cut on a terminal of 80 columns.
+    """
     trunks = list(dict.fromkeys(entry["trunk"] for entry in entries))
     table = Table()
-    table.add_column("job")
-    for trunk in trunks:
-        table.add_column(trunk, justify="right")
+    for name in ("job", "trunk"):
+        table.add_column(name)
+    table.add_column("score", justify="right")
+    for name in ("least to most", "layer"):
+        table.add_column(name, overflow="fold")
     for label, ours in _rows(entries).items():
         best = {trunk: _best(ours, trunk) for trunk in trunks}
         highest = max(entry["score"] for entry in best.values() if entry)
-        table.add_row(label, *(_cell(best[trunk], highest) for trunk in trunks))
-    return _titled("Transfer: the best layer of each trunk, percent (least to most)", table)
+        for number, (trunk, entry) in enumerate(best.items()):
+            table.add_row("" if number else label, trunk, *_cells(entry, highest))
+        table.add_section()
+    return _titled("Transfer: the best layer of each trunk, percent", table)
 
 
 def layer_table(summary: Mapping[str, Any]) -> Group:
@@ -78,12 +85,13 @@ def _best(entries: Sequence[Entry], trunk: str) -> Entry | None:
     return max(ours, key=lambda entry: entry["score"], default=None)
 
 
-def _cell(entry: Entry | None, highest: float) -> str:
+def _cells(entry: Entry | None, highest: float) -> list[str]:
     if entry is None:
-        return "failed"
+        return ["failed", "", ""]
     low, high = entry["range"]
-    spread = f" ({low:.1f} to {high:.1f})" if low < high else ""
-    return _bold(f"{entry['score']:.1f}", on=entry["score"] == highest) + spread + _at(entry)
+    spread = f"{low:.1f} to {high:.1f}" if low < high else ""
+    score = _bold(f"{entry['score']:.1f}", on=entry["score"] == highest)
+    return [score, spread, entry["layer"] or ""]
 
 
 def _at(entry: Entry) -> str:

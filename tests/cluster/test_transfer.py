@@ -122,10 +122,18 @@ def entry(trunk, layer, score, **details):
 
 def test_a_table_shows_the_best_layer_of_each_trunk():
     entries = [entry("random", "a", 20.0), entry("random", "b", 30.0), entry("mine", "a", 41.0)]
-    text = shown(transfer_table(entries))
-    assert "30.0 (29.0 to 31.0) b" in text
-    assert "41.0 (40.0 to 42.0) a" in text
-    assert "20.0" not in text
+    entries.append(entry("lost", "a", 50.0) | {"job": "knn"})
+    rows = [line.strip("│┃").split("│") for line in shown(transfer_table(entries)).splitlines()]
+    cells = [[cell.strip() for cell in row] for row in rows if len(row) == 5]
+    assert cells == [
+        ["svm", "random", "30.0", "29.0 to 31.0", "b"],
+        ["", "mine", "41.0", "40.0 to 42.0", "a"],
+        ["", "lost", "failed", "", ""],
+        ["knn", "random", "failed", "", ""],
+        ["", "mine", "failed", "", ""],
+        ["", "lost", "50.0", "49.0 to 51.0", "a"],
+    ]
+    del entries[-1]
     assert last_line(entries) == "transfer: svm: random 30.0 % b, mine 41.0 % a (accuracy, percent)"
     assert last_line([]) == "transfer: no job was finished"
 

@@ -62,17 +62,26 @@ class Page:
     @property
     def sections(self) -> dict[str, str]:
         """Id to heading, in order."""
-        has_audit = any(run.results.audit for run in self.runs)
-        return {
+        found = {
             "input": "What went in",
             "views": "What the network sees",
             "curves": "Curves",
-            **({"audit": "Shortcut audit"} if has_audit else {}),
+            "audit": "Shortcut audit",
             "transfer": "Transfer",
             "filters": "First-layer filters",
             "time": "Time and throughput",
             "repeat": "How to repeat",
         }
+        if not any(run.results.audit for run in self.runs):
+            del found["audit"]
+        if not self.pretrained:
+            del found["views"], found["curves"], found["filters"]
+        return found
+
+    @property
+    def pretrained(self) -> list[RunPart]:
+        """Those that are more than a transfer."""
+        return [run for run in self.runs if not run.results.is_transfer]
 
 
 def write_report(

@@ -86,7 +86,7 @@ def run_part(name: str, key: str, results: Results) -> RunPart:
         name=name,
         key=key,
         results=results,
-        puzzles=or_reason(lambda: puzzles(pretraining_of(results.config), _PUZZLES)),
+        puzzles=or_reason(lambda: _puzzles(results)),
         records=_spaced(results.records, _TABLE_ROWS),
         filters=or_reason(lambda: _filters(results)),
         retrieval=_retrieval(results),
@@ -143,6 +143,12 @@ def _spaced(records: Sequence[Record], num: int) -> list[Record]:
     if len(records) <= num:
         return list(records)
     return [records[round(i * (len(records) - 1) / (num - 1))] for i in range(num)]
+
+
+def _puzzles(results: Results) -> Puzzles:
+    if results.is_transfer:
+        raise ConfigError("This is a transfer alone: it asked nothing of its trunks' pretexts.")
+    return puzzles(pretraining_of(results.config), _PUZZLES)
 
 
 def _filters(results: Results) -> Filters:

@@ -20,7 +20,7 @@ from pipeline.shards.manifest import Manifest, folder_of, read_manifest
 from training.metrics import Record, read_metrics
 from training.pretrain import RESULT_FILE as PRETRAIN_FILE
 from training.pretrain import PretrainResult
-from training.run import RunConfig, read_run
+from training.run import RunConfig, read_record
 from training.transfer.evaluate import RESULT_FILE as TRANSFER_FILE
 
 CHAIN_FILE = "results.json"
@@ -54,6 +54,8 @@ class Results:
     commit: str | None
     versions: Mapping[str, str]
     started: datetime
+    is_transfer: bool
+    """Whether the folder holds a transfer alone, of trunks that were trained elsewhere."""
     records: Sequence[Record]
     pretrain: PretrainResult | None
     transfer: Mapping[str, Any] | None
@@ -94,24 +96,16 @@ def read_results(folder: Path) -> Results:
     Raises:
         ConfigError: The folder holds no run, or a file of it is damaged or of another version.
     """
-    path = folder / "config.yaml"
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-        started = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        record = None
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise ConfigError(
-            f"run (={folder}) holds no config.yaml of a run; give the out folder of a run."
-        )
-    config = read_run(folder)
+    record = read_record(folder)
+    config = record.config
     pretrain = _read_json(folder / PRETRAIN_FILE, [f.name for f in fields(PretrainResult)])
     return Results(
         folder=folder,
         config=config,
-        commit=record.get("commit"),
-        versions=record.get("versions") or {},
-        started=started,
+        commit=record.commit,
+        versions=record.versions,
+        started=datetime.fromtimestamp(record.path.stat().st_mtime, timezone.utc),
+        is_transfer=record.is_transfer,
         records=read_metrics(folder),
         pretrain=PretrainResult(**pretrain) if pretrain else None,
         transfer=_read_json(folder / TRANSFER_FILE, _TRANSFER_KEYS),
@@ -159,8 +153,7 @@ def commands(results: Results) -> list[str]:
     else:
         shard = f"tessera shard SRC --out {shards}"
     return [
-        shard,
-        "tessera pretrain pretrain.yaml",
+        *([] if results.is_transfer else [shard, "tessera pretrain pretrain.yaml"]),
         *(["tessera transfer transfer.yaml"] if results.transfer or results.jobs else []),
         f"tessera report {shlex.quote(str(results.config.out))}",
     ]
@@ -170,11 +163,12 @@ def config_files(results: Results) -> dict[str, str]:
     """Return the configuration of each stage: file name to YAML."""
     raw = results.config.model_dump(mode="json", exclude_none=True)
     files = {}
-    if isinstance(results.manifest, Manifest):
+    if isinstance(results.manifest, Manifest) and not results.is_transfer:
         known = ShardConfig.model_fields
         shard = {k: v for k, v in results.manifest.config.items() if k in known}
         files["shard.yaml"] = _dump(shard)
-    files["pretrain.yaml"] = _dump({k: v for k, v in raw.items() if k != "transfer"})
+    if not results.is_transfer:
+        files["pretrain.yaml"] = _dump({k: v for k, v in raw.items() if k != "transfer"})
     if results.transfer or results.jobs:
         shared = {key: raw[key] for key in ("out", "seed", "data", "trunk")}
         files["transfer.yaml"] = _dump({**shared, "transfer": _transfer_section(results, raw)})

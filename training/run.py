@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -23,7 +23,10 @@ from training.models.trunks import TrunkConfig, require_view
 from training.optimizer import OptimConfig
 from training.precision import Precision
 from training.transfer.config import TransferConfig
+from training.transfer.record import FOLDER as TRANSFER_FOLDER
 
+_RECORD = "config.yaml"
+_TRANSFER_RECORD = f"{TRANSFER_FOLDER}/{_RECORD}"
 _MAY_CHANGE = (
     "out",
     "data.",  # The loader compares fingerprints: shards may have moved, not changed.
@@ -155,7 +158,7 @@ def open_run(config: RunConfig, *, resume: bool) -> None:
     Raises:
         ConfigError: The folder holds another run, or one that `resume` does not ask for.
     """
-    record = config.out / "config.yaml"
+    record = config.out / _RECORD
     raw = config.model_dump(mode="json")
     if record.exists():
         if not resume:
@@ -165,8 +168,49 @@ def open_run(config: RunConfig, *, resume: bool) -> None:
         _refuse_other(yaml.safe_load(record.read_text())["config"], raw, record)
         return
     config.out.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump({"config": raw, "versions": versions(), "commit": _commit()})
-    write_atomic(record, text.encode())
+    _write_record(record, raw)
+
+
+def record_transfer(config: RunConfig) -> None:
+    """Write beside the results of a transfer what is needed to repeat it.
+
+    The folder of a run has its own record; that of a transfer alone is told by this one.
+    """
+    _write_record(config.out / _TRANSFER_RECORD, config.model_dump(mode="json"))
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What was written where a run or a transfer was made."""
+
+    path: Path
+    config: RunConfig
+    versions: Mapping[str, str]
+    commit: str | None
+    is_transfer: bool
+    """Whether the folder holds a transfer alone."""
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read how the folder of a run, or of a transfer alone, was made.
+
+    Raises:
+        ConfigError: The folder holds neither, or the record is damaged.
+    """
+    own, transfer = folder / _RECORD, folder / _TRANSFER_RECORD
+    path = own if own.exists() or not transfer.exists() else transfer
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        raw = None
+    if not isinstance(raw, dict) or not isinstance(raw.get("config"), dict):
+        raise ConfigError(
+            f"run (={folder}) holds no config.yaml of a run; give the out folder of a run."
+        )
+    config = parse(RunConfig, raw["config"], str(path))
+    return RunRecord(
+        path, config, raw.get("versions") or {}, raw.get("commit"), is_transfer=path == transfer
+    )
 
 
 def read_run(folder: Path) -> RunConfig:
@@ -175,10 +219,7 @@ def read_run(folder: Path) -> RunConfig:
     Raises:
         ConfigError: The folder holds no run.
     """
-    record = folder / "config.yaml"
-    if not record.exists():
-        raise ConfigError(f"run (={folder}) holds no config.yaml; give the out folder of a run.")
-    return parse(RunConfig, yaml.safe_load(record.read_text())["config"], str(record))
+    return read_record(folder).config
 
 
 def versions() -> dict[str, str]:
@@ -191,6 +232,11 @@ def versions() -> dict[str, str]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and programs, whole or not at all."""
     write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def _write_record(path: Path, raw: dict[str, Any]) -> None:
+    text = yaml.safe_dump({"config": raw, "versions": versions(), "commit": _commit()})
+    write_atomic(path, text.encode())
 
 
 def _refuse_other(theirs: dict[str, Any], ours: dict[str, Any], record: Path) -> None:

@@ -225,6 +225,18 @@ def test_the_commands_and_times_of_a_chain_are_shown(run):
     assert "sharding, per input 10" in text
 
 
+def test_a_transfer_alone_has_a_page_of_its_own(run):
+    for name in ("config.yaml", "pretrain.json", "metrics.jsonl", "trunk.safetensors"):
+        (run / name).unlink()
+    text = _text(run)
+    for words in ("All jobs at a glance", "Nearest neighbours", "213 inputs = 198 accepted"):
+        assert words in text
+    repeat = text[text.rindex("How to repeat") :]
+    assert repeat.index("tessera transfer transfer.yaml") < repeat.index("tessera report")
+    for words in ("tessera pretrain", "tessera shard", "What the network sees", "Curves"):
+        assert words not in text
+
+
 def test_an_unfinished_run_says_so(run):
     _forget_transfer(run)
     for name in ("pretrain.json", "trunk.safetensors"):

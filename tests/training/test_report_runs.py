@@ -56,6 +56,15 @@ def test_the_page_lies_in_the_folder_of_all_runs_and_names_them(copies, tmp_path
     assert sum(name.endswith("samples.png") for name in pictures) == 1
 
 
+def test_a_run_and_a_transfer_alone_stand_side_by_side(copies):
+    for name in ("config.yaml", "pretrain.json", "metrics.jsonl", "trunk.safetensors"):
+        (copies[1] / name).unlink()
+    page = _page(copies)
+    assert "first and second" in page.text
+    assert page.text.count("Training has moved them by") == 1
+    assert "the pretraining has not run" not in page.text
+
+
 def test_a_random_trunk_that_scored_the_same_is_one_line(copies):
     scores = _scores(copies)
     (knn,) = [row for row in scores.rows if row.label == "knn, k = 1"]

@@ -13,7 +13,7 @@ import torch
 from pipeline.config import ConfigError
 from pipeline.data import open_store
 from training.models.trunks import require_view
-from training.run import RunConfig, versions
+from training.run import RunConfig, record_transfer, versions
 from training.transfer.config import FROZEN, Job, TransferConfig
 from training.transfer.data import TaskOptions, open_task
 from training.transfer.features import fingerprint_of, frozen_features
@@ -231,6 +231,7 @@ def finish(opened: Opened, failures: Mapping[str, Exception]) -> Outcome:
             shown = {name: d for name, found in scores.items() for d in _pictured(found)}
             draw_neighbours(task, shown, out / FOLDER / PICTURE_FILE)
     write_table(out, entries)
+    record_transfer(opened.run)
     summary = summarize(entries, task, opened.config, about)
     if summary:
         write_summary(out, summary)

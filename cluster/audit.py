@@ -10,6 +10,7 @@ from rich.text import Text
 
 from cluster.audit_page import write_page
 from cluster.screen import bar
+from pipeline.atomic import write_json
 from pipeline.audit.audit import Audit, Verdict, run_audit
 from pipeline.audit.gather import Progress, Source
 from pipeline.audit.limits import Shortcut
@@ -20,7 +21,7 @@ from pipeline.pretext.multitask import tasks_of
 from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.remote.location import is_remote, local_path
 from pipeline.shards.manifest import FILE_NAME
-from training.run import RunConfig, write_json
+from training.run import RunConfig
 
 WIDTH = 100
 """Columns that the tables fit into."""

@@ -161,8 +161,9 @@ def transfer(
     with clear_errors():
         from cluster.stages import require_all, run_transfer
         from cluster.transfer_table import layer_table, transfer_table
+        from pipeline.atomic import write_json
         from pipeline.config import load
-        from training.run import RunConfig, write_json
+        from training.run import RunConfig
 
         console = Console()
         found = run_transfer(load(RunConfig, config, overrides or []), console, local=local)

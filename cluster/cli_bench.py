@@ -123,8 +123,8 @@ def bench_walk(json_file: JsonFile = None) -> None:
     with clear_errors():
         import tempfile
 
+        from pipeline.atomic import write_json
         from pipeline.bench.walk import measure_walk
-        from training.run import write_json
 
         with tempfile.TemporaryDirectory() as folder:
             result = measure_walk(Path(folder))
@@ -142,8 +142,8 @@ def bench_faults(json_file: JsonFile = None) -> None:
     Example: tessera bench faults
     """
     with clear_errors():
+        from pipeline.atomic import write_json
         from pipeline.bench.faults import measure_faults
-        from training.run import write_json
 
         result = measure_faults()
         _show("Files of 2 MiB from a server on this machine", result)
@@ -167,8 +167,8 @@ def bench_soak(
         import tempfile
 
         from cluster.screen import bar
+        from pipeline.atomic import write_json
         from pipeline.bench.soak import soak
-        from training.run import write_json
 
         console = Console()
         with (
@@ -192,7 +192,7 @@ def bench_soak(
 def _measure(run: Callable[[Any, Any], dict[str, Any]], json_file: Path | None) -> None:
     """Run a bench (on_progress, show) below a bar of progress, and write what it found."""
     from cluster.screen import bar
-    from training.run import write_json
+    from pipeline.atomic import write_json
 
     console = Console()
     with bar(console, "bench", counts=False) as line:

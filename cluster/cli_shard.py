@@ -59,12 +59,12 @@ def shard(  # noqa: PLR0913 - typer makes an option of each.
     with clear_errors():
         import time
 
-        from cluster.stages import folder_for, run_shard, shard_json
+        from cluster.shard_stage import folder_for, run_shard, shard_json
+        from pipeline.atomic import write_json
         from pipeline.config import load
         from pipeline.crawl.config import ShardConfig
         from pipeline.crawl.folder import Job
         from pipeline.crawl.source_list import parse_sources
-        from training.run import write_json
 
         started = time.monotonic()
         settings = load(ShardConfig, config) if config else ShardConfig()

@@ -8,14 +8,13 @@ import torch
 from rich.console import Console
 
 from cluster.screen import bar
+from cluster.shard_stage import ledger_json, run_shard
 from cluster.stages import (
     add_results,
-    ledger_json,
     read_results,
     require_all,
     run_pretrain,
     run_report,
-    run_shard,
     run_transfer,
 )
 from cluster.transfer_table import layer_table

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.explain_lines import draw_lines
+from pipeline.atomic import write_json
 from pipeline.config import ConfigError, load
 from pipeline.explain import (
     Explained,
@@ -28,7 +29,7 @@ from pipeline.remote.location import is_remote, local_path
 from pipeline.remote.location import shown as without_secrets
 from pipeline.shards.manifest import FILE_NAME
 from pipeline.whereabouts import Found, find_sample, sample_id_of
-from training.run import RunConfig, read_run, write_json
+from training.run import RunConfig, read_run
 
 WIDTH = 100
 """Columns that the table fits into."""

@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.screen import bar
-from pipeline.atomic import write_atomic
+from pipeline.atomic import write_atomic, write_json
 from pipeline.config import ConfigError
 from pipeline.remote.location import is_remote, local_path
 from pipeline.remote.location import shown as without_secrets
 from pipeline.shards.manifest import folder_of
 from pipeline.upkeep.inspection import Bin, Inspection, Picture, inspect
 from training.pages import page_environment
-from training.run import write_json
 
 PAGE = "inspect.html"
 

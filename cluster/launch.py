@@ -1,9 +1,6 @@
 """Run `train()` under Ray Train, and follow it."""
 
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -13,14 +10,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipeline.config import ConfigError, parse
 from pipeline.remote.piped import STDIN
 from pipeline.shards.damage import DamageError
-from training.metrics import Record, last_record
+from training.metrics import OnRecord, following
 from training.pretrain import check, train
 from training.run import RunConfig, absolute, pretraining_of
 
-_POLL_SECONDS = 1.0
 _COLLECTIVE_TIMEOUT_SECONDS = 300  # The default of 1800 makes a lost rank look like slow training.
-
-OnRecord = Callable[[Record], None]
 
 
 def pretrain_on_ray(config: RunConfig, on_record: OnRecord) -> None:
@@ -55,7 +49,7 @@ def pretrain_on_ray(config: RunConfig, on_record: OnRecord) -> None:
     )
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with following(config, on_record):
+        with following(config.out, on_record):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         _explain(error)
@@ -64,28 +58,6 @@ def pretrain_on_ray(config: RunConfig, on_record: OnRecord) -> None:
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Ray leaves its own behind.
-
-
-@contextmanager
-def following(config: RunConfig, on_record: OnRecord) -> Iterator[None]:
-    """Call `on_record` with the newest record of the run's metrics while the block runs."""
-    ended = threading.Event()
-
-    def follow() -> None:
-        seen = None
-        while not ended.wait(_POLL_SECONDS):
-            newest = last_record(config.out)
-            if newest is not None and newest != seen:
-                seen = newest
-                on_record(newest)
-
-    thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _work(raw: dict[str, Any]) -> None:

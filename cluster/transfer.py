@@ -18,6 +18,7 @@ from training.transfer.evaluate import (
     Outcome,
     Part,
     finish,
+    here,
     make_features,
     open_transfer,
     run_part,
@@ -47,11 +48,6 @@ def transfer_on_ray(config: RunConfig, on_progress: Progress) -> Outcome:
     finally:
         if started:
             ray.shutdown()
-
-
-def here() -> torch.device:
-    """Return the device that this process runs jobs on."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def _run_all(opened: Opened, on_progress: Progress) -> dict[str, Exception]:

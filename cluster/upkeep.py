@@ -9,12 +9,12 @@ from rich.console import Console
 
 from cluster.index_shards import run_somewhere
 from cluster.screen import bar
+from pipeline.atomic import write_json
 from pipeline.config import ConfigError
 from pipeline.upkeep.combine import merge, split
 from pipeline.upkeep.purge import purge, read_hashes
 from pipeline.upkeep.repair import repair
 from pipeline.upkeep.verify import Problem, Verified, verify
-from training.run import write_json
 
 _SHOWN = 20
 

@@ -1,12 +1,13 @@
 """Files that are whole or not there, whatever happens while they are written."""
 
 import io
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from typing_extensions import Buffer
 
@@ -17,6 +18,11 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it."""
     with open_atomic(path) as file:
         file.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people and programs, whole or not at all."""
+    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """Metrics of a run: one JSON line a record, and the same in TensorBoard."""
 
 import json
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FILE_NAME = "metrics.jsonl"
+_POLL_SECONDS = 1.0
 _TAIL_BYTES = 4096  # Several records; one has about 500.
 
 
@@ -199,3 +202,28 @@ def _tensorboard(folder: Path, *, purge_step: int) -> "SummaryWriter":
         warnings.simplefilter("ignore", DeprecationWarning)
         from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(str(folder), purge_step=purge_step)
+
+
+OnRecord = Callable[[Record], None]
+
+
+@contextmanager
+def following(folder: Path, on_record: OnRecord) -> Iterator[None]:
+    """Call `on_record` with the newest record of a run's folder while the block runs."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        seen = None
+        while not ended.wait(_POLL_SECONDS):
+            newest = last_record(folder)
+            if newest is not None and newest != seen:
+                seen = newest
+                on_record(newest)
+
+    thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

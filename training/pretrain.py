@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.atomic import write_atomic
+from pipeline.atomic import write_atomic, write_json
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
 from pipeline.data import check_data, open_loader
@@ -30,7 +30,7 @@ from training.models.pretext_model import Answer, PretextModel, build_model
 from training.models.trunks import Trunk
 from training.optimizer import build_optimizer, learning_rate
 from training.precision import autocast
-from training.run import Pretraining, TrainConfig, write_json
+from training.run import Pretraining, TrainConfig
 
 TRUNK_FILE = "trunk.safetensors"
 RESULT_FILE = "pretrain.json"

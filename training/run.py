@@ -1,6 +1,5 @@
 """A run: one configuration file, one folder of results."""
 
-import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -227,11 +226,6 @@ def versions() -> dict[str, str]:
     names = ("tessera", "torch", "torchvision", "nvidia-dali-cuda130", "webdataset", "ray")
     there = {d.name for d in distributions()}
     return {name: version(name) for name in names if name in there}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people and programs, whole or not at all."""
-    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def _write_record(path: Path, raw: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webdataset
 import xxhash
 
 from pipeline.atomic import open_atomic, write_atomic
@@ -208,6 +207,8 @@ def _gather(table: Sequence[dict[str, Any]], parts: Path) -> list[bytes]:
 
 
 def _write_tar(file: BinaryIO, samples: Sequence[_Sample], store_as: str) -> None:
+    import webdataset  # It imports torch, which takes seconds, and memory in every worker.
+
     # Owner, mode and time are constants: the bytes must not depend on machine or moment.
     with webdataset.TarWriter(
         file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False

@@ -194,3 +194,12 @@ def test_the_configs_of_the_repository_are_valid_and_agree():
     assert (alone.out, alone.data, alone.trunk) == (chain.out, chain.data, chain.trunk)
     assert alone.transfer == chain.transfer
     pretraining_of(load(RunConfig, ROOT / "configs" / "pretrain" / "jigsaw_r50.yaml"))
+
+
+@pytest.mark.parametrize(
+    "module", ["shard_stage", "upkeep", "inspect_page", "index_shards", "cli_bench"]
+)
+def test_what_needs_no_network_starts_without_torch(module):
+    """Which takes ten seconds to load on a slow machine."""
+    code = f"import sys, cluster.{module}; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

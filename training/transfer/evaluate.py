@@ -165,6 +165,11 @@ def open_transfer(
     return Opened(config, chosen, setting, trunks)
 
 
+def here() -> torch.device:
+    """Return the device that this process runs jobs on."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def transfer(config: RunConfig, device: torch.device, on_progress: Progress) -> Outcome:
     """Run every job on every trunk in this process, in turn; parts that are finished are skipped.
 

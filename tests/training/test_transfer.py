@@ -182,6 +182,24 @@ def test_a_job_that_fails_keeps_no_other_from_running(run, tmp_path):
     assert not (tmp_path / "transfer.json").exists()
 
 
+@pytest.mark.parametrize(("steps", "is_told"), [((7, 5), True), ((5, 5), False)])
+def test_trainings_of_different_lengths_are_told_of(run, tmp_path, steps, is_told):
+    config = run(jobs=[{"name": "knn", "neighbours": [1]}])
+    transfer(config, CPU, quiet)
+    parts = sorted((tmp_path / "transfer" / "parts").glob("knn-*.json"))
+    assert len(parts) == 2
+    for part, number in zip(parts, steps, strict=True):
+        raw = json.loads(part.read_text())
+        raw["scores"][0]["details"]["steps"] = [number]
+        part.write_text(json.dumps(raw))
+    told = transfer(config, CPU, quiet).notes
+    kept = json.loads((tmp_path / "transfer" / "knn.json").read_text())["notes"]
+    for notes in (told, kept):
+        assert any("knn: max_minutes ended" in note for note in notes) == is_told
+    if is_told:
+        assert "after 5 to 7 steps" in told[-1]
+
+
 def test_all_frozen_jobs_of_a_trunk_share_one_extraction(run):
     opened = open_transfer(run(jobs=JOBS), CPU)
     made = []

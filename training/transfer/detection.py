@@ -74,10 +74,11 @@ class DetectionConfig(Config):
     """Share of the training in which the learning rate rises from 0."""
     max_norm: float = Field(10, gt=0)
     """Longer gradients are cut to this norm."""
-    max_steps: int = Field(600, gt=0)
-    max_minutes: float | None = Field(5, gt=0)
+    max_steps: int = Field(300, gt=0)
+    max_minutes: float | None = Field(None, gt=0)
     """End a training after this time if the steps are not done by then; the learning rate follows
-    whichever is nearer its end. A training that this ends is not repeatable to the bit."""
+    whichever is nearer its end. A training that this ends is not repeatable to the bit, and trunks
+    that it gave different numbers of steps are not compared on equal terms: a note says so."""
     num_seeds: int = Field(1, gt=0)
     """At most so many of the seeds of the transfer: every one is a training."""
     roi_px: int = Field(8, ge=2)

@@ -26,6 +26,7 @@ from training.transfer.record import (
     part_file,
     read_part,
     summarize,
+    uneven,
     write_job,
     write_part,
     write_summary,
@@ -225,13 +226,16 @@ def finish(opened: Opened, failures: Mapping[str, Exception]) -> Outcome:
     out, task = opened.run.out, opened.setting.task
     about = _about(opened)
     entries = []
+    notes = list(task.notes)
     for job in opened.config.all_jobs:
         scores = {t.name: opened.finished(Part(job.name, t.name)) or [] for t in opened.trunks}
         ours = [entry_of(score, task) for found in scores.values() for score in found]
         if not ours:
             continue
         entries += ours
-        write_job(out, job, ours, about)
+        odd = uneven(job.name, [score for found in scores.values() for score in found])
+        notes += odd
+        write_job(out, job, ours, about | {"notes": [*task.notes, *odd]})
         if isinstance(job, RetrievalConfig):
             shown = {name: d for name, found in scores.items() for d in _pictured(found)}
             draw_neighbours(task, shown, out / FOLDER / PICTURE_FILE)
@@ -240,7 +244,7 @@ def finish(opened: Opened, failures: Mapping[str, Exception]) -> Outcome:
     summary = summarize(entries, task, opened.config, about)
     if summary:
         write_summary(out, summary)
-    return Outcome(entries, summary, failures, task.overlap, task.notes)
+    return Outcome(entries, summary, failures, task.overlap, tuple(notes))
 
 
 def _pictured(scores: Sequence[Score]) -> Iterator[dict[str, Any]]:

@@ -67,6 +67,17 @@ def entry_of(score: Score, task: Task) -> dict[str, Any]:
     }
 
 
+def uneven(job: str, scores: Iterable[Score]) -> list[str]:
+    """Say so where trainings of one job, which people compare, were not of one length."""
+    steps = [number for score in scores for number in score.details.get("steps", ())]
+    if len(set(steps)) < 2:
+        return []
+    return [
+        f"{job}: max_minutes ended trainings after {min(steps)} to {max(steps)} steps, so its "
+        "trunks are not on equal terms; to compare them, leave max_minutes out"
+    ]
+
+
 def write_job(
     out: Path, job: Job, entries: Sequence[dict[str, Any]], about: dict[str, Any]
 ) -> None:

@@ -78,10 +78,11 @@ class SegmentationConfig(Config):
     weight_decay: float = Field(1e-4, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the training in which the learning rate rises from 0."""
-    max_steps: int = Field(400, gt=0)
-    max_minutes: float | None = Field(5, gt=0)
+    max_steps: int = Field(300, gt=0)
+    max_minutes: float | None = Field(None, gt=0)
     """End a training after this time if the steps are not done by then; the learning rate follows
-    whichever is nearer its end. A training that this ends is not repeatable to the bit."""
+    whichever is nearer its end. A training that this ends is not repeatable to the bit, and trunks
+    that it gave different numbers of steps are not compared on equal terms: a note says so."""
     num_seeds: int = Field(1, gt=0)
     """At most so many of the seeds of the transfer: every one is a training."""
 

@@ -197,9 +197,14 @@ def test_the_configs_of_the_repository_are_valid_and_agree():
 
 
 @pytest.mark.parametrize(
-    "module", ["shard_stage", "upkeep", "inspect_page", "index_shards", "cli_bench"]
+    ("module", "absent"),
+    [
+        *((name, "torch") for name in ("shard_stage", "upkeep", "inspect_page", "cli_bench")),
+        ("stages", "torchvision"),
+        ("stages", "ray"),
+    ],
 )
-def test_what_needs_no_network_starts_without_torch(module):
-    """Which takes ten seconds to load on a slow machine."""
-    code = f"import sys, cluster.{module}; assert 'torch' not in sys.modules"
+def test_no_command_waits_for_what_it_does_not_use(module, absent):
+    """Each takes seconds to load."""
+    code = f"import sys, cluster.{module}; assert {absent!r} not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

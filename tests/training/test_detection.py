@@ -11,11 +11,11 @@ from voc_layout import VocFolder, gray
 from pipeline.config import ConfigError, parse
 from training.models.trunks import TrunkConfig, build_trunk
 from training.transfer.box_model import (
-    BoxModelOptions,
     build_box_model,
     train_mode,
     trunk_parts,
 )
+from training.transfer.box_options import BoxModelOptions
 from training.transfer.box_targets import fitted_boxes
 from training.transfer.detection import DetectionConfig, run_detection
 from training.transfer.job import NamedTrunk, Setting

@@ -3,7 +3,6 @@
 # Shapes: B batch, C channels, H/W map size, D width of the last stage.
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from training.models.trunk import Trunk
 
@@ -42,6 +41,8 @@ class SmallNet(nn.Module):
     """One basic block a stage, a stride-2 stem without pooling: 1.2 M weights, for 32 px tiles."""
 
     def __init__(self) -> None:
+        from torchvision.models.resnet import BasicBlock
+
         super().__init__()
         self.conv1 = nn.Conv2d(3, 32, kernel_size=5, stride=2, padding=2, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
@@ -56,8 +57,11 @@ class SmallNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def _down_block(inputs: int, outputs: int) -> BasicBlock:
+def _down_block(inputs: int, outputs: int) -> nn.Module:
+    from torchvision.models.resnet import BasicBlock
+
     shortcut = nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(outputs)
     )
-    return BasicBlock(inputs, outputs, stride=2, downsample=shortcut)
+    block: nn.Module = BasicBlock(inputs, outputs, stride=2, downsample=shortcut)
+    return block

@@ -3,7 +3,6 @@
 import functools
 from typing import Literal
 
-import torchvision
 from pydantic import model_validator
 from typing_extensions import Self, assert_never
 
@@ -83,6 +82,8 @@ def require_view(config: TrunkConfig, px: int, *, key: str, use: Use) -> None:
 
 
 def _build(config: TrunkConfig, use: Use, view_px: int) -> Trunk:
+    import torchvision  # Here and in the modules of trunks, for it takes seconds to load.
+
     match config.name:
         case "small":
             return ResidualTrunk(SmallNet(), width=256)

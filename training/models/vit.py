@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import VisionTransformer
 
 from training.models.trunk import Trunk
 
@@ -35,6 +34,8 @@ class VitTrunk(Trunk):
     width = 384
 
     def __init__(self, *, view_px: int) -> None:
+        from torchvision.models import VisionTransformer
+
         net = VisionTransformer(
             image_size=view_px,
             patch_size=PATCH,

@@ -19,13 +19,7 @@ from training.models.trunk import Trunk
 from training.optimizer import SgdConfig, build_optimizer, learning_rate, set_rate
 from training.transfer.average_precision import DEFINITIONS, defined_mean
 from training.transfer.box_ap import Found, Truth
-from training.transfer.box_model import (
-    BatchNorm,
-    BoxModelOptions,
-    Neck,
-    build_box_model,
-    train_mode,
-)
+from training.transfer.box_options import BatchNorm, BoxModelOptions, Neck
 from training.transfer.box_scores import BoxScores, score_boxes, scores_in_json
 from training.transfer.box_targets import each_image, scale_of, target_of
 from training.transfer.fitted_views import (
@@ -166,6 +160,8 @@ def _first_trained(job: DetectionConfig, trunk: Trunk) -> str:
 
 
 def _train_and_test(run: _Run, trunk: Trunk) -> _Trained:
+    from training.transfer.box_model import build_box_model, train_mode
+
     options = _options(run.job, len(run.train.classes))
     # torchvision draws fresh weights and the regions to learn from by torch's global generator.
     with torch.random.fork_rng():

@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -15,6 +16,10 @@ from pipeline.crawl.parts import close_examiner
 from pipeline.crawl.source_list import parse_sources
 from pipeline.shards.index import encode_index, hash_spans, read_index
 from pipeline.shards.indexing import run_here
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As shells start what runs in the background: processes of the tests would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLASSES = ("bar", "disc", "ring", "wedge")
 

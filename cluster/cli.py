@@ -106,14 +106,12 @@ def index(
     Example: tessera index 'laion/{00000..00099}.tar' --out indexes/laion
     """
     with clear_errors():
-        import json
-
         from cluster.index_shards import run_index
-        from pipeline.atomic import write_atomic
+        from pipeline.atomic import write_json
 
         indexed = run_index(inputs, out, Console(), fast=fast, skip_damaged=skip_damaged)
         if json_file:
-            write_atomic(json_file, (json.dumps(indexed.summary(), indent=1) + "\n").encode())
+            write_json(json_file, indexed.summary())
 
 
 @app.command()

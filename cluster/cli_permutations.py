@@ -39,10 +39,9 @@ def permutations(  # noqa: PLR0913 - one for each option
     Example: tessera permutations --size 1000 --out perms.npy --plot perms.png
     """
     with clear_errors():
-        import json
         import time
 
-        from pipeline.atomic import write_atomic
+        from pipeline.atomic import write_json
         from pipeline.config import ConfigError
         from pipeline.pictures.permutations import draw_permutations
         from pipeline.pretext.jigsaw import PermutationMethod
@@ -63,7 +62,7 @@ def permutations(  # noqa: PLR0913 - one for each option
         if plot:
             draw_permutations(plot, perms, f"{size} permutations of {tiles} tiles, {method}")
         if json_file:
-            write_atomic(json_file, (json.dumps(result, indent=1) + "\n").encode())
+            write_json(json_file, result)
         written = [str(path) for path in (out, plot, json_file) if path]
         console.print(_last_line(result, written), highlight=False, soft_wrap=True, markup=False)
 

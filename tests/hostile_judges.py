@@ -1,11 +1,15 @@
 """Judges that do to their process what hostile images do; the child of an examiner imports them."""
 
+import itertools
+import mmap
 import os
 import signal
+import sys
 import time
 
 import numpy as np
 
+from pipeline.crawl.examiner_messages import COUNT
 from pipeline.crawl.item import Judged
 
 ACCEPTED = Judged("accepted", stored=b"stored", near_words=np.array([1, 2**63], np.uint64))
@@ -31,6 +35,14 @@ def judge(data, config):
         case b"long":
             return Judged("accepted", stored=bytes(int(rest)))
     return ACCEPTED
+
+
+def count_for_ever(data, config):
+    """Say of ever more images that they are done, and end none."""
+    shared = mmap.mmap(int(sys.argv[1]), COUNT.size)
+    for number in itertools.count():
+        COUNT.pack_into(shared, 0, number)
+        time.sleep(0.01)
 
 
 def no_judge():

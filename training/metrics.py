@@ -69,6 +69,9 @@ class Record:
     """Of each task."""
 
 
+OnRecord = Callable[[Record], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Answered:
     """What one step gave on one rank."""
@@ -202,9 +205,6 @@ def _tensorboard(folder: Path, *, purge_step: int) -> "SummaryWriter":
         warnings.simplefilter("ignore", DeprecationWarning)
         from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(str(folder), purge_step=purge_step)
-
-
-OnRecord = Callable[[Record], None]
 
 
 @contextmanager

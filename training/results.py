@@ -163,11 +163,11 @@ def config_files(results: Results) -> dict[str, str]:
     """Return the configuration of each stage: file name to YAML."""
     raw = results.config.model_dump(mode="json", exclude_none=True)
     files = {}
-    if isinstance(results.manifest, Manifest) and not results.is_transfer:
-        known = ShardConfig.model_fields
-        shard = {k: v for k, v in results.manifest.config.items() if k in known}
-        files["shard.yaml"] = _dump(shard)
     if not results.is_transfer:
+        if isinstance(results.manifest, Manifest):
+            known = ShardConfig.model_fields
+            shard = {k: v for k, v in results.manifest.config.items() if k in known}
+            files["shard.yaml"] = _dump(shard)
         files["pretrain.yaml"] = _dump({k: v for k, v in raw.items() if k != "transfer"})
     if results.transfer or results.jobs:
         shared = {key: raw[key] for key in ("out", "seed", "data", "trunk")}

@@ -1,6 +1,7 @@
 """The gate in a process of its own: a decoder that crashes or hangs costs one image, no more."""
 
 import contextlib
+import functools
 import json
 import mmap
 import os
@@ -16,7 +17,15 @@ from typing import Literal
 from typing_extensions import Self
 
 from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.examiner_child import ANSWERS, COUNT, HEADER, MESSAGES, READY, SHARED_BYTES
+from pipeline.crawl.examiner_messages import (
+    ANSWERS,
+    COUNT,
+    MESSAGES,
+    READY,
+    SHARED_BYTES,
+    lay,
+    pick_up,
+)
 from pipeline.crawl.formats import sniff
 from pipeline.crawl.item import Judged, Reason
 from pipeline.crawl.judge import hash_content, judge
@@ -196,39 +205,17 @@ class _Child:
             EOFError: The child is gone, or its answers are none.
         """
         COUNT.pack_into(self._shared, 0, 0)
-        patience = _Patience(seconds, self.num_done)
-        headers, others = [COUNT.pack(len(messages))], []
-        place = MESSAGES
-        for message in messages:
-            end = place + len(message)
-            is_shared = end <= ANSWERS
-            headers.append(HEADER.pack(len(message), is_shared))
-            if is_shared:
-                self._shared[place:end] = message
-                place = end
-            else:
-                others.append(message)
-        for part in (b"".join(headers), *others):
+        number = len(messages)
+        patience = _Patience(seconds, lambda: min(self.num_done(), number))
+        through_pipe = lay(messages, self._shared, MESSAGES)
+        for part in (COUNT.pack(number), *through_pipe):
             self._send(part, patience)
-        return self._answers(len(messages), patience)
+        receive = functools.partial(self._receive, patience=patience)
+        return list(pick_up(number, self._shared, ANSWERS, receive))
 
     def num_done(self) -> int:
         """Ask how many messages of the last exchange the child has done."""
         return int(COUNT.unpack_from(self._shared)[0])
-
-    def _answers(self, number: int, patience: "_Patience") -> list[bytes]:
-        answers = []
-        place = ANSWERS
-        for _ in range(number):
-            size, is_shared = HEADER.unpack(self._receive(HEADER.size, patience))
-            if size > (SHARED_BYTES - place if is_shared else _MAX_ANSWER_BYTES):
-                raise EOFError
-            if is_shared:
-                answers.append(self._shared[place : place + size])
-                place += size
-            else:
-                answers.append(self._receive(size, patience))
-        return answers
 
     def stop(self) -> None:
         """End the process and wait for its end."""
@@ -253,6 +240,8 @@ class _Child:
                 raise EOFError from None
 
     def _receive(self, size: int, patience: "_Patience") -> bytes:
+        if size > _MAX_ANSWER_BYTES:
+            raise EOFError
         parts, missing = [], size
         while missing:
             patience.wait(self._from, select.POLLIN)
@@ -277,7 +266,7 @@ class _Patience:
         poll.register(pipe, event)
         while not poll.poll(_LOOK_S * 1000):
             now, done = time.monotonic(), self._progress()
-            if done != self._seen:
+            if done > self._seen:
                 self._seen, self._deadline = done, now + self._seconds
             elif now >= self._deadline:
                 raise TimeoutError

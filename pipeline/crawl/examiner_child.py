@@ -1,12 +1,12 @@
 """The process in which decoders run: bytes in at its standard input, verdicts out at its output."""
 
+import functools
 import importlib
 import json
 import mmap
 import os
 import resource
 import signal
-import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
@@ -14,21 +14,18 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.examiner_messages import (
+    ANSWERS,
+    COUNT,
+    MESSAGES,
+    READY,
+    SHARED_BYTES,
+    lay,
+    pick_up,
+)
 from pipeline.crawl.item import Judged
 from pipeline.crawl.judged_bytes import judged_to_bytes
 
-COUNT = struct.Struct("<I")
-"""Begins an exchange: the number of messages, which is that of the answers."""
-HEADER = struct.Struct("<I?")
-"""Of each message: its length, and whether it lies in the memory that both share."""
-ROOM = 2**20
-"""Bytes of messages there, and as many of answers, one behind the other; what exceeds them goes
-through the pipes, at three times the cost."""
-MESSAGES, ANSWERS = COUNT.size, COUNT.size + ROOM
-"""Where they begin; first stands how many messages of the exchange are done."""
-SHARED_BYTES = ANSWERS + ROOM
-READY = b"ready"
-"""The first answer, once everything is loaded."""
 _MIB = 2**20
 _CODE_MB = 64
 """Of the memory of a process, what is mapped from files, of which the kernel's limit knows not."""
@@ -90,16 +87,9 @@ def _load(judge: str, config: ShardConfig) -> Callable[[bytes, ShardConfig], Jud
 def _read(source: BinaryIO, shared: mmap.mmap) -> Iterator[bytes]:
     """Yield the messages of an exchange; none where the parent has closed its end, or is gone."""
     count = source.read(COUNT.size)
-    if len(count) < COUNT.size:
-        return
-    headers = _exactly(source, COUNT.unpack(count)[0] * HEADER.size)
-    place = MESSAGES
-    for size, is_shared in HEADER.iter_unpack(headers):
-        if is_shared:
-            yield shared[place : place + size]
-            place += size
-        else:
-            yield _exactly(source, size)
+    if len(count) == COUNT.size:
+        receive = functools.partial(_exactly, source)
+        yield from pick_up(COUNT.unpack(count)[0], shared, MESSAGES, receive)
 
 
 def _exactly(source: BinaryIO, size: int) -> bytes:
@@ -110,16 +100,7 @@ def _exactly(source: BinaryIO, size: int) -> bytes:
 
 
 def _write(sink: BinaryIO, shared: mmap.mmap, answers: Iterable[bytes]) -> None:
-    place = ANSWERS
-    for answer in answers:
-        end = place + len(answer)
-        is_shared = end <= SHARED_BYTES
-        sink.write(HEADER.pack(len(answer), is_shared))
-        if is_shared:
-            shared[place:end] = answer
-            place = end
-        else:
-            sink.write(answer)
+    sink.writelines(lay(answers, shared, ANSWERS))
     sink.flush()
 
 

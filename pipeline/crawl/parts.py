@@ -18,7 +18,7 @@ from pipeline.atomic import open_atomic
 from pipeline.crawl.chunks import read_chunk
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.examiner import Examiner
-from pipeline.crawl.examiner_child import ROOM
+from pipeline.crawl.examiner_messages import ROOM
 from pipeline.crawl.inputs import Chunk
 from pipeline.crawl.item import Item, Judged
 from pipeline.shards.damage import DamageError

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import io
 import itertools
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 from typing_extensions import assert_never
 
-from pipeline.atomic import write_atomic
+from pipeline.atomic import write_atomic, write_json
 from pipeline.config import ConfigError
 from pipeline.pretext.jigsaw import JigsawConfig, PermutationMethod
 from pipeline.pretext.permutation_files import cached, read_permutations
@@ -156,7 +155,7 @@ def write_permutations(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, array.getvalue())
     beside = path.with_suffix(".json")
-    write_atomic(beside, (json.dumps(about, indent=1) + "\n").encode())
+    write_json(beside, about)
     return beside
 
 

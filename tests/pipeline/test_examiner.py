@@ -145,6 +145,14 @@ def test_the_limit_on_time_is_that_of_one_image(hostile):
     assert hostile.pid == pid
 
 
+def test_a_child_that_only_says_it_goes_on_is_late():
+    config = ShardConfig(near_duplicates=False, max_seconds=0.5)
+    with Examiner(config, hostile_judges.count_for_ever) as one:
+        started = time.monotonic()
+        assert [judged.reason for judged in one.examine([b"x", b"y"])] == ["timeout"] * 2
+        assert time.monotonic() - started < 60  # Of which starting it twice takes most.
+
+
 def test_many_are_judged_as_one_by_one(examiner):
     config = CONFIG.model_copy(update={"max_bytes": 10 * MIB})
     images = [JPEG, b"", b"x" * (10 * MIB + 1), JPEG + bytes(MIB), PNG, JPEG * 40, b"<html>"]

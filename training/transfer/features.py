@@ -19,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.atomic import write_atomic
+from pipeline.atomic import write_json
 from pipeline.dali.graph import GraphOptions
 from pipeline.loader import whole_batches
 from pipeline.seen import normalize
@@ -196,7 +196,7 @@ def _make(
         "hashes": hashes,
         "images_per_s": total / (time.monotonic() - started),
     }
-    write_atomic(folder / _INDEX, (json.dumps(made, indent=1) + "\n").encode())
+    write_json(folder / _INDEX, made)
     return made
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.atomic import write_atomic
+from pipeline.atomic import write_atomic, write_json
 from training.transfer.config import Job, TransferConfig
 from training.transfer.job import Score, Task
 
@@ -35,7 +35,7 @@ def part_file(out: Path, job: str, trunk: str) -> Path:
 def write_part(path: Path, key: str, scores: Sequence[Score]) -> None:
     """Write the scores of one job on one trunk under the key of what they depend on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(path, {"key": key, "scores": [asdict(score) for score in scores]})
+    write_json(path, {"key": key, "scores": [asdict(score) for score in scores]})
 
 
 def read_part(path: Path, key: str) -> list[Score] | None:
@@ -91,7 +91,7 @@ def write_job(
         "seconds": sum(entry["seconds"] for entry in entries),
         "results": list(entries),
     }
-    _write_json(out / FOLDER / f"{job.name}.json", record)
+    write_json(out / FOLDER / f"{job.name}.json", record)
 
 
 def write_table(out: Path, entries: Iterable[dict[str, Any]]) -> None:
@@ -139,7 +139,7 @@ def summarize(
 
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
     """Write OUT/transfer.json."""
-    _write_json(out / SUMMARY_FILE, summary)
+    write_json(out / SUMMARY_FILE, summary)
 
 
 def _classes(task: Task) -> set[int]:
@@ -155,7 +155,3 @@ def _chance(task: Task) -> float:
         return 100 / len(_classes(task))
     counted = targets >= 0
     return 100 * float(((targets == 1).sum(axis=0) / np.maximum(counted.sum(axis=0), 1)).mean())
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())

@@ -192,7 +192,10 @@ def test_both_solvers_agree_on_the_same_features(work, tmp_path):
     out = tmp_path / "loop"
     keep_features(given, Path(given.folder) / "files", out)
     setting = given.setting()
-    found = measure_svms(setting, given.named_trunk(), out, 1, 1, lambda what: None)
+    said = []
+    found = measure_svms(setting, given.named_trunk(), out, 1, said.append, said.append)
+    layers = [row["layer"] for row in found["layers"]]
+    assert [next(name for name in layers if name in line) for line in said[3:-1]] == layers
     for row in found["layers"]:
         train, test = (np.load(out / f"{side}.{row['layer']}.npy") for side in ("train", "test"))
         rows = scaled(train, test, setting.device, multi_label=False)

@@ -31,7 +31,7 @@ class _Timed:
 
 
 def measure_svms(
-    setting: Setting, trunk: NamedTrunk, theirs: Path, rounds: int, cores: int, step: Step
+    setting: Setting, trunk: NamedTrunk, theirs: Path, rounds: int, step: Step, within: Step
 ) -> dict[str, Any]:
     """Time the SVMs of all layers, ours on our features, scikit-learn's on the torchvision loop's.
 
@@ -40,12 +40,12 @@ def measure_svms(
     views are normalised another way, features differ, and solvers are compared on the same.
 
     Args:
-        setting: Images.
+        setting: Images, and threads: scikit-learn fits a fold in each.
         trunk: Whose features ours are.
         theirs: Folder with SIDE.LAYER.npy of the torchvision loop.
         rounds: How often both run.
-        cores: On which scikit-learn fits the folds, each in a thread.
         step: Called before each turn.
+        within: Called in a long turn, with what comes next.
     """
     from training.bench.sklearn_peer import score_layers  # What it imports is not timed.
 
@@ -56,7 +56,8 @@ def measure_svms(
         step(f"SVMs, round {number} of {rounds}: ours")
         ours.append(_timed(partial(run_svm, SVM, setting, trunk, _quiet)))
         step(f"SVMs, round {number} of {rounds}: scikit-learn")
-        others.append(_timed(partial(score_layers, theirs, frozen.layers, task, cores)))
+        peer = partial(score_layers, theirs, frozen.layers, task, setting.threads, within)
+        others.append(_timed(peer))
     step("our SVMs on the features of the torchvision loop")
     same = [_ours_on(theirs, layer, setting) for layer in frozen.layers]
     scores = zip(frozen.layers, ours[0].found, others[0].found, same, strict=True)

@@ -1,6 +1,6 @@
 """Linear SVMs as people fit them with scikit-learn alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import joblib
@@ -13,7 +13,9 @@ from training.bench.work import SVM
 from training.transfer.job import Task
 
 
-def score_layers(folder: Path, layers: Sequence[str], task: Task, cores: int) -> list[float]:
+def score_layers(
+    folder: Path, layers: Sequence[str], task: Task, cores: int, within: Callable[[str], None]
+) -> list[float]:
     """Choose the cost, fit and test on each layer; mean accuracy of the classes, percent.
 
     Loss, costs, folds and scaling are those of the job svm. Folds are fitted in threads: liblinear
@@ -24,9 +26,11 @@ def score_layers(folder: Path, layers: Sequence[str], task: Task, cores: int) ->
         layers: Names.
         task: Classes of the rows.
         cores: Threads.
+        within: Called before each layer; of many classes, one takes minutes.
     """
     scores = []
-    for layer in layers:
+    for number, layer in enumerate(layers, 1):
+        within(f"SVMs of scikit-learn: {layer}, {number} of {len(layers)} layers")
         train, test = rows_of(folder, layer)
         scaler = StandardScaler().fit(train)
         search = GridSearchCV(

@@ -129,6 +129,9 @@ def _measure(
         on_progress(done, total, what)
         done += 1
 
+    def within(what: str) -> None:
+        on_progress(done - 1, total, what)
+
     def packed(what: str, files: int, of: int) -> None:
         on_progress(0, total, f"{what}: {files} of {of}")
 
@@ -139,7 +142,7 @@ def _measure(
     theirs = scratch / "torchvision"
     rows = hold(work, effort.turns, theirs, step)
     show(extraction_table(work, effort.turns, rows))
-    svms = measure_svms(setting, trunk, theirs, effort.svm_rounds, work.cores, step)
+    svms = measure_svms(setting, trunk, theirs, effort.svm_rounds, step, within)
     show(svm_table(svms))
     rounds = effort.probe_rounds
     probes = measure_probes(setting, trunk, epochs=effort.epochs, rounds=rounds, step=step)

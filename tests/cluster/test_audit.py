@@ -1,20 +1,19 @@
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from command import tessera
 
-from cluster.cli import app
 from pipeline.audit.control import Control, write_control
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "pretrain.yaml"
 NO_GAP = ["pretext.tile_px=43", "pretext.channel_shift_px=0"]
 
 
-def audit(*arguments):
-    return CliRunner().invoke(app, ["audit", *map(str, arguments)])
+audit = partial(tessera, "audit")
 
 
 @pytest.fixture

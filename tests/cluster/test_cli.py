@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from command import refused, tessera
 from PIL import Image
 
 from pipeline.config import load
@@ -19,12 +20,12 @@ ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo"
 
 
-def tessera(*arguments, cwd=ROOT):
-    """Run the command as a person does; no test may reach a cluster that happens to be there."""
+def started(*arguments):
+    """Start the command as a person does; no test may reach a cluster that happens to be there."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return subprocess.run(
         [sys.executable, "-m", "cluster.cli", *map(str, arguments)],
-        cwd=cwd,
+        cwd=ROOT,
         env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -66,17 +67,8 @@ def flat_shards(tmp_path, make_shards):
     return out
 
 
-def refused(result, *words):
-    """Exit code 2, one line on standard error, and in it what the words say."""
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert result.stderr.count("\n") == 1, result.stderr
-    for word in words:
-        assert word in result.stderr
-    return True
-
-
 def test_version_names_what_results_depend_on():
-    result = tessera("--version")
+    result = started("--version")
     assert result.returncode == 0
     names = [line.split()[0] for line in result.stdout.splitlines()]
     assert {"tessera", "torch", "nvidia-dali-cuda130", "ray", "python"} <= set(names)
@@ -114,8 +106,11 @@ def test_a_source_without_files_is_one_line(tmp_path):
 def test_a_source_without_images_is_one_line(tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "page.jpg").write_text("<html>404</html>")
-    result = tessera("shard", tmp_path / "texts", "--out", tmp_path / "out")
-    assert refused(result, "0 usable of 1", "not_image")
+    result = started("shard", tmp_path / "texts", "--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "0 usable of 1" in result.stderr
+    assert "not_image" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -176,7 +171,7 @@ def test_submit_without_a_cluster_is_one_line(config):
 
 def test_pretrain_without_ray_trains_reports_and_refuses_a_second_run(config, tmp_path):
     few = ["train.epochs=1", "train.max_minutes=null", "order.global_batch=64", "train.log_every=1"]
-    result = tessera("pretrain", config(), *few, "--local")
+    result = started("pretrain", config(), *few, "--local")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "out" / "pretrain.json").read_text())
     assert summary["steps"] == 3  # 200 images make 3 steps of 64.

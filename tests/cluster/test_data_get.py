@@ -9,14 +9,13 @@ import threading
 
 import numpy as np
 import pytest
+from command import tessera
 from foreign_shards import contents, picture
 from PIL import Image
 from rich.console import Console
 from scipy.io import savemat
 from torchvision import datasets
-from typer.testing import CliRunner
 
-from cluster.cli import app
 from cluster.get_data import get_data
 from pipeline.config import ConfigError
 from pipeline.shards.manifest import read_manifest
@@ -244,15 +243,14 @@ def test_the_folder_of_another_set_is_refused(tmp_path, console):
 def test_the_command_ends_with_one_line(tmp_path):
     caltech101(tmp_path / "root")
     out, root = str(tmp_path / "out"), str(tmp_path / "root")
-    run = CliRunner().invoke
-    done = run(app, ["data", "get", "caltech101", "--out", out, "--source", root])
+    done = tessera("data", "get", "caltech101", "--out", out, "--source", root)
     assert done.exit_code == 0
     assert done.stdout.splitlines()[-1] == f"caltech101: 8 images of 2 classes in {out}"
     for args, text in {
         ("mnist",): "tessera: name (=mnist) must be one of caltech101, ",
         ("pets",): f"tessera: source (={root}) holds no oxford-iiit-pet; ",
     }.items():
-        failed = run(app, ["data", "get", *args, "--out", f"{out}2", "--source", root])
+        failed = tessera("data", "get", *args, "--out", f"{out}2", "--source", root)
         assert failed.exit_code == 2
         assert failed.stderr.startswith(text)
         assert failed.stderr.count("\n") == 1

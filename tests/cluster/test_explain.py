@@ -1,12 +1,12 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from command import tessera
 from PIL import Image
-from typer.testing import CliRunner
 
-from cluster.cli import app
 from pipeline.config import load
 from pipeline.explain import explain_step, open_subject
 from pipeline.mixture import Place
@@ -19,8 +19,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "pretrain.yaml"
 SMALL = ["order.global_batch=12", "order.num_lanes=6", "order.window=20"]  # 16 steps of 198.
 
 
-def explain(*arguments):
-    return CliRunner().invoke(app, ["explain", *map(str, arguments)])
+explain = partial(tessera, "explain")
 
 
 @pytest.fixture

@@ -1,20 +1,18 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from command import tessera
 
-from cluster.cli import app
 from pipeline.pretext.permutations import distances, make_permutations, permutations_hash
 
-
-def tessera(*arguments):
-    return CliRunner().invoke(app, ["permutations", *map(str, arguments)])
+permutations = partial(tessera, "permutations")
 
 
 def test_a_set_is_made_measured_and_written(tmp_path):
     out, plot, file = tmp_path / "set.npy", tmp_path / "set.svg", tmp_path / "set-json"
-    done = tessera("--size", 100, "--out", out, "--plot", plot, "--json", file)
+    done = permutations("--size", 100, "--out", out, "--plot", plot, "--json", file)
     assert done.exit_code == 0, done.output
     perms = make_permutations("max_min", 9, 100, seed=0)
     assert (np.load(out) == perms).all()
@@ -35,7 +33,7 @@ def test_a_set_is_made_measured_and_written(tmp_path):
 @pytest.mark.parametrize("method", ["max_mean", "random"])
 def test_method_tiles_and_seed_are_those_asked_for(tmp_path, method):
     out = tmp_path / "set.npy"
-    done = tessera("--size", 7, "--tiles", 4, "--method", method, "--seed", 3, "--out", out)
+    done = permutations("--size", 7, "--tiles", 4, "--method", method, "--seed", 3, "--out", out)
     assert done.exit_code == 0, done.output
     assert (np.load(out) == make_permutations(method, 4, 7, seed=3)).all()
     assert json.loads(out.with_suffix(".json").read_text())["method"] == method
@@ -52,7 +50,7 @@ def test_method_tiles_and_seed_are_those_asked_for(tmp_path, method):
 )
 def test_what_can_not_be_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = tessera("--size", 9, *arguments)
+    done = permutations("--size", 9, *arguments)
     assert done.exit_code == 2
     assert message in done.output
     assert "Traceback" not in done.output

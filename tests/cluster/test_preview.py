@@ -1,15 +1,14 @@
 import base64
 import io
 import itertools
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
+from command import tessera
 from PIL import Image
-from typer.testing import CliRunner
-
-from cluster.cli import app
 
 RUN = {"seed": 3, "order": {"global_batch": 24, "num_lanes": 6, "window": 20}}
 JIGSAW = {"name": "jigsaw", "crop_px": 48, "tile_px": 12, "channel_shift_px": 1}
@@ -18,8 +17,7 @@ ROTATION = {"name": "rotation", "crop_px": 32}
 BOTH = {"name": "multitask", "tasks": [JIGSAW, CONTEXT, ROTATION], "weights": [1, 1, 1]}
 
 
-def preview(*arguments):
-    return CliRunner().invoke(app, ["preview", *map(str, arguments)])
+preview = partial(tessera, "preview")
 
 
 @pytest.fixture

@@ -26,22 +26,33 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def open_atomic(path: Path) -> Iterator[BinaryIO]:
+def open_atomic(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing and reading that takes its name when the block ends without error.
 
     What is written goes to the disk while more is written, so that little is left to wait for.
+
+    Args:
+        path: The name.
+        lasting: False does not wait for the disk: a machine that loses its power may leave other
+            bytes under the name. For what is checked when it is read, and can be made again.
 
     Raises:
         OSError: The disk is full or fails; at the end of the block at the latest.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with ThreadPoolExecutor(1) as thread, _EarlySynced(partial, thread) as file:
+        with _synced(partial) if lasting else partial.open("w+b") as file:
             yield file
-            file.sync()
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _synced(path: Path) -> Iterator[BinaryIO]:
+    with ThreadPoolExecutor(1) as thread, _EarlySynced(path, thread) as file:
+        yield file
+        file.sync()
 
 
 class _EarlySynced(io.BufferedRandom):

@@ -73,7 +73,8 @@ def _thin(chunks: Sequence[Chunk], most: int) -> tuple[list[Chunk], int]:
     kept, start = [], 0
     for chunk in chunks:
         inside = rows[(rows >= start) & (rows < start + len(chunk.files))] - start
-        files = tuple(chunk.files[row] for row in inside.tolist())
+        listed = tuple(chunk.files)
+        files = tuple(listed[row] for row in inside.tolist())
         kept.append(replace(chunk, files=files, num_inputs=len(files)))
         start += len(chunk.files)
     return kept, len(rows)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 from typing_extensions import assert_never
@@ -10,7 +11,7 @@ from typing_extensions import assert_never
 from pipeline.config import ConfigError
 from pipeline.crawl.find import Found, ask, find, pattern_base
 from pipeline.crawl.globs import is_wanted
-from pipeline.crawl.inputs import Chunk, File
+from pipeline.crawl.inputs import Chunk, File, PackedFiles
 from pipeline.crawl.item import Item
 from pipeline.crawl.json_lines import cut_lines, read_lines
 from pipeline.crawl.names import escape
@@ -97,32 +98,34 @@ def _read(chunk: Chunk, max_bytes: int) -> Iterator[Item]:
 
 def _cut_source(one: _Listed, others: set[str], chunk_inputs: int) -> Iterator[Chunk]:
     source, root = one.source, one.root
-    files: list[File] = []
-    archives: list[Chunk] = []
     plain = Chunk(source.name or "", "files", root, (), labels=source.labels)
+    files = _list_files(one, others)
+    while run := tuple(islice(files, chunk_inputs)):
+        yield replace(plain, files=PackedFiles(run), num_inputs=len(run))
+    for found in one.found:
+        if found.file is None or found.kind in (None, "files"):
+            continue
+        archive = replace(
+            plain,
+            kind=found.kind,
+            files=(found.file._replace(path=found.given[len(root) :]),),
+            include=source.include,
+            exclude=source.exclude,
+        )
+        yield from _cut_archive(archive, chunk_inputs)
+
+
+def _list_files(one: _Listed, others: set[str]) -> Iterator[File]:
+    """List what is an input each: images that were named, and the files of folders."""
+    source, root = one.source, one.root
     for found in one.found:
         path = found.given[len(root) :]
         if found.kind is None:
-            files += _list_folder(one, found, path, others)
+            yield from _list_folder(one, found, path, others)
         elif found.file is None or found.kind == "files":
             file = (found.file or File("", None, ""))._replace(path=path)
             if is_wanted(path[1:] or os.path.basename(root), source.include, source.exclude):  # noqa: PTH119
-                files.append(file)
-        else:
-            archives.append(
-                replace(
-                    plain,
-                    kind=found.kind,
-                    files=(found.file._replace(path=path),),
-                    include=source.include,
-                    exclude=source.exclude,
-                )
-            )
-    for start in range(0, len(files), chunk_inputs):
-        run = tuple(files[start : start + chunk_inputs])
-        yield replace(plain, files=run, num_inputs=len(run))
-    for archive in archives:
-        yield from _cut_archive(archive, chunk_inputs)
+                yield file
 
 
 def _cut_archive(whole: Chunk, chunk_inputs: int) -> Sequence[Chunk]:
@@ -140,12 +143,12 @@ def _cut_archive(whole: Chunk, chunk_inputs: int) -> Sequence[Chunk]:
     return [whole]
 
 
-def _list_folder(one: _Listed, found: Found, path: str, others: set[str]) -> list[File]:
+def _list_folder(one: _Listed, found: Found, path: str, others: set[str]) -> Iterator[File]:
     def wants(below: str) -> bool:
         return is_wanted(f"{escape(path)}/{below}"[1:], one.source.include, one.source.exclude)
 
-    tree = list_tree(found.location, wants, others)
-    return [file._replace(path=path + file.path) for file in tree] if path else tree
+    for file in list_tree(found.location, wants, others):
+        yield file._replace(path=path + file.path) if path else file
 
 
 def _root(path: str) -> str:

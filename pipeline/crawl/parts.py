@@ -59,7 +59,7 @@ _GROUP_INPUTS = 16
 Examine = Callable[[Sequence[bytes]], Sequence[Judged]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PartSpec:
     """Everything that decides a part, and where it goes."""
 
@@ -67,7 +67,7 @@ class PartSpec:
     chunk: Chunk
     config: ShardConfig
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """32 hex digits: equal ids give equal parts."""
         text = json.dumps([FORMAT_VERSION, self.config.model_dump(), self.chunk.id])
@@ -131,7 +131,7 @@ def make_part(spec: PartSpec, examine: Examine | None = None) -> PartReport:
     examine = examine or _examiner(spec.config).examine
     items = read_chunk(spec.chunk, max_bytes=spec.config.max_bytes)
     payloads = payload_path(spec.folder, spec.id)
-    with open_atomic(payloads) as file:
+    with open_atomic(payloads, lasting=False) as file:  # `read_payload` checks it.
         batches = list(_batches(_rows(items, examine, spec, file)))
     table = pa.Table.from_batches(batches, SCHEMA)
     counts = _count(table)

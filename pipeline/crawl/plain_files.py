@@ -1,7 +1,7 @@
 """Read files that are one input each."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.crawl.inputs import Chunk, File
@@ -47,7 +47,7 @@ def read_local(location: str, file: File, max_bytes: int) -> bytes:
     return data
 
 
-def _read_remote(chunk: Chunk, files: tuple[File, ...], max_bytes: int) -> Iterator[Item]:
+def _read_remote(chunk: Chunk, files: Sequence[File], max_bytes: int) -> Iterator[Item]:
     outcome: dict[File, Reason | None] = {
         file: None if file.size is None else _by_size(file.size, max_bytes) for file in files
     }

@@ -1,6 +1,7 @@
 import os
 import pickle
 import socket
+import tracemalloc
 
 import pytest
 from crawl_inputs import chunks_of, items_of, pairs, tar_with
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from pipeline.config import ConfigError
 from pipeline.crawl.chunks import read_chunk
 from pipeline.crawl.globs import is_wanted
+from pipeline.crawl.names import escape
 from pipeline.crawl.source_list import SourceConfig, parse_sources
+from pipeline.crawl.tree import list_tree
 
 
 def put(folder, *names, data=b"x"):
@@ -111,7 +114,11 @@ def test_sizes_are_judged_without_reading(tmp_path):
 
 
 FILES = st.dictionaries(
-    st.lists(st.sampled_from(["a", "b", "é", "x.jpg", "#2"]), min_size=1, max_size=3).map("/".join),
+    st.lists(
+        st.sampled_from(["a", "a.b", "a b", "é", "x.jpg", "#2", "\udce9", "\\"]),
+        min_size=1,
+        max_size=3,
+    ).map("/".join),
     st.binary(min_size=1, max_size=3),
     min_size=1,
     max_size=12,
@@ -126,10 +133,23 @@ def test_the_union_of_chunks_does_not_depend_on_their_size(tmp_path_factory, fil
     for name, data in files.items():
         if not any(other != name and other.startswith(f"{name}/") for other in files):
             put(root, name, data=data)
-            kept[f"{root.name}/{name}"] = data
+            kept[f"{root.name}/{escape(name)}"] = data
     items = items_of(root, chunk_inputs=chunk_inputs)
-    assert dict(pairs(items)) == kept
+    assert pairs(items) == sorted(kept.items())
     assert items == items_of(root)
+
+
+def test_a_listing_takes_little_memory(tmp_path):
+    """A driver knows all files of a crawl, so it is what each costs that counts."""
+    put(tmp_path, *(f"{i // 500:03}/{i:06}.jpg" for i in range(4000)))
+    list(list_tree(str(tmp_path), lambda path: True, ()))  # What is loaded once.
+    tracemalloc.start()
+    chunks = chunks_of(tmp_path)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(len(chunk.files) for chunk in chunks) == 4000
+    assert kept < 4000 * 50
+    assert peak - kept < 1000 * 800  # A folder and a chunk at a time, never the tree.
 
 
 def test_chunks_are_small_stable_and_named_by_what_they_read(tmp_path):

@@ -1,11 +1,11 @@
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import refused, tessera
 from rich.console import Console
 
 from pipeline.bench.contenders import CONTENDERS, quick_names
@@ -257,10 +257,5 @@ def test_a_folder_without_images_is_one_line(tmp_path):
     data = tmp_path / "images"
     data.mkdir()
     (data / "page.jpg").write_text("<html>404</html>")
-    command = [sys.executable, "-m", "cluster.cli", "bench", "loader", "--data", str(data)]
-    done = subprocess.run(
-        [*command, "--quick"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "0 usable of 1 images: 1 not_image" in done.stderr
+    result = tessera("bench", "loader", "--data", data, "--quick")
+    assert refused(result, "0 usable of 1 images: 1 not_image")

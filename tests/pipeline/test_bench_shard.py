@@ -1,10 +1,10 @@
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import refused, tessera
 from PIL import Image
 
 from pipeline.bench.shard import ShardBench, bench_shard, headline, last_line, make_options
@@ -218,17 +218,6 @@ def test_growth_is_measured_in_tenfold_steps(tmp_path):
         steps(False, 999)
 
 
-@pytest.mark.multiprocess
 def test_a_folder_that_is_not_there_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "cluster.cli", "bench", "shard", "--quick", "--data"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "nowhere")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "nowhere" in done.stderr
+    data = tmp_path / "nowhere"
+    assert refused(tessera("bench", "shard", "--quick", "--data", data), "nowhere")

@@ -1,9 +1,10 @@
 """SVMs beside scikit-learn, and the probe of all layers beside that of the last one."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +18,9 @@ from training.transfer.features import frozen_features
 from training.transfer.job import NamedTrunk, Progress, Setting
 from training.transfer.linear import LinearConfig, run_linear
 from training.transfer.svm import Sides, run_svm, scaled, score_layer
+
+_PATIENCE_S = 300.0
+"""With scikit-learn in a round: of 100 classes it takes minutes a layer, and an hour the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,47 +37,55 @@ class _Timed:
 def measure_svms(
     setting: Setting, trunk: NamedTrunk, theirs: Path, rounds: int, step: Step, within: Step
 ) -> dict[str, Any]:
-    """Time the SVMs of all layers, ours on our features, scikit-learn's on the torchvision loop's.
+    """Time the SVMs of all layers, and beside scikit-learn on features of the torchvision loop.
 
     Features are there before: the seconds are those of reading, scaling, choosing a cost and
-    testing. Our solver is not scikit-learn's. It scores their features, too, untimed: where the
-    views are normalised another way, features differ, and solvers are compared on the same.
+    testing. The loop's views are normalised another way, so that its features are not ours; the
+    two solvers are compared on the same, layer by layer, as far as scikit-learn gets in time.
 
     Args:
         setting: Images, and threads: scikit-learn fits a fold in each.
         trunk: Whose features ours are.
         theirs: Folder with SIDE.LAYER.npy of the torchvision loop.
-        rounds: How often both run.
+        rounds: How often all run.
         step: Called before each turn.
         within: Called in a long turn, with what comes next.
     """
-    from training.bench.sklearn_peer import score_layers  # What it imports is not timed.
-
     step("our features")
     frozen = frozen_features(setting, trunk, 0, POOLINGS, _quiet)
-    task, ours, others = setting.task, [], []
+    runs, ours, others = [], [], []
     for number in range(1, rounds + 1):
-        step(f"SVMs, round {number} of {rounds}: ours")
-        ours.append(_timed(partial(run_svm, SVM, setting, trunk, _quiet)))
-        step(f"SVMs, round {number} of {rounds}: scikit-learn")
-        peer = partial(score_layers, theirs, frozen.layers, task, setting.threads, within)
-        others.append(_timed(peer))
-    step("our SVMs on the features of the torchvision loop")
-    same = [_ours_on(theirs, layer, setting) for layer in frozen.layers]
-    scores = zip(frozen.layers, ours[0].found, others[0].found, same, strict=True)
+        what = f"SVMs, round {number} of {rounds}"
+        step(f"{what}: ours")
+        runs.append(_timed(partial(run_svm, SVM, setting, trunk, _quiet)))
+        step(f"{what}: ours on the features of the torchvision loop")
+        ours.append([_timed(partial(_ours_on, theirs, name, setting)) for name in frozen.layers])
+        step(f"{what}: scikit-learn on the same")
+        others.append(_by_sklearn(theirs, frozen.layers, setting, within))
     layers = [
-        {"layer": layer, "svm_score": score.score, "sklearn_score": other, "svm_on_theirs": mine}
-        for layer, score, other, mine in scores
+        {
+            "layer": name,
+            "svm_score": score.score,
+            "svm_on_theirs": mine.found,
+            "svm_on_theirs_seconds": mine.seconds,
+            "sklearn_score": other and other.found,
+            "sklearn_seconds": other and other.seconds,
+        }
+        for name, score, mine, other in zip_longest(
+            frozen.layers, runs[0].found, ours[0], others[0]
+        )
     ]
+    both = layers[: len(others[0])]
     return {
-        "svm_seconds": median(one.seconds for one in ours),
-        "sklearn_seconds": median(one.seconds for one in others),
-        "svm_ratio": median(b.seconds / a.seconds for a, b in zip(ours, others, strict=True)),
-        "svm_cpu_seconds": median(one.cpu_seconds for one in ours),
-        "sklearn_cpu_seconds": median(one.cpu_seconds for one in others),
+        "svm_seconds": median(one.seconds for one in runs),
+        "svm_cpu_seconds": median(one.cpu_seconds for one in runs),
         "svm_layers": len(layers),
+        "svm_ratio": _ratio(ours, others, "seconds"),
+        "svm_cpu_ratio": _ratio(ours, others, "cpu_seconds"),
+        "sklearn_seconds": median(sum(one.seconds for one in other) for other in others),
+        "sklearn_layers": len(both),
         **{
-            key: float(np.mean([row[key] for row in layers]))
+            key: float(np.mean([row[key] for row in both]))
             for key in ("svm_score", "sklearn_score", "svm_on_theirs")
         },
         "kept_images_per_s": frozen.images_per_s,
@@ -111,6 +123,33 @@ def _ours_on(folder: Path, layer: str, setting: Setting) -> float:
     task = setting.task
     rows = scaled(*rows_of(folder, layer), setting.device, multi_label=False)
     return score_layer(Sides(*rows, task.train.targets, task.test.targets), SVM).score
+
+
+def _by_sklearn(
+    folder: Path, layers: Sequence[str], setting: Setting, within: Step
+) -> list[_Timed]:
+    """Score one layer after the other with scikit-learn; none begins after `_PATIENCE_S`."""
+    from training.bench.sklearn_peer import score_layer as score  # What it imports is not timed.
+
+    found: list[_Timed] = []
+    for layer in layers:
+        if sum(one.seconds for one in found) > _PATIENCE_S:
+            break
+        within(f"SVMs of scikit-learn: {layer}")
+        found.append(_timed(partial(score, folder, layer, setting.task, setting.threads)))
+    return found
+
+
+def _ratio(
+    ours: Sequence[Sequence[_Timed]], others: Sequence[Sequence[_Timed]], what: str
+) -> float:
+    """Divide what scikit-learn's layers took by what the same ones took us; median of rounds."""
+    found: float = median(
+        sum(getattr(one, what) for one in theirs)
+        / sum(getattr(one, what) for one in mine[: len(theirs)])
+        for mine, theirs in zip(ours, others, strict=True)
+    )
+    return found
 
 
 def _timed(call: Callable[[], Any]) -> _Timed:

@@ -1,6 +1,5 @@
 """Linear SVMs as people fit them with scikit-learn alone."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import joblib
@@ -13,33 +12,26 @@ from training.bench.work import SVM
 from training.transfer.job import Task
 
 
-def score_layers(
-    folder: Path, layers: Sequence[str], task: Task, cores: int, within: Callable[[str], None]
-) -> list[float]:
-    """Choose the cost, fit and test on each layer; mean accuracy of the classes, percent.
+def score_layer(folder: Path, layer: str, task: Task, cores: int) -> float:
+    """Choose the cost, fit and test on a layer; mean accuracy of the classes, percent.
 
     Loss, costs, folds and scaling are those of the job svm. Folds are fitted in threads: liblinear
     runs without Python's lock.
 
     Args:
         folder: With features of both sides, as `keep_features` writes them.
-        layers: Names.
+        layer: Its name.
         task: Classes of the rows.
         cores: Threads.
-        within: Called before each layer; of many classes, one takes minutes.
     """
-    scores = []
-    for number, layer in enumerate(layers, 1):
-        within(f"SVMs of scikit-learn: {layer}, {number} of {len(layers)} layers")
-        train, test = rows_of(folder, layer)
-        scaler = StandardScaler().fit(train)
-        search = GridSearchCV(
-            LinearSVC(loss="squared_hinge", dual="auto"),
-            {"C": SVM.costs_for(multi_label=False)},
-            cv=StratifiedKFold(SVM.folds, shuffle=True, random_state=0),
-            scoring="balanced_accuracy",
-        )
-        with joblib.parallel_config("threading", n_jobs=cores):
-            search.fit(scaler.transform(train), task.train.targets)
-        scores.append(100 * float(search.score(scaler.transform(test), task.test.targets)))
-    return scores
+    train, test = rows_of(folder, layer)
+    scaler = StandardScaler().fit(train)
+    search = GridSearchCV(
+        LinearSVC(loss="squared_hinge", dual="auto"),
+        {"C": SVM.costs_for(multi_label=False)},
+        cv=StratifiedKFold(SVM.folds, shuffle=True, random_state=0),
+        scoring="balanced_accuracy",
+    )
+    with joblib.parallel_config("threading", n_jobs=cores):
+        search.fit(scaler.transform(train), task.train.targets)
+    return 100 * float(search.score(scaler.transform(test), task.test.targets))

@@ -22,8 +22,8 @@ from training.bench.work import TrunkName, Work
 from training.transfer.config import TransferConfig
 from training.transfer.prepare import prepare
 
-_TURNS_OF_ALL = 3
-"""Steps beside the rounds: features of either side, and our SVMs on theirs."""
+_TURNS_OF_ALL = 2
+"""Steps beside the rounds: features of either side."""
 _IN_WORDS = {"loader": "the loader", "forward": "the forward pass"}
 Show = Callable[[RenderableType], None]
 
@@ -121,7 +121,8 @@ def _measure(
     options: TransferBench, scratch: Path, on_progress: Progress, show: Show
 ) -> dict[str, Any]:
     effort = options.effort
-    total = 4 * effort.turns.rounds + 2 * (effort.svm_rounds + effort.probe_rounds) + _TURNS_OF_ALL
+    turns = 4 * effort.turns.rounds + 3 * effort.svm_rounds + 2 * effort.probe_rounds
+    total = turns + _TURNS_OF_ALL
     done = 0
 
     def step(what: str) -> None:
@@ -213,12 +214,18 @@ def svm_table(svms: dict[str, Any]) -> Table:
     for name in ("ours", "ours on torchvision's", "scikit-learn on torchvision's"):
         table.add_column(name, justify="right")
     for row in svms["layers"]:
-        table.add_row(row["layer"], *(f"{row[name]:.1f}" for name in names))
-    table.add_row("mean", *(f"{svms[name]:.1f}" for name in names), style="bold")
-    seconds = (f"{svms['svm_seconds']:.1f} s", "", f"{svms['sklearn_seconds']:.1f} s")
-    table.add_row("seconds", *seconds, style="bold")
-    cpu_seconds = (f"{svms['svm_cpu_seconds']:.1f} s", "", f"{svms['sklearn_cpu_seconds']:.1f} s")
-    table.add_row("CPU seconds", *cpu_seconds)
+        scores = (row[name] for name in names)
+        cells = ("-" if score is None else f"{score:.1f}" for score in scores)
+        table.add_row(row["layer"], *cells)
+    layers = svms["layers"][: svms["sklearn_layers"]]
+    part = "" if len(layers) == len(svms["layers"]) else f" of the first {len(layers)}"
+    table.add_row(f"mean{part}", *(f"{svms[name]:.1f}" for name in names), style="bold")
+    table.add_row("seconds", f"{svms['svm_seconds']:.1f} s", style="bold")
+    seconds = [
+        f"{sum(row[name] for row in layers):.1f} s"
+        for name in ("svm_on_theirs_seconds", "sklearn_seconds")
+    ]
+    table.add_row(f"seconds{part}", "", *seconds, style="bold")
     return table
 
 

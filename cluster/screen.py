@@ -1,5 +1,6 @@
 """What a person sees: a bar for every long stage, tables, and a clear last screen."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,21 +15,24 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+_LONG_S = 60.0
+
 
 class Bar:
-    """One line of progress; in a log without a terminal, a line for every tenth."""
+    """One line of progress; in a log without a terminal, one for every tenth and every minute."""
 
     def __init__(self, progress: Progress, console: Console, name: str) -> None:
         self._progress, self._console, self._name = progress, console, name
         self._task: TaskID = progress.add_task(name, total=None, note="starting")
-        self._tenth = -1
+        self._tenth, self._said = -1, time.monotonic()
 
     def update(self, done: float, total: float | None, note: str = "") -> None:
         """Show how much is done, of a total where it is known, and a short note of what."""
         self._progress.update(self._task, completed=done, total=total, note=note)
-        tenth = int(10 * done / total) if total else 0
-        if not self._console.is_terminal and tenth != self._tenth:
-            self._tenth = tenth
+        tenth, now = int(10 * done / total) if total else 0, time.monotonic()
+        is_due = tenth != self._tenth or now - self._said >= _LONG_S
+        if not self._console.is_terminal and is_due:
+            self._tenth, self._said = tenth, now
             self._console.print(f"{self._name}: {10 * tenth}%  {note}", highlight=False)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from crawls import build, chunks_of, contents, job_of
 from PIL import Image
+from ray_nodes import ENVIRONMENT, family, lose, started_head, started_node
 
 from cluster.build_shards import build_shards
 from cluster.errors import IncompleteError
@@ -159,6 +160,33 @@ def test_a_killed_command_goes_on_to_the_same_bytes(crawl, expected, tmp_path):
     told = json.loads((tmp_path / "told.json").read_text())
     assert (told["inputs"], told["near_duplicate"]) == (569, 0)
     assert told["sources"]["crawl"]["accepted"] == NUM_IMAGES
+
+
+@pytest.mark.multiprocess
+def test_a_lost_node_costs_no_image(crawl, expected, tmp_path):
+    out, settings = tmp_path / "out", tmp_path / "shard.yaml"
+    settings.write_text("samples_per_shard: 100")
+    with started_head(num_cpus=0) as head, started_node(head), started_node(head) as lost:
+        command = [sys.executable, "-m", "cluster.cli", "shard", str(crawl), "--out", str(out)]
+        command += ["--config", str(settings), "--address", head.address]
+        environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 120
+            while not family(lost.pid) & _writers(out / ".parts"):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            lose(lost)
+            assert process.wait(240) == 0
+        finally:
+            process.kill()
+    assert contents(out) == expected
+
+
+def _writers(folder):
+    """The processes that are writing parts, as their files' names say."""
+    return {int(path.name.split(".")[-2]) for path in folder.glob(".*.partial")}
 
 
 @pytest.mark.usefixtures("local_ray")

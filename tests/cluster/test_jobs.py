@@ -1,50 +1,20 @@
 import json
-import os
-import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ray_nodes import ENVIRONMENT, started_head
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.multiprocess]
 
 
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    """A real head with a dashboard, as `ray start --head` makes it; yields the jobs' address."""
-    port, dashboard, agent = free_port(), free_port(), free_port()
-    # A folder of its own, short: Ray puts sockets there, whose paths may have 107 bytes.
-    folder = Path(f"/tmp/ray-{os.getpid()}")
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-            *(f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"),
-            f"--dashboard-agent-listen-port={agent}",
-            *("--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"),
-        ],
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    for line in process.stdout:
-        if "Ray runtime started" in line:
-            break
-    assert process.poll() is None, "the head did not start"
-    yield f"http://127.0.0.1:{dashboard}"
-    process.terminate()
-    process.communicate(timeout=60)
-    shutil.rmtree(folder)
+def head():
+    with started_head(num_cpus=2) as started:
+        yield started.dashboard
 
 
 def submit(address, out, shards, *overrides):
@@ -56,7 +26,7 @@ def submit(address, out, shards, *overrides):
             *("--address", address),
         ],
         cwd=ROOT,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=300,

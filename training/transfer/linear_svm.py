@@ -32,7 +32,7 @@ def fit_svms(
     costs_NK: Tensor,
     *,
     start_DK: Tensor | None = None,
-    tolerance: float = 1e-2,
+    tolerance: float = 1e-4,
 ) -> Tensor:
     """Fit K classifiers.
 

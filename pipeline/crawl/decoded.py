@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 @dataclass(slots=True)
 class Decoded:
-    """The pixels of an accepted decode; of a JPEG that stays as it is, its luma."""
+    """The pixels of an accepted decode; of a JPEG that stays as it is, its luma, often halved."""
 
     pixels: NDArray[np.uint8]
-    """(H, W, C), upright; C is 1 or 3. At least as large as what is stored, often reduced."""
+    """(H, W, C), upright; C is 1 or 3. At least as large as what is encoded, often reduced."""
     width: int
     """px, upright, before any reduction."""
     height: int

@@ -91,6 +91,8 @@ def read_jpeg_header(data: bytes, config: ShardConfig) -> JpegHeader:
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
     """Yield marker, start, end of its body, end with the coded data behind it; last comes EOI."""
+    from pipeline.crawl.jpeg_markers import find_marker  # Numba takes half a second to load.
+
     position = len(_START)
     while found := _MARKER.search(data, position):
         marker, start, position = data[found.end() - 1], found.start(), found.end()
@@ -107,8 +109,8 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
             raise RefusedError("undecodable")
         position = body_end
         if marker == _SOS:
-            following = _MARKER.search(data, body_end)
-            position = following.start() if following else len(data)
+            following = find_marker(data, body_end)
+            position = len(data) if following < 0 else following
             while data[position - 1] == 0xFF and position > body_end:
                 position -= 1  # Fills; in coded data a zero stands behind it.
         yield marker, start, body_end, position

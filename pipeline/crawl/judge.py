@@ -109,7 +109,8 @@ def _accepted(
 ) -> Judged:
     size = decoded.width, decoded.height
     width, height = stored_size(*size, config.max_side)
-    pixels = resized(decoded.pixels, (width, height))
+    # Of what is stored as it is, pixels are only looked at, at the size they have.
+    pixels = decoded.pixels if decoded.verbatim else resized(decoded.pixels, (width, height))
     if (width, height) != size:
         decoded.notes.append("reduced")
     return Judged(

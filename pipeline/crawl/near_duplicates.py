@@ -23,6 +23,9 @@ Of the 9,144 images of Caltech-101, 69 lose to another: 64 are the same picture,
 not: a face a moment later, a motorbike in another colour (only luma is looked at). Of VOC's 500
 none does. What may differ was set on other copies of Caltech-101, none of VOC.
 
+Since JPEGs are looked at in luma of half the size (2026-11-27; copies as JPEGs): 99.5 % or more of
+each of seven changes of 1,016 images of Caltech-101, all of VOC's, and the same 69 lose.
+
 Ten million made-up hashes, through a folder: 11 minutes of one core, 23 GB of disk beside the
 hashes, 0.5 GB of memory beside the mapped files; every planted copy found, nothing else.
 """

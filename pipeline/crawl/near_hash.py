@@ -66,9 +66,10 @@ def near_words(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
 def _mix_cells(cells: Any, area: Any, pixels: Any) -> None:
     """Make pixels of the sums of cells. Numbers are whole and below 2**53: float64 is exact."""
     rows = np.zeros((SIDE, _CELLS))
+    whole, half = float(area), float(area // np.uint64(2))
     for i in range(_CELLS):
         for j in range(_CELLS):
-            mean = float(((cells[i, j] << np.uint64(_CELL_BITS)) + area // np.uint64(2)) // area)
+            mean = math.floor((float(cells[i, j] << np.uint64(_CELL_BITS)) + half) / whole)
             for v in range(SIDE):
                 rows[v, j] += _WEIGHTS[v, i] * mean
     _mix_rows(rows, pixels)

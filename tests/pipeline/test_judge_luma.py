@@ -34,9 +34,11 @@ SEEDS = [
 ]
 
 
-def decodes(data, mode):
+def decodes(data, mode, part=1):
     try:
-        simplejpeg.decode_jpeg(data, mode, strict=True)
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        sides = {"min_height": -(-height // part), "min_width": -(-width // part)}
+        simplejpeg.decode_jpeg(data, mode, **sides, strict=True)
     except ValueError:
         return False
     return True
@@ -63,6 +65,7 @@ def test_what_colours_refuse_luma_refuses(seed, flips, keep, is_cut):
         return
     if colours in ("Gray", "YCbCr"):
         assert decodes(damaged, "GRAY") == decodes(damaged, "RGB")
+        assert decodes(damaged, "GRAY", part=2) == decodes(damaged, "RGB")
 
 
 @pytest.mark.skipif(not ODD.is_dir(), reason="the odd images are not here")
@@ -106,6 +109,18 @@ def test_only_what_is_stored_as_it_is_comes_in_luma(data, in_luma):
         np.testing.assert_array_equal(
             found.in_colour(), simplejpeg.decode_jpeg(found.verbatim, strict=True)
         )
+
+
+@pytest.mark.parametrize(
+    ("size", "halved"), [((400, 191), (400, 191)), ((301, 192), (151, 96)), ((192, 301), (96, 151))]
+)
+def test_luma_of_what_is_not_small_comes_at_half_the_size(size, halved):
+    found = decode(encoded(photo(*size)), CONFIG)
+    assert (found.width, found.height) == size
+    assert found.pixels.shape == (*halved[::-1], 1)
+    assert found.in_colour().shape == (*size[::-1], 3)
+    judged = judge(found.verbatim, CONFIG)
+    assert (judged.stored_width, judged.stored_height) == size
 
 
 def test_where_means_could_overflow_colours_are_decoded():
@@ -164,10 +179,12 @@ def test_no_image_of_one_colour_spreads_further_in_luma():
     assert spread.max() == judge_module._MAX_LUMA_SPREAD
 
 
+@pytest.mark.parametrize("size", [(240, 180), (480, 360)])
 @pytest.mark.parametrize("number", range(8))
-def test_a_jpeg_that_stays_merges_with_its_copies(number):
-    whole = encoded(near_photo(number), quality=80)
-    copies = [whole, encoded(near_photo(number), "PNG"), encoded(near_photo(number), quality=40)]
+def test_a_jpeg_that_stays_merges_with_its_copies(number, size):
+    shown = near_photo(number, *size)
+    whole = encoded(shown, quality=80)
+    copies = [whole, encoded(shown, "PNG"), encoded(shown, quality=40)]
     copies.append(encoded(Image.fromarray(simplejpeg.decode_jpeg(whole)), "PNG"))
     judged = [judge(data, ShardConfig()) for data in copies]
     assert [one.as_is for one in judged] == [True, False, True, False]
@@ -177,12 +194,13 @@ def test_a_jpeg_that_stays_merges_with_its_copies(number):
 
 @pytest.mark.skipif(not VOC.is_dir(), reason="VOC animals are not here")
 def test_luma_of_photographs_is_nearly_that_of_their_colours():
-    for path in sorted(VOC.rglob("*.jpg"))[::200]:
+    for path in sorted(VOC.rglob("*.jpg"))[::5]:
         data = path.read_bytes()
         found = judge(data, ShardConfig())
         shown = near_words(luma(simplejpeg.decode_jpeg(data)))
         apart = found.near_words.view(np.uint8).astype(int) - shown.view(np.uint8)
-        assert np.abs(apart).max() <= 3
+        assert np.abs(apart).mean() <= 1.5
+        assert np.abs(apart).max() <= 12
 
 
 def test_thumbnails_are_in_colour():

@@ -220,12 +220,14 @@ def svm_table(svms: dict[str, Any]) -> Table:
     layers = svms["layers"][: svms["sklearn_layers"]]
     part = "" if len(layers) == len(svms["layers"]) else f" of the first {len(layers)}"
     table.add_row(f"mean{part}", *(f"{svms[name]:.1f}" for name in names), style="bold")
-    table.add_row("seconds", f"{svms['svm_seconds']:.1f} s", style="bold")
+    of_all = f"{svms['svm_seconds']:.1f} s"
+    if part:
+        table.add_row("seconds", of_all, style="bold")
     seconds = [
         f"{sum(row[name] for row in layers):.1f} s"
         for name in ("svm_on_theirs_seconds", "sklearn_seconds")
     ]
-    table.add_row(f"seconds{part}", "", *seconds, style="bold")
+    table.add_row(f"seconds{part}", "" if part else of_all, *seconds, style="bold")
     return table
 
 

@@ -1,136 +1,42 @@
 import dataclasses
 import io
-from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from explained import (
+    BOTH,
+    CONTEXT,
+    JIGSAW,
+    ORDER,
+    PRETEXTS,
+    ROTATION,
+    TAKE_SPARES,
+    bytes_of,
+    damage,
+    delivered,
+    plan_of,
+    subject_of,
+)
 from PIL import Image
 
 from pipeline.config import ConfigError
 from pipeline.crawl.config import ShardConfig
-from pipeline.dali.graph import GraphOptions
 from pipeline.data import DataConfig
-from pipeline.drawn import ContextDraws, JigsawDraws, RotationDraws, cells_of
-from pipeline.explain import Subject, explain_sample, explain_step, open_subject
-from pipeline.loader import PretextLoader
-from pipeline.mixture import DataSet, Mixture, Place, orders
-from pipeline.order import Order, OrderConfig
+from pipeline.explain import explain_sample, explain_step, open_subject
+from pipeline.mixture import Place
+from pipeline.order import OrderConfig
 from pipeline.pictures.sample import panels_of
 from pipeline.pictures.sheets import seen_tiles
 from pipeline.pictures.step import CONTACT_SHEET, save_pictures
-from pipeline.pretext.context import ContextConfig
-from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.multitask import MultitaskConfig, tasks_of
-from pipeline.pretext.plan import COLORS, TilePlan
-from pipeline.pretext.rotation import RotationConfig
-from pipeline.quarantine import STOP_AT_DAMAGE, DamagePolicy
+from pipeline.pretext.multitask import tasks_of
 from pipeline.reference import tile_views
 from pipeline.seen import split_labels
 from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
 from pipeline.stream import StreamConfig
-from pipeline.whereabouts import find_sample, place_of, sample_id_of
-
-JIGSAW = JigsawConfig(
-    name="jigsaw",
-    crop_px=36,
-    tile_px=9,
-    channel_shift_px=1,
-    intensity_jitter=9,
-    max_foreign_tiles=1,
-    num_permutations=20,
-    puzzles_per_image=2,
-)
-CONTEXT = ContextConfig(
-    name="context",
-    patch_px=12,
-    gap_px=6,
-    jitter_px=2,
-    min_pixels=2000,
-    max_pixels=4000,
-    pairs_per_image=3,
-)
-ROTATION = RotationConfig(name="rotation", crop_px=24, gray_probability=0.5)
-BOTH = MultitaskConfig(name="multitask", tasks=(CONTEXT, ROTATION, JIGSAW), weights=(1, 2, 1))
-PRETEXTS = [JIGSAW, CONTEXT, ROTATION, BOTH]
-ORDER = OrderConfig(global_batch=12, num_lanes=6, window=20)  # 16 steps of 198 samples.
-TAKE_SPARES = DamagePolicy("quarantine", 0.5, None)
-
-
-def subject_of(*folders, weights=(1, 1), order=ORDER, policy=STOP_AT_DAMAGE, pretext=JIGSAW):
-    stores = [Store(folder) for folder in folders]
-    counts = [store.manifest.shard_counts for store in stores]
-    made = orders(counts, weights[: len(stores)], order, seed=0)
-    data = Mixture([DataSet(s, o) for s, o in zip(stores, made, strict=True)])
-    return Subject(data, pretext, 0, policy, threads=1, cache=None)
-
-
-def delivered(subject, epoch, step, place):
-    """The batch of a loader that goes on at a step."""
-    data, policy = subject.data, subject.policy
-    loader = PretextLoader(data, subject.pretext, seed=0, place=place, policy=policy)
-    loader.restore({**loader.state(), "epoch": epoch, "step": step})
-    options = GraphOptions(max_batch=loader.max_batch, num_threads=1, device_id=None, prefetch=2)
-    with closing(loader.batches(options)) as batches:
-        return next(batches)
-
-
-def plan_of(task, samples, number=0):
-    """The plan that the list of a step spells out for one of its tasks."""
-    draws = [s.draws[number] for s in samples]
-    first, size = draws[0], (len(draws), task.num_tiles)
-    shifts = [d.shifts for d in draws] if first.shifts else np.zeros((*size, 3, 2))
-    added = [d.intensity for d in draws] if first.intensity else np.zeros((*size, 3))
-    noise = [d.noise for d in draws] if first.noise else np.zeros((*size, 2))
-    sides = [d.sides for d in draws] if first.sides else np.full(size, task.tiles.tile_px)
-    return TilePlan(
-        crops=np.array([(*d.crop, d.crop[2]) for d in draws], np.int32),
-        anchors=np.array([cells_of(task) + np.array(d.tiles) for d in draws], np.int32),
-        labels=np.array([asked(d) for d in draws]),
-        shifts=np.array(shifts, np.int32),
-        sides=np.array(sides, np.int32),
-        colors=np.array([[COLORS.index(color) for color in d.colors] for d in draws], np.int32),
-        offsets=np.array(added, np.int32),
-        noise=np.array(noise, np.int32),
-        mirrored=np.array([bool(d.mirrored) for d in draws], np.int32),
-    )
-
-
-def asked(draws):
-    """The labels that draws spell out."""
-    match draws:
-        case JigsawDraws():
-            return draws.permutations
-        case ContextDraws():
-            return draws.labels
-        case RotationDraws():
-            return [turn // 90 for turn in draws.turns]
-
-
-def bytes_of(folder, shown):
-    """The image, read from its shard as the list of a step says."""
-    with (folder / shown.shard).open("rb") as file:
-        file.seek(shown.offset)
-        return file.read(shown.num_bytes)
-
-
-def damage(folder, sample_id):
-    """Overwrite an image with zeros."""
-    shown = explain_sample_of(folder, sample_id)
-    with (folder / shown.shard).open("r+b") as file:
-        file.seek(shown.offset)
-        file.write(bytes(shown.num_bytes))
-    return shown
-
-
-def explain_sample_of(folder, sample_id, epoch=0):
-    subject = subject_of(folder)
-    (step,) = explain_sample(subject, find_sample(subject.data, epoch, sample_id), epoch)
-    return step.samples[0]
+from pipeline.whereabouts import find_sample
 
 
 @pytest.mark.parametrize("pretext", PRETEXTS, ids=lambda pretext: pretext.name)
@@ -273,41 +179,6 @@ def make_other(make_shards):
     return make
 
 
-@settings(max_examples=80, deadline=None)
-@given(
-    counts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
-    lanes=st.integers(1, 5),
-    share=st.integers(1, 4),
-    window=st.integers(1, 30),
-    epoch=st.integers(0, 3),
-)
-def test_the_place_of_a_sample_is_the_inverse_of_the_order(counts, lanes, share, window, epoch):
-    config = OrderConfig(global_batch=lanes * share, num_lanes=lanes, window=window)
-    order = Order(np.array([*counts, lanes * share]), config, seed=9)
-    steps = range(order.steps_per_epoch)
-    batches = [order.global_batch(epoch, step).tolist() for step in steps]
-    expected = {i: (step, slot) for step in steps for slot, i in enumerate(batches[step])}
-    got = {i: place_of(order, epoch, i) for i in range(order.num_samples)}
-    assert {i: place for i, place in got.items() if place} == expected
-    assert sum(place is None for place in got.values()) == order.remainder
-
-
-def test_a_sample_among_a_million_is_found():
-    config = OrderConfig(global_batch=512, num_lanes=64, window=4096)
-    order = Order(np.full(1000, 1000), config, seed=1)
-    sample_id = int(order.global_batch(5, 1900)[500])
-    assert place_of(order, 5, sample_id) == (1900, 500)
-
-
-def test_a_sample_of_the_remainder_comes_at_no_step(shards):
-    subject = subject_of(shards)
-    ids = {int(i) for step in range(16) for i in subject.data.sets[0].order.global_batch(0, step)}
-    (first, *_) = set(range(198)) - ids
-    found = find_sample(subject.data, 0, first)
-    assert (found.appearances, found.left_over) == ((), True)
-    assert explain_sample(subject, found, 0) == []
-
-
 @pytest.mark.parametrize("reason", ["hash", "decode"])
 def test_a_stand_in_is_shown_with_what_it_stands_in_for(own_shards, vouch, reason):
     bad = damage(own_shards, 70)
@@ -335,23 +206,6 @@ def test_damage_stops_where_the_run_stopped(own_shards):
         explain_step(subject, 0, place.step, Place(0, 1))
 
 
-def test_ids_and_keys_name_samples(shards):
-    data = subject_of(shards).data
-    keys = Store(shards).keys()
-    assert sample_id_of(data, "5") == 5
-    assert sample_id_of(data, keys[5]) == sample_id_of(data, f"key:{keys[5]}") == 5
-    for unknown in ("198", "-1", "05", "key:5", "", "9" * 5000):
-        with pytest.raises(ConfigError, match=r"is neither an id in 0..197 nor the key"):
-            sample_id_of(data, unknown)
-
-
-def test_a_key_of_two_samples_is_refused(shards):
-    data = subject_of(shards, shards, order=OrderConfig(global_batch=4, num_lanes=2, window=8)).data
-    key = Store(shards).keys()[5]
-    with pytest.raises(ConfigError, match=r"is the key of 2 samples; .* ids: 5, 203\."):
-        sample_id_of(data, key)
-
-
 @pytest.mark.parametrize("step", [-1, 16])
 def test_a_step_outside_of_the_epoch_is_refused(shards, step):
     with pytest.raises(ConfigError) as caught:
@@ -365,12 +219,3 @@ def test_a_stream_is_refused(shards):
     stream = StreamConfig(url=str(shards / "shard-000000.tar"), samples_per_epoch=60)
     with pytest.raises(ConfigError, match=r"data.stream has no fixed order.* tessera index"):
         open_subject(DataConfig(stream=stream), ORDER, JIGSAW, seed=0)
-
-
-def test_a_key_that_is_a_path_names_one_file(shards, tmp_path):
-    explained = explain_step(subject_of(shards), 0, 0, Place(0, 6))
-    first, second = explained.samples
-    samples = (dataclasses.replace(first, key="../a b/c"), second)
-    save_pictures(tmp_path, dataclasses.replace(explained, samples=samples), JIGSAW, "Data set")
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"00-.._a_b_c.png", f"01-{second.key}.png", CONTACT_SHEET}

@@ -1,9 +1,33 @@
-"""The command, called in this process: Python and torch are started once for all tests."""
+"""The command, called in this process, where Python and torch are started once, or in its own."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 from click.testing import Result
 from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[1]
+
+
+def without_ray(**more):
+    """The environment, and `more`, of a process that reaches no cluster that is there by chance."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    return {**kept, **more}
+
+
+def started(*arguments):
+    """Start the command as a person does, and wait for its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "cluster.cli", *map(str, arguments)],
+        cwd=ROOT,
+        env=without_ray(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def tessera(*arguments):

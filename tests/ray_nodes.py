@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from command import without_ray
+
 _RAY = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
-    "RAY_AUTH_MODE": "disabled"
-}
+ENVIRONMENT = without_ray(RAY_AUTH_MODE="disabled")
 
 
 @dataclass(frozen=True)

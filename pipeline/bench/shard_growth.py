@@ -16,6 +16,7 @@ import numpy as np
 import simplejpeg
 
 from pipeline.bench.contest import Progress
+from pipeline.bench.memory import memory_mib
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.folder import Job
 from pipeline.crawl.source_list import parse_sources
@@ -77,12 +78,15 @@ def measure_growth(
 def _watch(command: Sequence[str], scratch: Path) -> tuple[int, float]:
     """Run a command; return its exit code, and the most memory of its own that was seen, MiB."""
     most = 0.0
-    with (scratch / "stdout").open("wb") as out, (scratch / "stderr").open("wb") as err:
-        process = subprocess.Popen(command, cwd=_ROOT, stdout=out, stderr=err)
+    with (
+        (scratch / "stdout").open("wb") as out,
+        (scratch / "stderr").open("wb") as err,
+        subprocess.Popen(command, cwd=_ROOT, stdout=out, stderr=err) as process,
+    ):
         try:
             while process.poll() is None:
                 with contextlib.suppress(OSError, StopIteration):  # It ends just now.
-                    most = max(most, _memory_mib(process.pid, "RssAnon"))
+                    most = max(most, memory_mib(process.pid, "RssAnon"))
                 time.sleep(_LOOK_S)
         finally:
             process.kill()
@@ -109,8 +113,7 @@ def main() -> None:
         start_seconds, _ = _drive(few, out / "few", pool)
         seconds, samples = _drive(images, out / "all", pool)
     about = {"samples": samples, "seconds": seconds, "start_seconds": start_seconds}
-    # getrusage's peak is that of the parent where that is more.
-    peak = _memory_mib(os.getpid(), "VmHWM")
+    peak = memory_mib(os.getpid(), "VmHWM")
     sys.stdout.write(json.dumps({**about, "peak_mib": peak}) + "\n")
 
 
@@ -129,12 +132,6 @@ def _drive(images: str, out: Path, pool: ProcessPoolExecutor) -> tuple[float, in
     job = Job(out, parse_sources([images], (), ()), ShardConfig())
     made = make_shards(job, run, resume=False, on_progress=lambda progress: None)
     return time.perf_counter() - start, made.num_samples
-
-
-def _memory_mib(pid: int, what: str) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    kib = next(line for line in status.splitlines() if line.startswith(f"{what}:")).split()[1]
-    return int(kib) / 1024
 
 
 if __name__ == "__main__":

@@ -120,12 +120,14 @@ def _list_files(one: _Listed, others: set[str]) -> Iterator[File]:
     source, root = one.source, one.root
     for found in one.found:
         path = found.given[len(root) :]
-        if found.kind is None:
+        if found.file is None:
             yield from _list_folder(one, found, path, others)
-        elif found.file is None or found.kind == "files":
-            file = (found.file or File("", None, ""))._replace(path=path)
-            if is_wanted(path[1:] or os.path.basename(root), source.include, source.exclude):  # noqa: PTH119
-                yield file
+        elif found.kind == "files" and is_wanted(
+            path[1:] or os.path.basename(root),  # noqa: PTH119
+            source.include,
+            source.exclude,
+        ):
+            yield found.file._replace(path=path)
 
 
 def _cut_archive(whole: Chunk, chunk_inputs: int) -> Sequence[Chunk]:

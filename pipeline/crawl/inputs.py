@@ -36,22 +36,21 @@ class PackedFiles(Sequence[File]):
         self._number = len(files)
         self._packed = zlib.compress(json.dumps(files).encode(), 1)
 
-    def unpack(self) -> tuple[File, ...]:
-        """Return all of them."""
+    def _unpack(self) -> tuple[File, ...]:
         return tuple(File(*file) for file in json.loads(zlib.decompress(self._packed)))
 
     def __len__(self) -> int:
         return self._number
 
     def __iter__(self) -> Iterator[File]:
-        return iter(self.unpack())
+        return iter(self._unpack())
 
     @overload
     def __getitem__(self, key: int) -> File: ...
     @overload
     def __getitem__(self, key: slice) -> tuple[File, ...]: ...
     def __getitem__(self, key: int | slice) -> File | tuple[File, ...]:
-        return self.unpack()[key]
+        return self._unpack()[key]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PackedFiles) and self._packed == other._packed

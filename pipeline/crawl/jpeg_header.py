@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.refusal import RefusedError
 
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # Not a stuffed zero, not a restart.
+MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""Not a stuffed zero, not a restart. `find_marker` has the same rule, for markers far away."""
 _SOI, _EOI, _SOS, _COM = 0xD8, 0xD9, 0xDA, 0xFE
 _APP0, _APP1, _APP2, _APP14, _APP15 = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF
 _PROGRESSIVE = 0xC2
@@ -94,7 +95,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
     from pipeline.crawl.jpeg_markers import find_marker  # Numba takes half a second to load.
 
     position = len(_START)
-    while found := _MARKER.search(data, position):
+    while found := MARKER.search(data, position):
         marker, start, position = data[found.end() - 1], found.start(), found.end()
         if marker == _EOI:
             yield marker, start, position, position

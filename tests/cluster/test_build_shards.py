@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import without_ray
 from crawls import build, chunks_of, contents, job_of
 from PIL import Image
 from ray_nodes import ENVIRONMENT, family, lose, started_head, started_node
@@ -144,8 +145,7 @@ def test_a_killed_command_goes_on_to_the_same_bytes(crawl, expected, tmp_path):
     settings.write_text("samples_per_shard: 100")
     command = [sys.executable, "-m", "cluster.cli", "shard", str(crawl), "--out", str(out)]
     command += ["--config", str(settings), "--resume", "--json", str(tmp_path / "told.json")]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment = without_ray(PYTHONPATH=str(ROOT))
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(out.glob(".parts/*.parquet")):

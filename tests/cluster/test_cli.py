@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from command import refused, tessera
+from command import refused, started, tessera
 from PIL import Image
 
 from pipeline.config import load
@@ -18,20 +17,6 @@ pytestmark = pytest.mark.multiprocess
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo"
-
-
-def started(*arguments):
-    """Start the command as a person does; no test may reach a cluster that happens to be there."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return subprocess.run(
-        [sys.executable, "-m", "cluster.cli", *map(str, arguments)],
-        cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.fixture

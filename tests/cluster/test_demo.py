@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import without_ray
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -16,10 +17,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.multiprocess, pytest.mark.timeout(900
 
 
 def start(*arguments):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return subprocess.Popen(
         [sys.executable, "-m", "cluster.cli", "demo", *map(str, arguments)],
-        env={**environment, "PYTHONPATH": str(ROOT)},
+        env=without_ray(PYTHONPATH=str(ROOT)),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

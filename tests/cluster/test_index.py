@@ -2,7 +2,6 @@ import functools
 import http.server
 import io
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import started
 from PIL import Image
 
 from cluster.index_shards import run_on_ray
@@ -53,17 +53,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def tessera(*arguments):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return subprocess.run(
-        [sys.executable, "-m", "cluster.cli", "index", *map(str, arguments)],
-        cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+tessera = functools.partial(started, "index")
 
 
 def index(inputs, out, run, **options):

@@ -9,13 +9,13 @@ import gc
 import json
 import os
 import random
-import re
 import signal
 import sys
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+from pipeline.bench.memory import memory_mib
 from pipeline.dali.graph import GraphOptions
 from pipeline.loader import PretextLoader
 from pipeline.mixture import DataSet, Mixture, Place
@@ -38,10 +38,9 @@ def held():
     """What this process holds; memory that no file stands behind, in bytes."""
     gc.collect()
     process = Path("/proc/self")
-    anonymous = re.search(r"RssAnon:\s+(\d+) kB", (process / "status").read_text())
     children = (process / f"task/{os.getpid()}/children").read_text().split()
     return {
-        "anonymous": int(anonymous[1]) * 1024,
+        "anonymous": int(memory_mib(os.getpid(), "RssAnon") * 2**20),
         "threads": len(list((process / "task").iterdir())),
         "files": len(list((process / "fd").iterdir())),
         "children": len(children),

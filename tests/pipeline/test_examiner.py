@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from made_images import JPEG, PNG, gif_that_declares, jpeg_of_many_scans, png_with_bomb_in_text
 
+from pipeline.bench.memory import memory_mib
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.examiner import Examiner
 from pipeline.crawl.judge import judge
@@ -40,8 +41,7 @@ def ask(examiner, data):
 
 
 def peak_mib(pid):
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return memory_mib(pid, "VmHWM")
 
 
 def is_alive(pid):

@@ -1,11 +1,8 @@
-import re
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.crawl.jpeg_header import MARKER
 from pipeline.crawl.jpeg_markers import find_marker
-
-MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 PIECES = st.sampled_from(
     [

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.bench.memory import memory_mib
 from pipeline.crawl.config import ShardConfig
 from pipeline.dali.graph import GraphOptions
 from pipeline.loader import PretextLoader, whole_batches
@@ -93,7 +94,7 @@ def name_of(folder, sample_id):
 
 def own_anonymous_bytes():
     """Memory of this process that no file stands behind."""
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    return int(memory_mib(os.getpid(), "RssAnon") * 2**20)
 
 
 @pytest.fixture(params=["header", "scan"])

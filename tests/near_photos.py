@@ -1,10 +1,13 @@
 """Images with the spectrum and the edges of photographs, and what a crawl does to them."""
 
 import io
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pipeline.crawl.near_duplicates import find_near
 from pipeline.crawl.near_hash import near_words
 
 
@@ -60,3 +63,9 @@ def changes(image, rng):
         "offset": cropped(image, left, top),
         "resized, quality": with_quality(resized(image, factor), quality),
     }
+
+
+def near_of(words, ranks, folder=None):
+    """Find near duplicates by ranks, the smaller kept, in `folder` or one of the moment."""
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        return np.array(find_near(words, np.argsort(ranks), Path(made)))

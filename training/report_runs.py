@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pipeline.config import ConfigError
-from pipeline.crawl.plan import LeftOut
+from pipeline.crawl.left_out import LeftOut
 from pipeline.data import open_store
 from pipeline.shards.manifest import Ledger, Manifest
 from training.figures import (

@@ -13,8 +13,7 @@ import yaml
 
 from pipeline.config import ConfigError
 from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.left_out import LEDGER_NAME
-from pipeline.crawl.plan import LeftOut
+from pipeline.crawl.left_out import LEDGER_NAME, LeftOut
 from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import Manifest, folder_of, read_manifest
 from training.metrics import Record, read_metrics

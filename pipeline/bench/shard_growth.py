@@ -21,11 +21,13 @@ from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.folder import Job
 from pipeline.crawl.source_list import parse_sources
 from pipeline.crawl.stage import make_shards
+from pipeline.shards.manifest import Ledger
 
 _ROOT = Path(__file__).parents[2]
 _FEW = 4
 _SIDE = 48  # px
 _CELLS = 6  # Colours per side: enough that no two images look alike.
+_COPY_EVERY = 10
 _FILES_PER_FOLDER = 1_000
 _LOOK_S = 0.02
 
@@ -33,7 +35,7 @@ _LOOK_S = 0.02
 def measure_growth(
     steps: Sequence[int], scratch: Path, cores: int, on_progress: Progress
 ) -> dict[str, dict[str, float]]:
-    """Make shards of ever more tiny images, each time by a driver of its own.
+    """Make shards of ever more tiny images, one in ten a copy, each time by a driver of its own.
 
     Args:
         steps: Numbers of images, ascending.
@@ -63,8 +65,8 @@ def measure_growth(
             text = (scratch / "stderr").read_text()
             raise RuntimeError(f"growth (={num}) failed: {text.strip()[-300:]}")
         about = json.loads((scratch / "stdout").read_text().splitlines()[-1])
-        if about["samples"] != num:
-            raise RuntimeError(f"growth (={num}) gave {about['samples']} samples.")
+        if about["inputs"] != num or about["duplicates"] != num // _COPY_EVERY:
+            raise RuntimeError(f"growth (={num}) gave {about}.")
         found[str(num)] = {
             "seconds_per_input": about["seconds"] / num,
             "start_seconds": about["start_seconds"],
@@ -94,9 +96,10 @@ def _watch(command: Sequence[str], scratch: Path) -> tuple[int, float]:
 
 
 def _write_images(folder: Path, first: int, stop: int) -> None:
-    """Write images `first` to `stop` - 1, each of random colours of its own."""
+    """Write images `first` to `stop` - 1; the last of every ten is a copy of the first."""
     for number in range(first, stop):
-        rng = np.random.default_rng(number)
+        is_copy = number % _COPY_EVERY == _COPY_EVERY - 1
+        rng = np.random.default_rng(number - _COPY_EVERY + 1 if is_copy else number)
         cells = rng.integers(0, 256, (_CELLS, _CELLS, 3), dtype=np.uint8)
         pixels = cells.repeat(_SIDE // _CELLS, axis=0).repeat(_SIDE // _CELLS, axis=1)
         path = folder / f"{number // _FILES_PER_FOLDER:06d}" / f"{number:09d}.jpg"
@@ -111,14 +114,15 @@ def main() -> None:
     out.mkdir()
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
         start_seconds, _ = _drive(few, out / "few", pool)
-        seconds, samples = _drive(images, out / "all", pool)
-    about = {"samples": samples, "seconds": seconds, "start_seconds": start_seconds}
+        seconds, ledger = _drive(images, out / "all", pool)
+    about = {"inputs": ledger.inputs, "duplicates": ledger.duplicate}
+    about |= {"seconds": seconds, "start_seconds": start_seconds}
     peak = memory_mib(os.getpid(), "VmHWM")
     sys.stdout.write(json.dumps({**about, "peak_mib": peak}) + "\n")
 
 
-def _drive(images: str, out: Path, pool: ProcessPoolExecutor) -> tuple[float, int]:
-    """Return seconds, and the number of samples in the shards."""
+def _drive(images: str, out: Path, pool: ProcessPoolExecutor) -> tuple[float, Ledger]:
+    """Return seconds, and where the images went."""
 
     def run(
         call: Callable[[Any], Any], items: Sequence[Any]
@@ -131,7 +135,7 @@ def _drive(images: str, out: Path, pool: ProcessPoolExecutor) -> tuple[float, in
     start = time.perf_counter()
     job = Job(out, parse_sources([images], (), ()), ShardConfig())
     made = make_shards(job, run, resume=False, on_progress=lambda progress: None)
-    return time.perf_counter() - start, made.num_samples
+    return time.perf_counter() - start, made.ledger
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@ Parts are in the order of the sources, shards in that of the hashes. Accepted ro
 partitions by the first bits of their hash; a partition fits into memory and is then settled alone.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.crawl.dedupe import content_hashes, settle
 from pipeline.crawl.parts import HASH, SCHEMA
-
-ROWS_PER_PARTITION = 2**17
-_ROWS_AT_ONCE = 2**15
+from pipeline.crawl.spread import Spread, num_partitions, rows_at_once
 
 LEFT_OUT = pa.schema(
     [
@@ -39,6 +36,9 @@ _ABOUT_IMAGE = ["content_hash", "part", "offset", "size", "stored_hash"]
 ABOUT_LEFT_OUT = ["name", "source", *_ABOUT_IMAGE]
 """Columns of the parts that `left_out` reads."""
 
+TakeLeftOut = Callable[[pa.Table], None]
+"""Is given tables of LEFT_OUT."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -54,24 +54,15 @@ class Kept:
     def partitions(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
         """Yield the first row and the table of every partition."""
         for number, start in enumerate(self.starts[:-1].tolist()):
-            yield start, _read_kept(self.folder, number).select(columns)
+            yield start, self.partition(number, columns)
 
-    def column(self, name: str) -> NDArray[np.int64]:
-        """Read a column of numbers, int64 (N,)."""
-        found = [part.column(name).to_numpy() for _, part in self.partitions([name])]
-        return np.concatenate([np.empty(0, np.int64), *found]).astype(np.int64)
+    def partition(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """Read a partition."""
+        return _read_kept(self.folder, number).select(columns)
 
-    def names(self, rows: NDArray[np.int64]) -> pa.Array:
-        """Look up the names of `rows`, in their order."""
-        order = np.argsort(rows, kind="stable")
-        found = [
-            _read_kept(self.folder, number).column("name").take(pa.array(inside))
-            for number, inside in self._split(rows[order])
-        ]
-        names = pa.chunked_array([c for part in found for c in part.chunks], pa.string())
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        return names.cast(pa.large_string()).combine_chunks().take(pa.array(back))
+    def partitions_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return in which partition each of `rows` is, int64 (N,)."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
 
     def rows(self, first: int, stop: int) -> pa.Table:
         """Read the rows from `first` to before `stop`."""
@@ -85,54 +76,61 @@ class Kept:
                 )
         return pa.concat_tables(pieces)
 
-    def _split(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield (partition, rows in it) for sorted `rows`."""
-        borders = np.searchsorted(rows, self.starts)
-        for number, (a, b) in enumerate(pairwise(borders)):
-            if b > a:
-                yield number, rows[a:b] - self.starts[number]
-
 
 def exchange(
-    tables: Iterable[Path], num_inputs: int, folder: Path, max_repeats: int | None
-) -> tuple[Kept, list[pa.Table]]:
+    tables: Iterable[Path],
+    num_inputs: int,
+    folder: Path,
+    max_repeats: int | None,
+    take_left_out: TakeLeftOut,
+) -> Kept:
     """Bring the rows of all parts into order and settle exact duplicates.
 
     Args:
         tables: Of the parts, in any order.
         num_inputs: Rows in all of them; decides the number of partitions, not the result.
-        folder: Empty; takes the partitions.
+        folder: Takes the partitions.
         max_repeats: As `settle` takes it.
+        take_left_out: Gets all rows that are not kept.
 
     Returns:
-        The kept rows, and tables (LEFT_OUT) of all others.
+        The kept rows.
     """
-    num_partitions = max(1, -(-num_inputs // ROWS_PER_PARTITION))
-    others = list(_spread(tables, folder, num_partitions))
-    counts: list[int] = []
-    for number in range(num_partitions):
-        path = folder / f"accepted-{number:05}.arrows"
-        accepted = _read_streams(path)
-        path.unlink(missing_ok=True)
-        others.append(_settle(accepted, folder, number, sum(counts), max_repeats))
-        counts.append(len(_read_kept(folder, number)))
-    return Kept(folder, np.cumsum([0, *counts])), others
+    partitions = num_partitions(num_inputs)
+    accepted = Spread(folder, "accepted", SCHEMA)
+    _spread(tables, accepted, partitions, take_left_out)
+    starts = [0]
+    for number in range(partitions):
+        kept, others = _settle(accepted.pop(number), starts[-1], max_repeats)
+        with _kept_path(folder, number).open("wb") as file, pa.ipc.new_file(file, SCHEMA) as out:
+            out.write_table(kept)
+        starts.append(starts[-1] + len(kept))
+        take_left_out(others)
+    return Kept(folder, np.array(starts))
 
 
-def _spread(tables: Iterable[Path], folder: Path, num_partitions: int) -> Iterator[pa.Table]:
-    """Append accepted rows to the files of their partitions; yield what the gate left out."""
+def _spread(
+    tables: Iterable[Path], accepted: Spread, partitions: int, take_left_out: TakeLeftOut
+) -> None:
+    """Spread accepted rows by the first bits of their hash; give away what the gate left out."""
     waiting: list[pa.Table] = []
     for path in tables:
         rows = pq.read_table(path, use_threads=False, partitioning=None)
         rows = rows.replace_schema_metadata(None)
         is_accepted = pc.equal(rows.column("outcome"), "accepted")
-        yield _refused(rows.filter(pc.invert(is_accepted)))
+        take_left_out(_refused(rows.filter(pc.invert(is_accepted))))
         waiting.append(rows.filter(is_accepted))
-        if sum(map(len, waiting)) >= _ROWS_AT_ONCE:
-            _append(pa.concat_tables(waiting), folder, num_partitions)
+        if sum(map(len, waiting)) >= rows_at_once(partitions):
+            _spread_rows(pa.concat_tables(waiting), accepted, partitions)
             waiting = []
     if waiting:
-        _append(pa.concat_tables(waiting), folder, num_partitions)
+        _spread_rows(pa.concat_tables(waiting), accepted, partitions)
+
+
+def _spread_rows(rows: pa.Table, accepted: Spread, partitions: int) -> None:
+    high = content_hashes(rows)[:, 0]
+    numbers = ((high >> np.uint64(32)) * np.uint64(partitions)) >> np.uint64(32)
+    accepted.add(rows, numbers.astype(np.int64))
 
 
 def _refused(rows: pa.Table) -> pa.Table:
@@ -146,45 +144,16 @@ def _table(*columns: pa.ChunkedArray) -> pa.Table:
     return pa.table(list(columns), LEFT_OUT.names).cast(LEFT_OUT)
 
 
-def _append(rows: pa.Table, folder: Path, num_partitions: int) -> None:
-    high = content_hashes(rows)[:, 0]
-    number = ((high >> np.uint64(32)) * np.uint64(num_partitions)) >> np.uint64(32)
-    order = np.argsort(number, kind="stable")
-    borders = np.searchsorted(number[order], np.arange(num_partitions + 1))
-    rows = rows.take(pa.array(order))
-    for partition, (a, b) in enumerate(pairwise(borders)):
-        if b > a:
-            # A stream for each time: thousands of files cannot stay open.
-            with (
-                (folder / f"accepted-{partition:05}.arrows").open("ab") as file,
-                pa.ipc.new_stream(file, SCHEMA) as stream,
-            ):
-                stream.write_table(rows.slice(a, b - a))
-
-
-def _read_streams(path: Path) -> pa.Table:
-    batches: list[pa.RecordBatch] = []
-    if path.exists():
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            while file.tell() < size:
-                batches.extend(pa.ipc.open_stream(file))
-    return pa.Table.from_batches(batches, SCHEMA)
-
-
-def _settle(
-    accepted: pa.Table, folder: Path, number: int, start: int, max_repeats: int | None
-) -> pa.Table:
-    """Write the kept rows of a partition, which begins at row `start`; return the others."""
+def _settle(accepted: pa.Table, start: int, max_repeats: int | None) -> tuple[pa.Table, pa.Table]:
+    """Return the kept rows of a partition, which begins at row `start`, and the others."""
     found = settle(accepted, max_repeats)
     kept = accepted.take(pa.array(found.kept)).combine_chunks()
-    digits = kept.column("content_hash").cast(pa.binary()).to_pylist()
-    assert len({d[:10] for d in digits}) == len(digits), "two images share a key"
-    with _kept_path(folder, number).open("wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-        writer.write_table(kept)
+    high, low = content_hashes(kept).T
+    low >>= np.uint64(48)  # A key has 80 bits.
+    assert not ((high[1:] == high[:-1]) & (low[1:] == low[:-1])).any(), "two images share a key"
     repeats = accepted.take(pa.array(found.repeats))
     others = accepted.take(pa.array(found.placeholders))
-    return pa.concat_tables(
+    return kept, pa.concat_tables(
         [
             left_out(repeats, "duplicate", None, pa.array(found.winners + start)),
             left_out(others, "filtered", "placeholder", pa.nulls(len(others), pa.int64())),

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.atomic import open_atomic, write_atomic
 from pipeline.crawl.dedupe import content_hashes
+from pipeline.crawl.left_out_rows import pieces
 from pipeline.crawl.parts import payload_path, read_payload
 from pipeline.crawl.reduce import thumbnail_of
 
@@ -19,16 +21,31 @@ LEDGER_NAME = "ledger.jsonl"
 PICTURES_NAME = "left_out.parquet"
 _PICTURES = 24
 """Most thumbnails of one kind."""
-_ROWS_AT_ONCE = 2**14
 _SHOWN = ["path", "source", "verdict", "reason", "winner", "near"]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An input that no shard holds: one line of `ledger.jsonl`."""
+
+    path: str
+    verdict: str
+    """quarantined, filtered or duplicate."""
+    reason: str | None
+    winner: str | None
+    """Of a duplicate: path of the input in the shards that stands for it."""
+    near: bool = False
+    """Whether a duplicate looks like its winner rather than having its bytes."""
+    source: str | None = None
+    """Name of its source."""
 
 
 def write_ledger(left_out: pa.Table, out: Path) -> None:
     """Write ledger.jsonl: path, verdict, and what else is known, in order of the path."""
     with open_atomic(out / LEDGER_NAME) as file:
-        for start in range(0, len(left_out), _ROWS_AT_ONCE):
-            rows = left_out.slice(start, _ROWS_AT_ONCE).select(_SHOWN).to_pylist()
-            file.write("".join(json.dumps(_line(row)) + "\n" for row in rows).encode())
+        for rows in pieces(left_out.select(_SHOWN)):
+            lines = (json.dumps(_line(row)) + "\n" for row in rows.to_pylist())
+            file.write("".join(lines).encode())
 
 
 def write_pictures(left_out: pa.Table, parts: Path, out: Path) -> None:
@@ -47,20 +64,31 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pick(left_out: pa.Table) -> pa.Table:
-    pictured = left_out.filter(pc.greater(left_out.column("size"), 0))
-    kinds = pictured.group_by(["verdict", "reason", "near"]).aggregate([]).to_pylist()
-    picked = []
-    for kind in sorted(kinds, key=str):
-        same = [pc.equal(pictured.column(key), kind[key]) for key in ("verdict", "near")]
-        reason = pictured.column("reason")
-        same.append(
-            pc.is_null(reason) if kind["reason"] is None else pc.equal(reason, kind["reason"])
-        )
-        rows = pictured.filter(pc.and_(pc.and_(*same[:2]), pc.fill_null(same[2], False)))
-        high, low = content_hashes(rows).T
-        order = np.lexsort((np.arange(len(rows)), low, high))  # Equal bytes: by path.
-        picked.append(rows.take(pa.array(order[:_PICTURES])))
-    return pa.concat_tables(picked) if picked else pictured
+    """Take the rows whose pictures are shown; no more than a piece is in memory."""
+    keys = ["verdict", "reason", "near"]
+    none = left_out.slice(0, 0)
+    picked: dict[str, pa.Table] = {}
+    for piece in pieces(left_out):
+        pictured = piece.filter(pc.greater(piece.column("size"), 0))
+        for kind in pictured.group_by(keys).aggregate([]).to_pylist():
+            name = str([kind[key] for key in keys])
+            found = pictured.filter(_is_of(pictured, kind))
+            picked[name] = _first(pa.concat_tables([picked.get(name, none), found]))
+    return pa.concat_tables([none, *(picked[name] for name in sorted(picked))])
+
+
+def _is_of(rows: pa.Table, kind: dict[str, Any]) -> pa.ChunkedArray:
+    reason = rows.column("reason")
+    same = [pc.equal(rows.column(key), kind[key]) for key in ("verdict", "near")]
+    is_reason = pc.is_null(reason) if kind["reason"] is None else pc.equal(reason, kind["reason"])
+    return pc.and_(pc.and_(*same), pc.fill_null(is_reason, False))
+
+
+def _first(rows: pa.Table) -> pa.Table:
+    """Take the first rows by content hash; of equal bytes, those that stand first."""
+    high, low = content_hashes(rows).T
+    order = np.lexsort((np.arange(len(rows)), low, high))
+    return rows.take(pa.array(order[:_PICTURES]))
 
 
 def _read(parts: Path, row: dict[str, Any]) -> bytes:

@@ -39,6 +39,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.crawl.disk_arrays import new_array, release
 from pipeline.crawl.near_check import WINDOWS, open_words, shows
 from pipeline.crawl.near_hash import SIDE, WORDS
 from pipeline.crawl.near_keys import BANDS, ENTRIES, KEY_BITS, MAX_ROWS, enter
@@ -50,8 +51,8 @@ BUCKET = 256
 TESTS = 16
 """Of them, how many are then compared in full."""
 
-_ROWS_AT_ONCE = 2**13  # entered together
-_PARTITION = 2**22  # entries, on average
+_ROWS_AT_ONCE = 2**12  # entered together
+_PARTITION = 2**21  # entries, on average
 _MAX_APART = 9  # of 63 signs; unrelated images differ in about half
 _PLACE = np.uint64(2 ** (64 - KEY_BITS) - 1)
 _ONE = np.uint64(1)
@@ -59,56 +60,51 @@ _MEMO_BITS = 20
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # spreads pairs over the memo
 
 
-def find_near(words: Words, ranks: NDArray[np.int64], folder: Path | None) -> NDArray[np.int64]:
+def find_near(words: Words, order: NDArray[np.int64], folder: Path) -> NDArray[np.int64]:
     """Find the images that a better-ranked image makes superfluous.
 
     Flat images (paper, sky) have no look of their own: they are always kept.
 
     Args:
-        words: uint64 (N, WORDS), of `near_hash.near_words`; may be a memory map.
-        ranks: int64 (N,), distinct; the smaller is kept.
-        folder: Where 2.4 kB per image lie meanwhile; None takes the machine's folder of such files.
+        words: uint64 (N, WORDS), of `near_hash.near_words`; may be in a file.
+        order: int64 (N,), every row once, best first: of two images the better is kept.
+        folder: Takes near.npy, and meanwhile 2.4 kB per image.
 
     Returns:
-        int64 (N,): the row of the image each one loses to, chains followed to their end; -1 where
-        it is kept.
+        int64 (N,), in near.npy: the row of the image each one loses to, chains followed to their
+        end; -1 where it is kept.
     """
-    order = np.argsort(ranks, kind="stable")
-    _check(words, ranks, order)
-    winners = np.arange(len(order))  # by place in the ranking
+    _check(words, order)
+    near = new_array(folder / "near.npy", np.int64, order.shape)
     with TemporaryDirectory(dir=folder, prefix="near-") as made:
+        winners = new_array(Path(made) / "winners.npy", np.int64, order.shape)
+        _stand_alone(winners)
         _search(words, order, winners, Path(made))
-    _follow(winners)
-    rows = np.full(len(order), -1)
-    lost = winners < np.arange(len(order))
-    rows[order[lost]] = order[winners[lost]]
-    return rows
+        _follow(winners)
+        _name_rows(order, winners, near)
+    return near
 
 
-def _check(words: Words, ranks: NDArray[np.int64], order: NDArray[np.int64]) -> None:
-    if words.shape != (len(ranks), WORDS) or words.dtype != np.uint64:
+def _check(words: Words, order: NDArray[np.int64]) -> None:
+    if words.shape != (len(order), WORDS) or words.dtype != np.uint64:
         raise ValueError(
-            f"words (={words.dtype} {words.shape}) must be uint64 ({len(ranks)}, {WORDS}), one row "
-            "for each of ranks; take them from near_words."
+            f"words (={words.dtype} {words.shape}) must be uint64 ({len(order)}, {WORDS}), one row "
+            "for each of order; take them from near_words."
         )
-    if len(ranks) > MAX_ROWS:
-        raise ValueError(f"{len(ranks)} images are more than {MAX_ROWS}; split the crawl.")
-    if (np.diff(ranks[order]) == 0).any():
-        raise ValueError("ranks must be distinct: equals leave open which image is kept.")
+    if len(order) > MAX_ROWS:
+        raise ValueError(f"{len(order)} images are more than {MAX_ROWS}; split the crawl.")
 
 
 def _search(
     words: Words, order: NDArray[np.int64], winners: NDArray[np.int64], folder: Path
 ) -> None:
     """Write to `winners` the best-ranked image that each image is near to, by place."""
-    shape = (len(order), len(WINDOWS))
-    if not len(order):
-        return  # Nothing can be mapped.
-    signs: Words = np.memmap(folder / "signs", np.uint64, "w+", shape=shape)
+    signs = new_array(folder / "signs.npy", np.uint64, (len(order), len(WINDOWS)))
     memo = np.full(2**_MEMO_BITS, ~np.uint64(0))  # no pair
     for entries in _partitions(words, order, signs, folder):
         entries.sort()
         _compare(entries, (words, order, signs, winners), memo)
+        release(words, order, signs, winners)
 
 
 def _partitions(
@@ -148,7 +144,8 @@ def _runs(
             for prefix in range(2**prefix_bits):
                 run = grouped[ends[prefix - 1] if prefix else 0 : ends[prefix]]
                 if len(run):
-                    yield band, prefix, run.copy()
+                    yield band, prefix, run
+        release(words, order, signs)
 
 
 @njit(cache=True)
@@ -240,7 +237,21 @@ def _compare(entries: Any, arrays: Any, memo: Any) -> None:
 
 
 @njit(cache=True)
+def _stand_alone(winners: Any) -> None:
+    """Let each place win over itself alone."""
+    for place in range(len(winners)):
+        winners[place] = place
+
+
+@njit(cache=True)
 def _follow(winners: Any) -> None:
     """Replace each winner by the winner's own; winners stand before those they beat."""
     for place in range(len(winners)):
         winners[place] = winners[winners[place]]
+
+
+@njit(cache=True)
+def _name_rows(order: Any, winners: Any, near: Any) -> None:
+    """Write winners by row, -1 for rows that stand alone."""
+    for place in range(len(winners)):
+        near[order[place]] = order[winners[place]] if winners[place] < place else -1

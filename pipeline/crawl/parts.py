@@ -23,7 +23,7 @@ from pipeline.crawl.inputs import Chunk
 from pipeline.crawl.item import Item, Judged
 from pipeline.shards.damage import DamageError
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 """Raise when equal inputs and settings would give other bytes: older parts and shards are made
 again."""
 

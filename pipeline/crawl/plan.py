@@ -2,9 +2,11 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,26 +15,11 @@ from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
 from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.dedupe import name_ranks
-from pipeline.crawl.exchange import ABOUT_LEFT_OUT, Kept, exchange, left_out
-from pipeline.crawl.near_duplicates import find_near
+from pipeline.crawl.disk_arrays import new_array
+from pipeline.crawl.exchange import Kept, exchange
+from pipeline.crawl.left_out_rows import LeftOutRows, pieces
+from pipeline.crawl.near_rows import near_rows
 from pipeline.shards.manifest import Ledger
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """An input that no shard holds: one line of `ledger.jsonl`."""
-
-    path: str
-    verdict: str
-    """quarantined, filtered or duplicate."""
-    reason: str | None
-    winner: str | None
-    """Of a duplicate: path of the input in the shards that stands for it."""
-    near: bool = False
-    """Whether a duplicate looks like its winner rather than having its bytes."""
-    source: str | None = None
-    """Name of its source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +33,28 @@ class Plan:
     order of the content hash, so that each shard is a fair sample of all images."""
     classes: tuple[str, ...] | None
     left_out: pa.Table
-    """In order of the path: path, source, verdict, reason, winner, near, content_hash, part,
-    offset, size, stored_hash."""
+    """In order of the path, columns as in `left_out_rows.NAMED`; mapped from the disk."""
     ledger: Ledger
     sources: dict[str, Ledger]
     notes: dict[str, int]
 
 
+@contextmanager
+def _lean_memory() -> Iterator[None]:
+    """Let Arrow give memory back that it no longer needs: its own pool keeps it."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
+
+
+@_lean_memory()
 def make_plan(tables: Sequence[Path], num_inputs: int, folder: Path, config: ShardConfig) -> Plan:
     """Remove duplicates, order by content and cut into shards.
+
+    What grows with the crawl is on disk; a partition of it is in memory at a time.
 
     Args:
         tables: Of the parts, in any order.
@@ -67,11 +67,11 @@ def make_plan(tables: Sequence[Path], num_inputs: int, folder: Path, config: Sha
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    kept, others = exchange(tables, num_inputs, folder, config.max_repeats)
-    near = _find_near(kept, folder) if config.near_duplicates else np.full(len(kept), -1)
-    missing = _name_winners(others, kept, near)
-    is_used = near < 0
-    by_source, labels, notes = _count_kept(kept, is_used)
+    others = LeftOutRows(folder)
+    kept = exchange(tables, num_inputs, folder, config.max_repeats, others.add)
+    near = near_rows(kept, folder) if config.near_duplicates else np.broadcast_to(-1, len(kept))
+    missing = others.finish(kept, near)
+    by_source, labels, notes = _count_kept(kept, near)
     sources = _ledgers(missing, by_source)
     ledger = Ledger.sum(sources.values())
     assert ledger.inputs == num_inputs, "an input got lost"
@@ -79,15 +79,12 @@ def make_plan(tables: Sequence[Path], num_inputs: int, folder: Path, config: Sha
         reasons = {**ledger.quarantined, **ledger.filtered}
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         raise ConfigError(f"0 usable of {num_inputs} images: {listed}. Give other sources.")
-    np.save(folder / "starts.npy", kept.starts)
-    np.save(folder / "is_used.npy", is_used)
-    used = np.append(np.flatnonzero(is_used), len(kept))
-    cuts = cut(kept.column("size")[is_used], config.samples_per_shard, config.bytes_per_shard)
-    classes = tuple(sorted(labels)) if len(labels) >= 2 else None
+    used, sizes = _used(kept, near, ledger.accepted, folder)
+    cuts = cut(sizes, config.samples_per_shard, config.bytes_per_shard)
     return Plan(
         folder,
-        tuple(used[cuts].tolist()),
-        classes,
+        (*used[cuts[:-1]].tolist(), len(kept)),
+        tuple(sorted(labels)) if len(labels) >= 2 else None,
         missing,
         ledger,
         sources,
@@ -120,92 +117,42 @@ def cut(sizes: NDArray[np.int64], limit: int, max_bytes: int | None) -> NDArray[
     if max_bytes is None:
         num_shards = -(-num // limit)
         return np.arange(num_shards + 1) * num // num_shards
-    ends = np.cumsum(sizes)
     borders = [0]
     while (first := borders[-1]) < num:
-        before = int(ends[first - 1]) if first else 0
-        room = int(np.searchsorted(ends, before + max_bytes, side="right"))
-        borders.append(min(max(room, first + 1), first + limit, num))
+        ends = np.cumsum(sizes[first : first + limit])
+        borders.append(first + max(1, int(np.searchsorted(ends, max_bytes, side="right"))))
     return np.array(borders)
 
 
-def _find_near(kept: Kept, folder: Path) -> NDArray[np.int64]:
-    """Return the row that each kept row looks like, -1 where it stays, int64 (N,)."""
-    if not len(kept):
-        return np.empty(0, np.int64)
-    words: NDArray[np.uint64] | None = None
-    for start, part in kept.partitions(["near_words"]):
-        column = part.column("near_words").combine_chunks()
-        if not len(column):
-            continue
-        found = np.frombuffer(b"".join(column.to_pylist()), "<u8").reshape(len(column), -1)
-        if words is None:
-            shape = (len(kept), found.shape[1])
-            path = folder / "words.npy"
-            words = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint64, shape=shape)
-        words[start : start + len(found)] = found
-    assert words is not None
-    near: NDArray[np.int64] = find_near(words, _ranks(kept), folder)
-    (folder / "words.npy").unlink()
-    return near
+def _used(
+    kept: Kept, near: NDArray[np.int64], num: int, folder: Path
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which of the kept rows shards hold, and the bytes of their images, both (num,).
 
-
-def _ranks(kept: Kept) -> NDArray[np.int64]:
-    """Rank the kept rows, int64 (N,), 0 is best: more pixels, then more bytes, then the name."""
-    pixels = kept.column("width") * kept.column("height")
-    sizes = kept.column("size")
-    order = np.lexsort((-sizes, -pixels))
-    same = (np.diff(pixels[order]) == 0) & (np.diff(sizes[order]) == 0)
-    is_tied = np.zeros(len(order), bool)
-    is_tied[1:] |= same
-    is_tied[:-1] |= same
-    tied = np.sort(order[is_tied])  # Names are read for these alone.
-    by_name = np.zeros(len(order), np.int64)
-    by_name[tied] = name_ranks(kept.names(tied))
-    order = np.lexsort((by_name, -sizes, -pixels))
-    ranks = np.empty(len(order), np.int64)
-    ranks[order] = np.arange(len(order))
-    return ranks
-
-
-def _name_winners(others: Iterable[pa.Table], kept: Kept, near: NDArray[np.int64]) -> pa.Table:
-    """Put together all inputs that are left out, in order of the path.
-
-    The winner of a duplicate is in the shards: where the input with the same bytes is itself a
-    near duplicate, its winner is taken.
+    Writes what `rows_of` reads.
     """
-    found = pa.concat_tables([*others, *_near_left_out(kept, near)])
-    rows = found.column("winner_row").fill_null(-1).to_numpy()
-    is_duplicate = rows >= 0
-    follows = np.where(is_duplicate, near[rows] if len(near) else -1, -1)
-    is_near = follows >= 0
-    final = np.where(is_near, follows, rows)
-    names = kept.names(final[is_duplicate]) if is_duplicate.any() else pa.array([], pa.string())
-    place = np.cumsum(is_duplicate) - 1
-    winners = names.take(pa.array(place, mask=~is_duplicate))
-    found = found.drop_columns(["winner_row"])
-    found = found.append_column("winner", winners).append_column("near", pa.array(is_near))
-    return found.take(pc.sort_indices(found.column("path")))
+    used = new_array(folder / "used.npy", np.int64, (num,))
+    sizes = new_array(folder / "sizes.npy", np.int64, (num,))
+    is_used = new_array(folder / "is_used.npy", np.bool_, (len(kept),))
+    np.save(folder / "starts.npy", kept.starts)
+    done = 0
+    for start, part in kept.partitions(["size"]):
+        stays = near[start : start + len(part)] < 0
+        is_used[start : start + len(part)] = stays
+        rows = np.flatnonzero(stays)
+        used[done : done + len(rows)] = rows + start
+        sizes[done : done + len(rows)] = part.column("size").to_numpy()[rows]
+        done += len(rows)
+    return used, sizes
 
 
-def _near_left_out(kept: Kept, near: NDArray[np.int64]) -> Iterator[pa.Table]:
-    """Yield the kept rows that look like another; their winner is found from their own row."""
-    for start, part in kept.partitions(ABOUT_LEFT_OUT):
-        rows = np.flatnonzero(near[start : start + len(part)] >= 0)
-        if len(rows):
-            winners = pa.array(rows + start)
-            yield left_out(part.take(pa.array(rows)), "duplicate", None, winners)
-
-
-def _count_kept(
-    kept: Kept, is_used: NDArray[np.bool_]
-) -> tuple[Counter[str], set[str], Counter[str]]:
+def _count_kept(kept: Kept, near: NDArray[np.int64]) -> tuple[Counter[str], set[str], Counter[str]]:
     """Count the images of the shards by source, collect their labels, count their notes."""
     by_source: Counter[str] = Counter()
     labels: set[str] = set()
     notes: Counter[str] = Counter()
     for start, part in kept.partitions(["source", "label", "notes"]):
-        rows = part.filter(pa.array(is_used[start : start + len(part)]))
+        rows = part.filter(pa.array(near[start : start + len(part)] < 0))
         by_source.update(_counts(rows.column("source")))
         notes.update(_counts(pc.list_flatten(rows.column("notes"))))
         labels.update(pc.unique(rows.column("label")).drop_null().to_pylist())
@@ -219,7 +166,12 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
 def _ledgers(missing: pa.Table, accepted: Counter[str]) -> dict[str, Ledger]:
     """Count the verdicts of every source."""
     keys = ["source", "verdict", "reason", "near"]
-    counts = missing.group_by(keys).aggregate([([], "count_all")]).to_pylist()
+    summed: Counter[tuple[Any, ...]] = Counter()
+    for piece in pieces(missing):
+        groups = piece.group_by(keys).aggregate([([], "count_all")])
+        for row in groups.to_pylist():
+            summed[tuple(row[key] for key in keys)] += row["count_all"]
+    counts = [dict(zip(keys, group, strict=True), count_all=n) for group, n in summed.items()]
     found = {}
     for source in sorted({row["source"] for row in counts} | set(accepted)):
         rows = [row for row in counts if row["source"] == source]

@@ -8,6 +8,7 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_images import JPEG, encoded, jpeg_with_junk_between_markers, photo, turned
+from near_photos import near_of
 from near_photos import photo as near_photo
 from PIL import Image
 
@@ -15,7 +16,6 @@ from pipeline.crawl import judge as judge_module
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.judge import decode, judge
 from pipeline.crawl.luma import luma
-from pipeline.crawl.near_duplicates import find_near
 from pipeline.crawl.near_hash import near_words
 from pipeline.crawl.refusal import RefusedError
 from pipeline.dali.decode import decode_rgb
@@ -189,7 +189,7 @@ def test_a_jpeg_that_stays_merges_with_its_copies(number, size):
     judged = [judge(data, ShardConfig()) for data in copies]
     assert [one.as_is for one in judged] == [True, False, True, False]
     words = np.stack([one.near_words for one in judged])
-    assert find_near(words, np.arange(4), None).tolist() == [-1, 0, 0, 0]
+    assert near_of(words, np.arange(4)).tolist() == [-1, 0, 0, 0]
 
 
 @pytest.mark.skipif(not VOC.is_dir(), reason="VOC animals are not here")

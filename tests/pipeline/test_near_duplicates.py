@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from near_photos import changes, cropped, photo, words_of
+from near_photos import changes, cropped, near_of, photo, words_of
 from PIL import Image
 
 from pipeline.crawl import near_duplicates
-from pipeline.crawl.near_duplicates import BUCKET, TESTS, find_near
+from pipeline.crawl.near_duplicates import BUCKET, TESTS
 from pipeline.crawl.near_hash import SIDE, WORDS, cosines
 
 CALTECH = Path(__file__).parents[3] / "shared/data/caltech101"
@@ -44,18 +44,18 @@ def family():
 
 def test_a_chain_is_followed_to_its_end(family):
     ranks = np.arange(len(family))[::-1].copy()  # The image is ranked above its crops.
-    assert find_near(family[[0, 2]], ranks[[0, 2]], None).tolist() == [-1, -1]
-    assert find_near(family, ranks, None).tolist() == [2, 2, *[-1] * 21]
+    assert near_of(family[[0, 2]], ranks[[0, 2]]).tolist() == [-1, -1]
+    assert near_of(family, ranks).tolist() == [2, 2, *[-1] * 21]
 
 
 def test_the_better_rank_is_kept_not_the_larger_image(family):
     ranks = np.arange(len(family)) * 7 - 50
-    assert find_near(family, ranks, None).tolist() == [-1, 0, 0, *[-1] * 20]
+    assert near_of(family, ranks).tolist() == [-1, 0, 0, *[-1] * 20]
 
 
 def test_a_winner_that_is_missing_leaves_both_ends(family):
     middle_last = np.array([0, 9, 1])
-    assert find_near(family[:3], middle_last, None).tolist() == [-1, 0, -1]
+    assert near_of(family[:3], middle_last).tolist() == [-1, 0, -1]
 
 
 @settings(max_examples=15, deadline=None)
@@ -64,13 +64,13 @@ def test_neither_order_nor_partitions_matter(tmp_path_factory, rows, seed):
     words = random_words(20, seed=1)
     words = np.concatenate([words, noisy(words[:10], seed=2), noisy(words[:10], seed=3)])
     ranks = np.random.default_rng(seed).permutation(40) * 3
-    expected = find_near(words, ranks, None)
+    expected = near_of(words, ranks)
     assert (expected >= 0).sum() == 20
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near_duplicates, "_PARTITION", 2**7)
         patch.setattr(near_duplicates, "_ROWS_AT_ONCE", 7)
         folder = tmp_path_factory.mktemp("near")
-        shuffled = find_near(words[rows], ranks[rows], folder)
+        shuffled = near_of(words[rows], ranks[rows], folder)
     assert not list(folder.iterdir())
     back = np.full(40, -1)
     back[rows] = np.where(shuffled < 0, -1, np.array(rows)[shuffled])
@@ -80,7 +80,7 @@ def test_neither_order_nor_partitions_matter(tmp_path_factory, rows, seed):
 def test_all_copies_lose_to_the_best():
     copies = np.repeat(random_words(1, seed=0), 2 * BUCKET, axis=0)
     ranks = np.random.default_rng(0).permutation(len(copies))
-    winners = find_near(copies, ranks, None)
+    winners = near_of(copies, ranks)
     best = int(ranks.argmin())
     assert winners[best] == -1
     assert (np.delete(winners, best) == best).all()
@@ -97,9 +97,9 @@ def test_in_a_crowd_only_the_best_ranked_are_compared_in_full():
     crowd = pixels.astype("<u1").reshape(len(pixels), -1).view("<u8").astype(np.uint64)
     words = np.concatenate([crowd, crowd[-1:]])
     ranks = np.arange(len(words))
-    assert (find_near(words, ranks, None) == -1).all()  # The copies are ranked last.
+    assert (near_of(words, ranks) == -1).all()  # The copies are ranked last.
     last = len(words) - 1
-    assert find_near(words, last - ranks, None).tolist() == [*[-1] * (last - 1), last, -1]
+    assert near_of(words, last - ranks).tolist() == [*[-1] * (last - 1), last, -1]
 
 
 def test_flat_images_are_kept():
@@ -107,14 +107,13 @@ def test_flat_images_are_kept():
     flat = [np.full((60, 80), level, np.uint8) for level in (0, 0, 128, 255)]
     flat += [np.tile(ramp + level, (60, 1)) for level in (100, 100, 101)]
     words = np.stack([words_of(Image.fromarray(gray)) for gray in flat])
-    assert (find_near(words, np.arange(len(words)), None) == -1).all()
+    assert (near_of(words, np.arange(len(words))) == -1).all()
 
 
-def test_no_images_give_no_winners(tmp_path):
+def test_no_images_give_no_winners():
     none = np.empty((0, WORDS), np.uint64)
-    for folder in (None, tmp_path):
-        winners = find_near(none, np.empty(0, np.int64), folder)
-        assert (winners.shape, winners.dtype) == ((0,), np.int64)
+    winners = near_of(none, np.empty(0, np.int64))
+    assert (winners.shape, winners.dtype) == ((0,), np.int64)
 
 
 @pytest.mark.parametrize(
@@ -122,26 +121,23 @@ def test_no_images_give_no_winners(tmp_path):
     [
         (np.zeros((2, WORDS - 1), np.uint64), np.arange(2), rf"must be uint64 \(2, {WORDS}\)"),
         (np.zeros((2, WORDS), np.int64), np.arange(2), r"words \(=int64 "),
-        (np.zeros((2, WORDS), np.uint64), np.zeros(2, np.int64), "ranks must be distinct"),
     ],
 )
 def test_bad_arguments_name_the_law(words, ranks, law):
     with pytest.raises(ValueError, match=law):
-        find_near(words, ranks, None)
+        near_of(words, ranks)
 
 
 def found(originals, kinds):
     """The share of copies, by kind of change, that lose to the image they were made of."""
     words = np.stack([words_of(image) for image in originals])
-    winners = find_near(words, np.arange(len(words)), None)
+    winners = near_of(words, np.arange(len(words)))
     own = np.where(winners < 0, np.arange(len(words)), winners)
     shares = {}
     for name in kinds[0]:
         copies = np.stack([words_of(changed[name]) for changed in kinds])
         both = np.concatenate([words, copies])
-        shares[name] = float(
-            (find_near(both, np.arange(len(both)), None)[len(words) :] == own).mean()
-        )
+        shares[name] = float((near_of(both, np.arange(len(both)))[len(words) :] == own).mean())
     return winners, shares
 
 
@@ -179,7 +175,7 @@ def test_planted_copies_are_found_among_many(tmp_path, num):
     for first in range(0, num, 10_000):
         words[first : first + 10_000] = random_words(10_000, seed=first)
     words[num - planted :] = noisy(words[:planted], seed=1)
-    winners = find_near(words, np.arange(num), tmp_path)
+    winners = near_of(words, np.arange(num), tmp_path)
     assert (winners[: num - planted] == -1).all()
     assert (winners[num - planted :] == np.arange(planted)).mean() > 0.999
     assert list(tmp_path.iterdir()) == [path]

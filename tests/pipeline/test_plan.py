@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ConfigError
-from pipeline.crawl import exchange
+from pipeline.crawl import left_out_rows, spread
 from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.exchange import exchange
+from pipeline.crawl.near_rows import rank
+from pipeline.crawl.parts import SCHEMA
 from pipeline.crawl.plan import cut, make_plan, rows_of
 from pipeline.shards.manifest import Ledger
 
@@ -149,12 +152,43 @@ def test_of_images_that_look_alike_the_largest_is_kept(tmp_path):
     assert (apart.ledger.accepted, apart.ledger.near_duplicate) == (3, 0)
 
 
+def test_of_images_that_look_alike_and_are_equally_large_the_smaller_hash_is_kept(tmp_path):
+    rows = [row(f"{i}.jpg", i, size=1000, near_words=look(1)) for i in range(9)]
+    best = min(rows, key=lambda r: r["content_hash"])
+    plan = plan_of(rows, tmp_path)
+    assert [r["name"] for r in held(plan)] == [best["name"]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4)), max_size=60),
+    st.sampled_from([1, 2, 7, 64]),
+)
+def test_rows_are_ranked_by_pixels_then_bytes_then_hash(larger, per_partition):
+    rows = [
+        row(f"{i}.jpg", i, width=side * 64, size=1000 + size)
+        for i, (side, size) in enumerate(larger)
+    ]
+    with tempfile.TemporaryDirectory() as made, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spread, "ROWS_PER_PARTITION", per_partition)
+        tables = write_tables(Path(made), rows)
+        kept = exchange(tables, len(rows), Path(made), None, lambda left_out: None)
+        order = rank(kept, Path(made)).tolist()
+        by_hash = [r for _, part in kept.partitions(SCHEMA.names) for r in part.to_pylist()]
+    assert [r["content_hash"] for r in by_hash] == sorted(r["content_hash"] for r in rows)
+    places = range(len(rows))
+    expected = sorted(places, key=lambda i: (-by_hash[i]["width"], -by_hash[i]["size"], i))
+    assert order == expected
+
+
 def test_the_number_of_partitions_changes_nothing(tmp_path, monkeypatch):
     rows = [row(f"{i:03}.jpg", i % 150, label=f"c{i % 3}", notes=["reduced"]) for i in range(200)]
     rows += [row(f"cut{i}.jpg", 1000 + i, "quarantined") for i in range(20)]
     one = described(plan_of(rows, tmp_path / "one"))
-    monkeypatch.setattr(exchange, "ROWS_PER_PARTITION", 16)
-    monkeypatch.setattr(exchange, "_ROWS_AT_ONCE", 50)
+    monkeypatch.setattr(spread, "ROWS_PER_PARTITION", 16)
+    monkeypatch.setattr(spread, "_ROWS_AT_ONCE", 50)
+    monkeypatch.setattr(spread, "_ROWS_PER_PIECE", 1)
+    monkeypatch.setattr(left_out_rows, "_ROWS_AT_ONCE", 7)
     plan = plan_of(rows, tmp_path / "many", num_tables=9)
     assert len(list(plan.folder.glob("kept-*"))) == 14
     assert described(plan) == one

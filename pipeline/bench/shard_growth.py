@@ -115,10 +115,14 @@ def main() -> None:
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
         start_seconds, _ = _drive(few, out / "few", pool)
         seconds, ledger = _drive(images, out / "all", pool)
-    about = {"inputs": ledger.inputs, "duplicates": ledger.duplicate}
-    about |= {"seconds": seconds, "start_seconds": start_seconds}
-    peak = memory_mib(os.getpid(), "VmHWM")
-    sys.stdout.write(json.dumps({**about, "peak_mib": peak}) + "\n")
+    about = {
+        "inputs": ledger.inputs,
+        "duplicates": ledger.duplicate,
+        "seconds": seconds,
+        "start_seconds": start_seconds,
+        "peak_mib": memory_mib(os.getpid(), "VmHWM"),
+    }
+    sys.stdout.write(json.dumps(about) + "\n")
 
 
 def _drive(images: str, out: Path, pool: ProcessPoolExecutor) -> tuple[float, Ledger]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 @dataclass(slots=True)
 class Decoded:
-    """The pixels of an accepted decode; of a JPEG that stays as it is, its luma, often halved."""
+    """The pixels of an accepted decode; of a JPEG that stays as it is, its luma, often small."""
 
     pixels: NDArray[np.uint8]
     """(H, W, C), upright; C is 1 or 3. At least as large as what is encoded, often reduced."""
@@ -24,6 +24,9 @@ class Decoded:
     decode_colours: Callable[[], NDArray[np.uint8]] | None = None
     """Where `pixels` are the luma of a picture in colour: gives the image, (H, W, 3), or raises
     RefusedError."""
+    scale: int = 1
+    """px of the image along a side of a pixel of `pixels`, where those are means of blocks of luma;
+    the last blocks may reach beyond the image."""
 
     def in_colour(self) -> NDArray[np.uint8]:
         """Return the image, (H, W, C).

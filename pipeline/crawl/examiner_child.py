@@ -73,11 +73,11 @@ def _load(judge: str, config: ShardConfig) -> Callable[[bytes, ShardConfig], Jud
     """Import the function `module:name`, and what it would import with the first image."""
     module, _, name = judge.partition(":")
     loaded: Callable[[bytes, ShardConfig], Judged] = getattr(importlib.import_module(module), name)
-    from pipeline.crawl.jpeg_markers import find_marker
+    from pipeline.crawl.jpeg_markers import find_segments
     from pipeline.crawl.shrink import shrink
 
     shrink(np.zeros((2, 2, 3), np.uint8), 1, 1)  # Compiles it, on a machine that never did.
-    find_marker(b"", 0)
+    find_segments(b"")
     if config.near_duplicates:
         from pipeline.crawl.luma import luma
         from pipeline.crawl.near_hash import near_words

@@ -1,15 +1,12 @@
 """Walk the markers of a JPEG: what it declares, and its image data without anything else."""
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.refusal import RefusedError
 
-MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""Not a stuffed zero, not a restart. `find_marker` has the same rule, for markers far away."""
-_SOI, _EOI, _SOS, _COM = 0xD8, 0xD9, 0xDA, 0xFE
+SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
+_COM = 0xFE
 _APP0, _APP1, _APP2, _APP14, _APP15 = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF
 _PROGRESSIVE = 0xC2
 _FRAMES = (0xC0, 0xC1, _PROGRESSIVE)
@@ -67,54 +64,35 @@ def read_jpeg_header(data: bytes, config: ShardConfig) -> JpegHeader:
         RefusedError: It is cut before its first scan, malformed, of a kind that the trainer does
             not decode, or exceeds a limit of `config`.
     """
-    header, kept, position = JpegHeader(), [_START], len(_START)
-    for marker, start, body_end, end in _segments(data):
-        header.junk |= marker != _EOI and data[position:start].strip(b"\xff") != b""
+    from pipeline.crawl.jpeg_markers import find_segments  # Numba takes half a second to load.
+
+    header, position = JpegHeader(), len(_START)
+    kept: list[bytes | slice] = [_START]
+    segments, is_malformed = find_segments(data)
+    for marker, start, body_end, end in segments:
+        if position < start and marker != EOI:
+            header.junk |= data[position:start].strip(b"\xff") != b""
         position = end
         body = data[start + 4 : body_end]
         if _APP0 <= marker <= _APP15 or marker == _COM:
             segment = _read_metadata(header, marker, body, config)
             header.dropped |= segment != data[start:end]
             kept.append(segment)
-        elif marker == _EOI:
+        elif marker == EOI:
             header.ended = True
         else:
             _read_segment(header, marker, body, config)
-            kept.append(data[start:end])
+            kept.append(slice(start, end))
+    if is_malformed:
+        raise RefusedError("undecodable")
     if not header.scans:
         raise RefusedError("undecodable" if header.ended else "truncated")
     header.trailing = header.ended and position < len(data)
     kept.append(_END)
     untouched = header.ended and not (header.junk or header.trailing or header.dropped)
-    header.plain = data if untouched else b"".join(kept)
+    pieces = (data[piece] if isinstance(piece, slice) else piece for piece in kept)
+    header.plain = data if untouched else b"".join(pieces)
     return header
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Yield marker, start, end of its body, end with the coded data behind it; last comes EOI."""
-    from pipeline.crawl.jpeg_markers import find_marker  # Numba takes half a second to load.
-
-    position = len(_START)
-    while found := MARKER.search(data, position):
-        marker, start, position = data[found.end() - 1], found.start(), found.end()
-        if marker == _EOI:
-            yield marker, start, position, position
-            return
-        if marker == _SOI:
-            raise RefusedError("undecodable")
-        size = int.from_bytes(data[position : position + 2], "big")
-        body_end = position + size
-        if body_end > len(data) or len(data) < position + 2:
-            return  # It is cut.
-        if size < 2:
-            raise RefusedError("undecodable")
-        position = body_end
-        if marker == _SOS:
-            following = find_marker(data, body_end)
-            position = len(data) if following < 0 else following
-            while data[position - 1] == 0xFF and position > body_end:
-                position -= 1  # Fills; in coded data a zero stands behind it.
-        yield marker, start, body_end, position
 
 
 def _read_segment(header: JpegHeader, marker: int, body: bytes, config: ShardConfig) -> None:
@@ -123,7 +101,7 @@ def _read_segment(header: JpegHeader, marker: int, body: bytes, config: ShardCon
     if marker in _FRAMES:
         _read_frame(header, body, config)
         header.progressive = marker == _PROGRESSIVE
-    elif marker == _SOS:
+    elif marker == SOS:
         if not header.components or len(body) < 6 or len(body) != 4 + 2 * body[0]:
             raise RefusedError("undecodable")
         header.scans.append(body)

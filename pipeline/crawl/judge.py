@@ -22,7 +22,7 @@ _MAX_SPREAD = 2  # of 255, in every channel of an image that counts as one colou
 _MAX_LUMA_SPREAD = 81
 """Of a JPEG in one colour by that rule: at most this, as colours beyond RGB's bounds are cut off
 (a green of 255 may have a luma of 134 or less), but never luma."""
-_STEPS = (64, 16, 1)  # px between the pixels that are looked at, first to last
+_STEPS = (16, 1)  # px between the pixels that are looked at, first to last
 
 
 def judge(data: bytes, config: ShardConfig) -> Judged:
@@ -124,12 +124,12 @@ def _accepted(
         stored_width=width,
         stored_height=height,
         as_is=bool(decoded.verbatim),
-        near_words=_near_words(pixels) if config.near_duplicates else None,
+        near_words=_near_words(pixels, size, decoded.scale) if config.near_duplicates else None,
     )
 
 
-def _near_words(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:
+def _near_words(pixels: NDArray[np.uint8], size: tuple[int, int], scale: int) -> NDArray[np.uint64]:
     from pipeline.crawl.luma import luma  # Numba takes half a second to load.
     from pipeline.crawl.near_hash import near_words
 
-    return near_words(luma(pixels))
+    return near_words(luma(pixels), size[::-1] if scale > 1 else None, scale)

@@ -7,7 +7,6 @@ of higher ones. So it can be shifted and zoomed by fractions of a pixel, which i
 All arithmetic is on integers, so equal pixels give equal words everywhere.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -44,34 +43,41 @@ def _weights() -> NDArray[np.float64]:
 
 
 _WEIGHTS = _weights()  # (SIDE, _CELLS), integers
+_WEIGHTS_T = np.ascontiguousarray(_WEIGHTS.T)
 
 
-def near_words(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
+def near_words(
+    gray: NDArray[np.uint8], size: tuple[int, int] | None = None, scale: int = 1
+) -> NDArray[np.uint64]:
     """Shrink an image to 16 x 16 luma values, whatever its shape.
 
     Args:
-        gray: uint8 (H, W), luma of the upright image, at least 1 x 1.
+        gray: uint8 (H, W), luma of the upright image, at least 1 x 1; or means of its blocks of
+            `scale` by `scale` pixels, of which the last ones may reach beyond it.
+        size: (height, width) of the image, px; None where it is that of `gray`.
+        scale: Pixels of the image along a side of a pixel of `gray`.
 
     Returns:
         uint64 (WORDS,); as little-endian bytes, the thumbnail's pixels row by row.
     """
-    cells = np.empty((_CELLS, _CELLS), np.uint64)
-    _add_cells(np.ascontiguousarray(gray), cells)
     pixels = np.empty((SIDE, SIDE), np.uint8)
-    _mix_cells(cells, np.uint64(gray.size), pixels)
+    _shrink(np.ascontiguousarray(gray), *(size or gray.shape), scale, pixels)
     return pixels.reshape(-1).view("<u8").astype(np.uint64)
 
 
-@njit(cache=True)
+@njit(inline="always")
 def _mix_cells(cells: Any, area: Any, pixels: Any) -> None:
     """Make pixels of the sums of cells. Numbers are whole and below 2**53: float64 is exact."""
     rows = np.zeros((SIDE, _CELLS))
+    means = np.empty(_CELLS)
     whole, half = float(area), float(area // np.uint64(2))
     for i in range(_CELLS):
         for j in range(_CELLS):
-            mean = math.floor((float(cells[i, j] << np.uint64(_CELL_BITS)) + half) / whole)
-            for v in range(SIDE):
-                rows[v, j] += _WEIGHTS[v, i] * mean
+            means[j] = np.floor((cells[i, j] * 2.0**_CELL_BITS + half) / whole)
+        for v in range(SIDE):
+            weight = _WEIGHTS[v, i]
+            for j in range(_CELLS):
+                rows[v, j] += weight * means[j]
     _mix_rows(rows, pixels)
 
 
@@ -79,52 +85,64 @@ def _mix_cells(cells: Any, area: Any, pixels: Any) -> None:
 def _mix_rows(rows: Any, pixels: Any) -> None:
     one = 2.0 ** (_CELL_BITS + 2 * _WEIGHT_BITS)
     for v in range(SIDE):
+        totals = np.zeros(SIDE)
+        for j in range(_CELLS):
+            mean = rows[v, j]
+            for h in range(SIDE):
+                totals[h] += mean * _WEIGHTS_T[j, h]
         for h in range(SIDE):
-            total = 0.0
-            for j in range(_CELLS):
-                total += rows[v, j] * _WEIGHTS[h, j]
-            pixels[v, h] = min(max(math.floor(total / one + 0.5), 0), 255)
+            pixels[v, h] = np.uint8(min(max(np.floor(totals[h] / one + 0.5), 0.0), 255.0))
 
 
-@njit(cache=True)  # NumPy's sums along rows take more than twice the time.
-def _add_cells(gray: Any, cells: Any) -> None:
+@njit(inline="always")  # NumPy's sums along rows take more than twice the time.
+def _add_cells(gray: Any, height: Any, width: Any, scale: Any, cells: Any) -> None:
     """Sum luma over a grid of equal cells; a pixel on an edge counts in both by its overlap.
 
-    Lengths are in units of 1 / _CELLS pixel, so that overlaps are integers and a cell's area is
-    that of the image in pixels. A cell is what is summed up to its end less that up to its start.
+    Lengths are in units of 1 / (_CELLS * scale) pixel of `gray`, so that overlaps are integers and
+    a cell's area is that of the image in pixels. A cell is what is summed up to its end less that
+    up to its start.
     """
-    height, width = gray.shape
-    whole = np.zeros(width, np.uint32)  # all rows so far; at most 255 * height
-    above = np.zeros(width, np.uint32)  # at most 255 * height * _CELLS; differences stay right
-    line = np.empty(width, np.uint32)
+    unit = _CELLS * scale
+    num_rows, num_columns = gray.shape
+    ends = (np.arange(_CELLS) + 1) * width // unit  # whole pixels up to the end of each column
+    parts = ((np.arange(_CELLS) + 1) * width - ends * unit).astype(np.uint64)
+    whole = np.zeros(num_columns, np.uint32)  # all rows so far; at most 255 * num_rows
+    above = np.zeros(num_columns, np.uint32)  # `unit` times that; differences stay right
+    line = np.empty(num_columns, np.uint32)
     y = 0
     for i in range(_CELLS):
         bottom = (i + 1) * height
-        while y < bottom // _CELLS:
+        end = bottom // unit
+        while y < end:
             row = gray[y]
-            for x in range(width):
+            for x in range(num_columns):
                 whole[x] += np.uint32(row[x])
             y += 1
-        part, row = np.uint32(bottom % _CELLS), gray[min(y, height - 1)]
-        for x in range(width):
-            sum_x = np.uint32(_CELLS) * whole[x] + part * np.uint32(row[x])
+        part, row = np.uint32(bottom - end * unit), gray[min(y, num_rows - 1)]
+        for x in range(num_columns):
+            sum_x = np.uint32(unit) * whole[x] + part * np.uint32(row[x])
             line[x] = sum_x - above[x]
             above[x] = sum_x
-        _cut_line(line, cells[i])
+        _cut_line(line, ends, parts, np.uint64(unit), cells[i])
 
 
 @njit(inline="always")
-def _cut_line(line: Any, cells: Any) -> None:
+def _cut_line(line: Any, ends: Any, parts: Any, unit: Any, cells: Any) -> None:
     """Sum a row of column sums over its cells."""
-    width = len(line)
     total = before = np.uint64(0)
     x = 0
     for j in range(_CELLS):
-        right = (j + 1) * width
-        while x < right // _CELLS:
+        while x < ends[j]:
             total += np.uint64(line[x])
             x += 1
-        part = np.uint64(right % _CELLS) * np.uint64(line[min(x, width - 1)])
-        upto = np.uint64(_CELLS) * total + part
-        cells[j] = upto - before
+        upto = unit * total + parts[j] * np.uint64(line[min(x, len(line) - 1)])
+        cells[j] = float(upto - before)
         before = upto
+
+
+@njit(cache=True)
+def _shrink(gray: Any, height: Any, width: Any, scale: Any, pixels: Any) -> None:
+    """Write the thumbnail to `pixels`, uint8 (SIDE, SIDE)."""
+    cells = np.empty((_CELLS, _CELLS))
+    _add_cells(gray, height, width, scale, cells)
+    _mix_cells(cells, np.uint64(height) * np.uint64(width), pixels)

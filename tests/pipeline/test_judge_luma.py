@@ -64,8 +64,9 @@ def test_what_colours_refuse_luma_refuses(seed, flips, keep, is_cut):
     except ValueError:
         return
     if colours in ("Gray", "YCbCr"):
-        assert decodes(damaged, "GRAY") == decodes(damaged, "RGB")
-        assert decodes(damaged, "GRAY", part=2) == decodes(damaged, "RGB")
+        in_colour = decodes(damaged, "RGB")
+        for part in (1, 2, 4, 8):
+            assert decodes(damaged, "GRAY", part) == in_colour, part
 
 
 @pytest.mark.skipif(not ODD.is_dir(), reason="the odd images are not here")
@@ -105,21 +106,31 @@ def test_only_what_is_stored_as_it_is_comes_in_luma(data, in_luma):
     assert (found.decode_colours is not None) == in_luma
     assert bool(found.verbatim) == judge(data, CONFIG).as_is
     if in_luma:
-        assert found.pixels.shape == (found.height, found.width, 1)
+        blocks = (-(-found.height // found.scale), -(-found.width // found.scale), 1)
+        assert found.pixels.shape == blocks
         np.testing.assert_array_equal(
             found.in_colour(), simplejpeg.decode_jpeg(found.verbatim, strict=True)
         )
 
 
 @pytest.mark.parametrize(
-    ("size", "halved"), [((400, 191), (400, 191)), ((301, 192), (151, 96)), ((192, 301), (96, 151))]
+    ("size", "scale", "reduced"),
+    [
+        ((400, 47), 1, (400, 47)),
+        ((49, 48), 2, (25, 24)),
+        ((400, 95), 2, (200, 48)),
+        ((96, 301), 4, (24, 76)),
+        ((301, 191), 4, (76, 48)),
+        ((301, 192), 8, (38, 24)),
+    ],
 )
-def test_luma_of_what_is_not_small_comes_at_half_the_size(size, halved):
-    found = decode(encoded(photo(*size)), CONFIG)
-    assert (found.width, found.height) == size
-    assert found.pixels.shape == (*halved[::-1], 1)
+def test_luma_comes_as_means_of_blocks_of_which_enough_are_left(size, scale, reduced):
+    config = ShardConfig(near_duplicates=False, min_side=16, max_aspect=10)
+    found = decode(encoded(photo(*size)), config)
+    assert (found.width, found.height, found.scale) == (*size, scale)
+    assert found.pixels.shape == (*reduced[::-1], 1)
     assert found.in_colour().shape == (*size[::-1], 3)
-    judged = judge(found.verbatim, CONFIG)
+    judged = judge(found.verbatim, config)
     assert (judged.stored_width, judged.stored_height) == size
 
 
@@ -179,7 +190,7 @@ def test_no_image_of_one_colour_spreads_further_in_luma():
     assert spread.max() == judge_module._MAX_LUMA_SPREAD
 
 
-@pytest.mark.parametrize("size", [(240, 180), (480, 360)])
+@pytest.mark.parametrize("size", [(100, 75), (240, 180), (300, 200), (480, 360)])
 @pytest.mark.parametrize("number", range(8))
 def test_a_jpeg_that_stays_merges_with_its_copies(number, size):
     shown = near_photo(number, *size)

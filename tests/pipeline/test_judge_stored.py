@@ -247,12 +247,13 @@ def test_what_is_encoded_again_obeys_the_configuration():
 def test_near_words_are_those_of_the_luma_of_what_is_stored():
     from pipeline.crawl.near_hash import WORDS, near_words
 
-    as_it_is = simplejpeg.decode_jpeg(JPEG, "GRAY")[:, :, 0]
-    again = np.asarray(photo().convert("L"))
-    for data, gray in ((JPEG, as_it_is), (PNG, again)):
+    again = near_words(np.asarray(photo().convert("L")))
+    blocks = simplejpeg.decode_jpeg(JPEG, "GRAY", min_width=40, min_height=30)[:, :, 0]
+    assert blocks.shape == (30, 40)
+    for data, words in ((JPEG, near_words(blocks, (60, 80), 2)), (PNG, again)):
         judged = accepted(data, ShardConfig())
         assert judged.near_words.shape == (WORDS,)
-        np.testing.assert_array_equal(judged.near_words, near_words(gray))
+        np.testing.assert_array_equal(judged.near_words, words)
     assert accepted(JPEG).near_words is None
 
 

@@ -79,6 +79,14 @@ def test_memory_layout_does_not_matter():
     assert (near_words(gray[::2, ::3]) == near_words(gray[::2, ::3].copy())).all()
 
 
+@pytest.mark.parametrize(("size", "scale"), [((96, 72), 8), ((97, 71), 8), ((50, 41), 4)])
+def test_means_of_blocks_give_the_words_of_their_blocks(size, scale):
+    blocks = [-(-side // scale) for side in size]
+    gray = np.random.default_rng(2).integers(0, 256, blocks, dtype=np.uint8)
+    shown = gray.repeat(scale, axis=0).repeat(scale, axis=1)[: size[0], : size[1]]
+    assert (near_words(gray, size, scale) == near_words(shown)).all()
+
+
 def test_a_larger_copy_looks_the_same():
     gray = np.random.default_rng(1).integers(0, 256, (50, 64), dtype=np.uint8)
     larger = gray.repeat(3, axis=0).repeat(3, axis=1)

@@ -69,6 +69,10 @@ def bench_shard(
         Optional[int],  # noqa: UP045
         typer.Option(help="Most images of the growth measure; 100000, if not given."),
     ] = None,
+    plan: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Most made-up inputs whose shards are planned; none, if not given."),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Measure the making of shards against peers and the strict decode alone, in one run.
@@ -84,7 +88,9 @@ def bench_shard(
         from pipeline.bench.shard import bench_shard as run_bench
         from pipeline.bench.shard import make_options
 
-        _measure(partial(run_bench, make_options(data, quick=quick, growth=growth)), json_file)
+        _measure(
+            partial(run_bench, make_options(data, quick=quick, growth=growth, plan=plan)), json_file
+        )
 
 
 @app.command("transfer")

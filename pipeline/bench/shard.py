@@ -15,6 +15,7 @@ from rich.table import Table
 
 from pipeline.bench.contest import Progress
 from pipeline.bench.machine import describe_machine
+from pipeline.bench.plan_growth import measure_plan
 from pipeline.bench.shard_contest import CONTESTS, Contest, Field
 from pipeline.bench.shard_growth import measure_growth
 from pipeline.bench.shard_inputs import Numbers, make_inputs
@@ -48,6 +49,8 @@ class ShardBench:
     """Whether ours goes on to finished shards, too; the others' work ends where parts do."""
     growth: tuple[int, ...]
     """Numbers of inputs, ascending; empty where growth is not measured."""
+    plan: tuple[int, ...]
+    """Likewise, of made-up inputs that are planned alone."""
     cores: int
 
     @property
@@ -60,31 +63,39 @@ class ShardBench:
         )
 
 
-def make_options(data: Path, *, quick: bool, growth: int | None) -> ShardBench:
+def make_options(data: Path, *, quick: bool, growth: int | None, plan: int | None) -> ShardBench:
     """Check what a person typed.
 
     Args:
         data: Folder of images or of shards.
         quick: Few images, few rounds, and no growth unless it is asked for.
         growth: Most inputs of that measure; None for the default.
+        plan: Most made-up inputs of that measure; None for no such measure.
 
     Raises:
-        ConfigError: `growth` is too small.
+        ConfigError: `growth` or `plan` is too small.
     """
-    if growth is not None and growth < _GROWTH_FROM:
-        raise ConfigError(f"growth (={growth}) must be at least {_GROWTH_FROM}; raise it.")
-    most = growth or (0 if quick else _GROWTH_TO)
-    steps = [_GROWTH_FROM]
-    while steps[-1] * 10 <= most:
-        steps.append(steps[-1] * 10)
     return ShardBench(
         data=data,
         numbers=QUICK if quick else FULL,
         rounds=_QUICK_ROUNDS if quick else _ROUNDS,
         finished=not quick,
-        growth=tuple(steps) if most else (),
+        growth=_steps("growth", (None if quick else _GROWTH_TO) if growth is None else growth),
+        plan=_steps("plan", plan),
         cores=len(os.sched_getaffinity(0)),
     )
+
+
+def _steps(name: str, most: int | None) -> tuple[int, ...]:
+    """Return tenfold steps up to `most`."""
+    if most is None:
+        return ()
+    if most < _GROWTH_FROM:
+        raise ConfigError(f"{name} (={most}) must be at least {_GROWTH_FROM}; raise it.")
+    steps = [_GROWTH_FROM]
+    while steps[-1] * 10 <= most:
+        steps.append(steps[-1] * 10)
+    return tuple(steps)
 
 
 def bench_shard(options: ShardBench, on_progress: Progress, show: Show) -> dict[str, Any]:
@@ -96,7 +107,7 @@ def bench_shard(options: ShardBench, on_progress: Progress, show: Show) -> dict[
         show: Called with each table as it is ready, and with the last line.
 
     Returns:
-        The headline, a section for each contest, growth, and what the numbers depend on.
+        The headline, a section for each contest, growth, the plan, and what the numbers depend on.
 
     Raises:
         ConfigError: `data` is not there, or holds too few usable images.
@@ -110,6 +121,11 @@ def bench_shard(options: ShardBench, on_progress: Progress, show: Show) -> dict[
             growth = measure_growth(options.growth, Path(scratch), options.cores, on_progress)
         found["growth"] = growth
         show(measure_table("growth", growth))
+    if options.plan:
+        with tempfile.TemporaryDirectory(prefix="tessera-bench-") as scratch:
+            plan = measure_plan(options.plan, Path(scratch), on_progress)
+        found["plan"] = plan
+        show(measure_table("plan", plan))
     note = load_note(load, options.cores)
     if note:
         show(note)

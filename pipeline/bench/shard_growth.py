@@ -1,10 +1,8 @@
 """Whether an input costs the same however many there are, and how much memory the driver takes."""
 
-import contextlib
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -16,7 +14,7 @@ import numpy as np
 import simplejpeg
 
 from pipeline.bench.contest import Progress
-from pipeline.bench.memory import memory_mib
+from pipeline.bench.memory import memory_mib, watch
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.folder import Job
 from pipeline.crawl.source_list import parse_sources
@@ -29,7 +27,6 @@ _SIDE = 48  # px
 _CELLS = 6  # Colours per side: enough that no two images look alike.
 _COPY_EVERY = 10
 _FILES_PER_FOLDER = 1_000
-_LOOK_S = 0.02
 
 
 def measure_growth(
@@ -60,7 +57,7 @@ def measure_growth(
         have = num
         command = [sys.executable, "-m", "pipeline.bench.shard_growth"]
         arguments = [str(few), str(images), str(scratch / f"shards-{num}"), str(cores)]
-        code, own_mib = _watch([*command, *arguments], scratch)
+        code, own_mib = watch([*command, *arguments], scratch, _ROOT)
         if code:
             text = (scratch / "stderr").read_text()
             raise RuntimeError(f"growth (={num}) failed: {text.strip()[-300:]}")
@@ -75,24 +72,6 @@ def measure_growth(
         }
     on_progress(len(steps), len(steps), "")
     return found
-
-
-def _watch(command: Sequence[str], scratch: Path) -> tuple[int, float]:
-    """Run a command; return its exit code, and the most memory of its own that was seen, MiB."""
-    most = 0.0
-    with (
-        (scratch / "stdout").open("wb") as out,
-        (scratch / "stderr").open("wb") as err,
-        subprocess.Popen(command, cwd=_ROOT, stdout=out, stderr=err) as process,
-    ):
-        try:
-            while process.poll() is None:
-                with contextlib.suppress(OSError, StopIteration):  # It ends just now.
-                    most = max(most, memory_mib(process.pid, "RssAnon"))
-                time.sleep(_LOOK_S)
-        finally:
-            process.kill()
-    return process.returncode, most
 
 
 def _write_images(folder: Path, first: int, stop: int) -> None:

@@ -7,6 +7,7 @@ import pytest
 from command import refused, tessera
 from PIL import Image
 
+from pipeline.bench.plan_growth import measure_plan
 from pipeline.bench.shard import ShardBench, bench_shard, headline, last_line, make_options
 from pipeline.bench.shard_contest import CONTESTS
 from pipeline.bench.shard_growth import measure_growth
@@ -44,7 +45,9 @@ def folders(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(data):
     """What the command writes, of contests of a single round, and what it shows."""
-    options = ShardBench(data=data, numbers=NUMBERS, rounds=1, finished=False, growth=(), cores=2)
+    options = ShardBench(
+        data=data, numbers=NUMBERS, rounds=1, finished=False, growth=(), plan=(), cores=2
+    )
     shown = []
     return {**bench_shard(options, lambda *_: None, shown.append), "shown": shown}
 
@@ -191,16 +194,25 @@ def test_without_peers_and_a_second_core_the_rest_is_still_said():
 
 @pytest.mark.multiprocess
 def test_growth_has_a_line_for_every_number(tmp_path):
-    found = measure_growth((9,), tmp_path, 1, lambda *_: None)
-    assert list(found) == ["9"]
-    assert found["9"]["seconds_per_input"] > 0
-    assert found["9"]["start_seconds"] > 0
-    assert 10 < found["9"]["driver_own_mib"] < found["9"]["driver_peak_mib"] < 10_000
+    found = measure_growth((10,), tmp_path, 1, lambda *_: None)  # The last is a copy.
+    assert list(found) == ["10"]
+    assert found["10"]["seconds_per_input"] > 0
+    assert found["10"]["start_seconds"] > 0
+    assert 10 < found["10"]["driver_own_mib"] < found["10"]["driver_peak_mib"] < 10_000
+
+
+@pytest.mark.multiprocess
+def test_plans_of_made_up_inputs_find_what_was_planted(tmp_path):
+    found = measure_plan((500, 1000), tmp_path, lambda *_: None)
+    assert list(found) == ["500", "1000"]
+    for measured in found.values():
+        assert measured["near_found"] == 1
+        assert 10 < measured["own_mib"] < measured["peak_mib"] < 10_000
 
 
 def test_finished_shards_are_left_to_the_full_run(tmp_path):
     def runners(quick):
-        options = make_options(tmp_path, quick=quick, growth=None)
+        options = make_options(tmp_path, quick=quick, growth=None, plan=None)
         return {runner for contest in options.contests for runner in contest.runners}
 
     assert runners(False) - runners(True) == {"tessera_shards"}
@@ -208,7 +220,7 @@ def test_finished_shards_are_left_to_the_full_run(tmp_path):
 
 def test_growth_is_measured_in_tenfold_steps(tmp_path):
     def steps(quick, growth):
-        return make_options(tmp_path, quick=quick, growth=growth).growth
+        return make_options(tmp_path, quick=quick, growth=growth, plan=None).growth
 
     assert steps(False, None) == (1_000, 10_000, 100_000)
     assert steps(False, 1_000_000) == (1_000, 10_000, 100_000, 1_000_000)
@@ -216,6 +228,9 @@ def test_growth_is_measured_in_tenfold_steps(tmp_path):
     assert steps(True, 1_000) == (1_000,)
     with pytest.raises(ConfigError, match=r"growth \(=999\) must be at least 1000"):
         steps(False, 999)
+    assert make_options(tmp_path, quick=True, growth=None, plan=10_000).plan == (1_000, 10_000)
+    with pytest.raises(ConfigError, match=r"plan \(=9\) must be at least 1000"):
+        make_options(tmp_path, quick=True, growth=None, plan=9)
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path):

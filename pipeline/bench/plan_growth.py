@@ -1,0 +1,169 @@
+"""Whether the plan of the shards takes the same memory and time an input however many there are.
+
+The inputs are made up: tables as the parts of a crawl have them, without the images. So ten million
+cost minutes, and what is measured is what the driver of a crawl does alone: exact and near
+duplicates, the order of the shards, and where every other input went.
+"""
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from pipeline.bench.contest import Progress
+from pipeline.bench.memory import memory_mib, watch
+from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.near_hash import SIDE, cosines
+from pipeline.crawl.parts import SCHEMA
+from pipeline.crawl.plan import make_plan
+
+_ROOT = Path(__file__).parents[2]
+_ROWS_PER_TABLE = 500
+_CYCLE = 100
+"""Inputs among which are so many of each kind: ten copies of others, ten broken ones, and one that
+looks like another."""
+_LOUDNESS, _MEAN = 60.0, 120.0  # Luma levels; as photographs have them.
+_NOISE = 2  # Luma levels that a near duplicate differs by, at most.
+
+
+def measure_plan(
+    steps: Sequence[int], scratch: Path, on_progress: Progress
+) -> dict[str, dict[str, float]]:
+    """Plan the shards of ever more made-up inputs, each time in a process of its own.
+
+    Args:
+        steps: Numbers of inputs, ascending, multiples of 500.
+        scratch: Empty folder; takes the tables, 200 bytes an input, and what the plan writes, up to
+            3 kB an input.
+        on_progress: Called before each step.
+
+    Returns:
+        By number of inputs: seconds per input; the process's peak of resident memory, MiB, mapped
+        files included; the peak of its own memory, as seen every 20 ms, without them; and the share
+        of the planted near duplicates that was found.
+
+    Raises:
+        RuntimeError: The process failed, or lost an input.
+    """
+    tables, have = scratch / "tables", 0
+    tables.mkdir()
+    kinds = Counter(map(_kind, range(_CYCLE)))
+    found: dict[str, dict[str, float]] = {}
+    for position, num in enumerate(steps):
+        on_progress(position, len(steps), f"plan: {num:,} inputs")
+        _write_tables(tables, have, num)
+        have = num
+        command = [sys.executable, "-m", "pipeline.bench.plan_growth", str(tables), str(num)]
+        code, own_mib = watch([*command, str(scratch / "plan")], scratch, _ROOT)
+        if code:
+            text = (scratch / "stderr").read_text()
+            raise RuntimeError(f"plan (={num}) failed: {text.strip()[-300:]}")
+        about = json.loads((scratch / "stdout").read_text().splitlines()[-1])
+        planted = {kind: n * num // _CYCLE for kind, n in kinds.items()}
+        wanted = num, planted["copy"], planted["broken"]
+        if (about["inputs"], about["copies"], about["broken"]) != wanted:
+            raise RuntimeError(f"plan (={num}) gave {about}.")
+        found[str(num)] = {
+            "seconds_per_input": about["seconds"] / num,
+            "peak_mib": about["peak_mib"],
+            "own_mib": own_mib,
+            "near_found": about["near"] / planted["alike"],
+        }
+    on_progress(len(steps), len(steps), "")
+    return found
+
+
+def _kind(number: int) -> str:
+    place = number % _CYCLE
+    if place % 10 in (8, 9):
+        return "broken" if place % 10 == 8 else "copy"
+    return "alike" if place == 2 else "own"
+
+
+def _write_tables(folder: Path, first: int, stop: int) -> None:
+    """Write inputs `first` to `stop` - 1 as tables of parts."""
+    for start in range(first, stop, _ROWS_PER_TABLE):
+        numbers = range(start, start + _ROWS_PER_TABLE)
+        looks = _looks(start)
+        rows = [_row(number, look) for number, look in zip(numbers, looks, strict=True)]
+        path = folder / f"{start:012}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path, compression="zstd")
+
+
+def _row(number: int, look: bytes) -> dict[str, Any]:
+    kind = _kind(number)
+    content = number - 9 if kind == "copy" else number  # Of the first of its ten.
+    is_broken = kind == "broken"
+    return {
+        "name": f"crawl/{number // 1000:07}/{number:010}.jpg",
+        "source": "crawl",
+        "outcome": "quarantined" if is_broken else "accepted",
+        "reason": "truncated" if is_broken else None,
+        "content_hash": xxhash.xxh3_128_digest(str(content).encode()),
+        "part": bytes(16),
+        "offset": 0,
+        "size": 20_000 + content % 10_000,
+        "stored_hash": content,
+        "format": "JPEG",
+        "width": 500,
+        "height": 375,
+        "stored_width": 500,
+        "stored_height": 375,
+        "as_is": True,
+        "notes": [],
+        "near_words": None if is_broken else look,
+    }
+
+
+def _looks(start: int) -> list[bytes]:
+    """Make the thumbnails of a table, with the spectrum of photographs."""
+    rng = np.random.default_rng(start)
+    waves = rng.standard_normal((_ROWS_PER_TABLE, SIDE, SIDE)) * _SPECTRUM
+    pixels = _WAVES @ waves @ _WAVES.T + _MEAN
+    for place in range(_ROWS_PER_TABLE):
+        kind = _kind(place)
+        if kind == "copy":
+            pixels[place] = pixels[place - 9]
+        elif kind == "alike":
+            pixels[place] = pixels[place - 1] + rng.integers(-_NOISE, _NOISE + 1, (SIDE, SIDE))
+    return [look.tobytes() for look in np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)]
+
+
+def _spectrum() -> Any:
+    """Make power fall as one over the frequency; the mean has none."""
+    across = np.arange(SIDE)
+    loudness = _LOUDNESS / np.maximum(np.hypot(across[:, None], across), 1)
+    loudness[0, 0] = 0
+    return loudness
+
+
+_WAVES, _SPECTRUM = cosines(SIDE), _spectrum()
+
+
+def main() -> None:
+    """Plan; arguments: folder of tables, number of inputs, folder of the plan."""
+    tables, num, folder = sorted(Path(sys.argv[1]).iterdir()), int(sys.argv[2]), Path(sys.argv[3])
+    start = time.perf_counter()
+    ledger = make_plan(tables, num, folder, ShardConfig()).ledger
+    about = {
+        "seconds": time.perf_counter() - start,
+        "inputs": ledger.inputs,
+        "copies": ledger.duplicate - ledger.near_duplicate,
+        "near": ledger.near_duplicate,
+        "broken": ledger.num_quarantined,
+        "peak_mib": memory_mib(os.getpid(), "VmHWM"),
+    }
+    sys.stdout.write(json.dumps(about) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -33,6 +33,22 @@ _CYCLE = 100
 looks like another."""
 _LOUDNESS, _MEAN = 60.0, 120.0  # Luma levels; as photographs have them.
 _NOISE = 2  # Luma levels that a near duplicate differs by, at most.
+_SAME = {
+    "source": "crawl",
+    "part": bytes(16),
+    "offset": 0,
+    "format": "JPEG",
+    "width": 500,
+    "height": 375,
+    "stored_width": 500,
+    "stored_height": 375,
+    "as_is": True,
+    "notes": [],
+    "label": None,
+    "caption": None,
+    "metadata": None,
+}
+"""What all inputs have in common."""
 
 
 def measure_plan(
@@ -92,36 +108,34 @@ def _kind(number: int) -> str:
 def _write_tables(folder: Path, first: int, stop: int) -> None:
     """Write inputs `first` to `stop` - 1 as tables of parts."""
     for start in range(first, stop, _ROWS_PER_TABLE):
-        numbers = range(start, start + _ROWS_PER_TABLE)
-        looks = _looks(start)
-        rows = [_row(number, look) for number, look in zip(numbers, looks, strict=True)]
-        path = folder / f"{start:012}.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path, compression="zstd")
+        pq.write_table(_table(start), folder / f"{start:012}.parquet", compression="zstd")
 
 
-def _row(number: int, look: bytes) -> dict[str, Any]:
-    kind = _kind(number)
-    content = number - 9 if kind == "copy" else number  # Of the first of its ten.
-    is_broken = kind == "broken"
-    return {
-        "name": f"crawl/{number // 1000:07}/{number:010}.jpg",
-        "source": "crawl",
-        "outcome": "quarantined" if is_broken else "accepted",
-        "reason": "truncated" if is_broken else None,
-        "content_hash": xxhash.xxh3_128_digest(str(content).encode()),
-        "part": bytes(16),
-        "offset": 0,
-        "size": 20_000 + content % 10_000,
-        "stored_hash": content,
-        "format": "JPEG",
-        "width": 500,
-        "height": 375,
-        "stored_width": 500,
-        "stored_height": 375,
-        "as_is": True,
-        "notes": [],
-        "near_words": None if is_broken else look,
+def _table(start: int) -> pa.Table:
+    numbers = range(start, start + _ROWS_PER_TABLE)
+    kinds = [_kind(number) for number in numbers]
+    # A copy is of the first of its ten.
+    contents = [n - 9 if kind == "copy" else n for n, kind in zip(numbers, kinds, strict=True)]
+    broken = [kind == "broken" for kind in kinds]
+    told = {
+        "name": [f"crawl/{number // 1000:07}/{number:010}.jpg" for number in numbers],
+        "outcome": ["quarantined" if is_broken else "accepted" for is_broken in broken],
+        "reason": ["truncated" if is_broken else None for is_broken in broken],
+        "content_hash": [xxhash.xxh3_128_digest(str(content).encode()) for content in contents],
+        "size": [20_000 + content % 10_000 for content in contents],
+        "stored_hash": contents,
+        "near_words": [
+            None if is_broken else look
+            for is_broken, look in zip(broken, _looks(start), strict=True)
+        ],
     }
+    columns = [
+        pa.array(told[item.name], item.type)
+        if item.name in told
+        else pa.repeat(pa.scalar(_SAME[item.name], item.type), _ROWS_PER_TABLE)
+        for item in SCHEMA
+    ]
+    return pa.table(columns, schema=SCHEMA)
 
 
 def _looks(start: int) -> list[bytes]:

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
-import numpy as np
-
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.examiner_messages import (
     ANSWERS,
@@ -70,19 +68,15 @@ def _answer(
 
 
 def _load(judge: str, config: ShardConfig) -> Callable[[bytes, ShardConfig], Judged]:
-    """Import the function `module:name`, and what it would import with the first image."""
+    """Import the function `module:name`, and what it would import, and compile, for an image."""
     module, _, name = judge.partition(":")
     loaded: Callable[[bytes, ShardConfig], Judged] = getattr(importlib.import_module(module), name)
-    from pipeline.crawl.jpeg_markers import find_segments
-    from pipeline.crawl.shrink import shrink
-
-    shrink(np.zeros((2, 2, 3), np.uint8), 1, 1)  # Compiles it, on a machine that never did.
-    find_segments(b"")
-    if config.near_duplicates:
-        from pipeline.crawl.luma import luma
-        from pipeline.crawl.near_hash import near_words
-
-        near_words(luma(np.zeros((1, 1, 3), np.uint8)))
+    for late in (
+        "jpeg_markers",
+        "shrink",
+        *(("luma", "near_hash") if config.near_duplicates else ()),
+    ):
+        importlib.import_module(f"pipeline.crawl.{late}")
     return loaded
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numpy.typing import NDArray
 
 
@@ -16,7 +16,11 @@ def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return gray
 
 
-@njit(cache=True)
+# Compiled when it is loaded, for arrays that may be written to and others.
+_PIXELS = types.Array(types.uint8, 1, "C", readonly=True)
+
+
+@njit(types.void(types.uint8[::1], _PIXELS), cache=True)
 def _mix(gray: Any, pixels: Any) -> None:
     red, green, blue, half = (
         np.uint32(19595),

@@ -10,7 +10,7 @@ All arithmetic is on integers, so equal pixels give equal words everywhere.
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numpy.typing import NDArray
 
 SIDE = 16
@@ -140,7 +140,12 @@ def _cut_line(line: Any, ends: Any, parts: Any, unit: Any, cells: Any) -> None:
         before = upto
 
 
-@njit(cache=True)
+# Compiled when it is loaded, for arrays that may be written to and others.
+_GRAY = types.Array(types.uint8, 2, "C", readonly=True)
+_SIZES = (types.int64,) * 3
+
+
+@njit(types.void(_GRAY, *_SIZES, types.uint8[:, ::1]), cache=True)
 def _shrink(gray: Any, height: Any, width: Any, scale: Any, pixels: Any) -> None:
     """Write the thumbnail to `pixels`, uint8 (SIDE, SIDE)."""
     cells = np.empty((_CELLS, _CELLS))

@@ -6,7 +6,7 @@
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numpy.typing import NDArray
 
 _BITS = 11
@@ -52,24 +52,6 @@ def _shifted(weights: NDArray[np.int32], places: NDArray[np.int64]) -> NDArray[n
     return np.where(columns >= 0, moved, 0).astype(np.int32)
 
 
-@njit(cache=True)
-def _shrink(out: Any, pixels: Any, rows: Any, row_weights: Any, columns: Any, weights: Any) -> None:
-    length = pixels.shape[1] * pixels.shape[2]
-    flat = pixels.reshape(pixels.size)
-    line = np.empty(length, np.int32)
-    for y in range(out.shape[0]):
-        line[:] = 0
-        for k in range(row_weights.shape[1]):
-            weight, start = row_weights[y, k], (rows[y] + k) * length
-            row = flat[start : start + length]
-            for x in range(length):
-                line[x] += weight * np.int32(row[x])
-        if out.shape[2] == 3:
-            _mix_colours(out[y].reshape(out.shape[1] * 3), line, columns, weights)
-        else:
-            _mix_gray(out[y, :, 0], line, columns, weights)
-
-
 @njit(inline="always")
 def _mix_colours(out: Any, line: Any, columns: Any, weights: Any) -> None:
     """Mix the columns of one row; unsigned indices are not tested for counting from the end."""
@@ -92,3 +74,26 @@ def _mix_gray(out: Any, line: Any, columns: Any, weights: Any) -> None:
         for k in range(weights.shape[1]):
             gray += weights[x, k] * line[np.uint64(columns[x] + k)]
         out[x] = gray >> _SHIFT
+
+
+# Compiled when it is loaded, for arrays that may be written to and others.
+_PIXELS = types.Array(types.uint8, 3, "C", readonly=True)
+_AREAS = (types.int64[::1], types.int32[:, ::1])
+
+
+@njit(types.void(types.uint8[:, :, ::1], _PIXELS, *_AREAS, *_AREAS), cache=True)
+def _shrink(out: Any, pixels: Any, rows: Any, row_weights: Any, columns: Any, weights: Any) -> None:
+    length = pixels.shape[1] * pixels.shape[2]
+    flat = pixels.reshape(pixels.size)
+    line = np.empty(length, np.int32)
+    for y in range(out.shape[0]):
+        line[:] = 0
+        for k in range(row_weights.shape[1]):
+            weight, start = row_weights[y, k], (rows[y] + k) * length
+            row = flat[start : start + length]
+            for x in range(length):
+                line[x] += weight * np.int32(row[x])
+        if out.shape[2] == 3:
+            _mix_colours(out[y].reshape(out.shape[1] * 3), line, columns, weights)
+        else:
+            _mix_gray(out[y, :, 0], line, columns, weights)

@@ -10,7 +10,14 @@ from pathlib import Path
 import hostile_judges
 import numpy as np
 import pytest
-from made_images import JPEG, PNG, gif_that_declares, jpeg_of_many_scans, png_with_bomb_in_text
+from made_images import (
+    JPEG,
+    PNG,
+    gif_that_declares,
+    jpeg_of_many_scans,
+    photo,
+    png_with_bomb_in_text,
+)
 
 from pipeline.bench.memory import memory_mib
 from pipeline.crawl.config import ShardConfig
@@ -20,6 +27,7 @@ from pipeline.crawl.judged_bytes import judged_from_bytes, judged_to_bytes
 
 CONFIG = ShardConfig(near_duplicates=False, max_seconds=5)
 MIB = 2**20
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -253,3 +261,41 @@ def test_bombs_are_refused_without_memory_or_time(examiner, make, reason):
 
 def test_the_set_up_is_plain_data():
     assert ShardConfig(**json.loads(json.dumps(CONFIG.model_dump(mode="json")))) == CONFIG
+
+
+COMPILES_NOTHING = """
+import sys
+from pathlib import Path
+from numba.core.dispatcher import Dispatcher
+from pipeline.crawl.config import ShardConfig
+from pipeline.crawl.examiner_child import _load
+
+config = ShardConfig()
+judge = _load("pipeline.crawl.judge:judge", config)
+
+def refuse(dispatcher, signature):
+    raise AssertionError(f"{dispatcher.py_func.__qualname__} is compiled for {signature}")
+
+Dispatcher.compile = refuse
+for path in sys.argv[1:]:
+    assert judge(Path(path).read_bytes(), config).outcome == "accepted", path
+"""
+
+
+@pytest.mark.multiprocess
+def test_nothing_is_compiled_while_the_clock_of_an_image_runs(tmp_path):
+    paths = []
+    for mode in ("RGB", "L"):
+        for width in (80, 300, 1500):  # Looked at in full, by blocks, and reduced.
+            for ending in ("png", "jpg"):
+                path = tmp_path / f"{mode}-{width}.{ending}"
+                photo(width, width * 3 // 4).convert(mode).save(path)
+                paths.append(str(path))
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILES_NOTHING, *paths],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """Arrays in files: as long as the crawl, without its length in memory."""
 
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,19 @@ from numpy.typing import DTypeLike, NDArray
 
 
 def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Make an array of zeros in a new .npy file."""
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    """Make an array of zeros in a new .npy file.
+
+    Raises:
+        OSError: The disk has no room for it; found out later, it would end the process.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            del array  # And its mapping, though the error may be held.
+            raise OSError(error.errno, error.strerror, str(path)) from None
+    return array
 
 
 def release(*arrays: NDArray[Any]) -> None:

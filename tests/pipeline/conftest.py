@@ -1,9 +1,11 @@
 import hashlib
 import http.server
 import json
+import os
 import re
 import socket
 import struct
+import subprocess
 import threading
 import time
 import zlib
@@ -219,3 +221,15 @@ def crawl(tmp_path):
         (folder / f"{number:05}.parquet").write_bytes(b"PAR1")
         (folder / f"{number:05}_stats.json").write_text("{}")
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB; skips where this process may mount none."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tessera-test", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -137,18 +137,6 @@ def test_the_estimate_bounds_large_files_and_counts_archives_once(tmp_path):
     assert room.estimate(chunks, CONFIG) == len(encoded(1)) + bound
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MiB; skips where this process may mount none."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tessera-test", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_is_one_line_and_leaves_no_halves(tmp_path, small_disk, monkeypatch):
     monkeypatch.setattr(room, "_MARGIN", 0.0)
     crawl = tmp_path / "crawl"

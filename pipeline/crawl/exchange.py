@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.crawl.dedupe import content_hashes, settle
 from pipeline.crawl.parts import HASH, SCHEMA
-from pipeline.crawl.spread import Spread, num_partitions, rows_at_once
+from pipeline.crawl.spread import Spread, gathered, num_partitions
 
 LEFT_OUT = pa.schema(
     [
@@ -35,6 +35,8 @@ LEFT_OUT = pa.schema(
 _ABOUT_IMAGE = ["content_hash", "part", "offset", "size", "stored_hash"]
 ABOUT_LEFT_OUT = ["name", "source", *_ABOUT_IMAGE]
 """Columns of the parts that `left_out` reads."""
+
+_HALF = np.uint64(32)
 
 TakeLeftOut = Callable[[pa.Table], None]
 """Is given tables of LEFT_OUT."""
@@ -98,7 +100,8 @@ def exchange(
     """
     partitions = num_partitions(num_inputs)
     accepted = Spread(folder, "accepted", SCHEMA)
-    _spread(tables, accepted, partitions, take_left_out)
+    for rows in gathered(_accepted(tables, take_left_out), partitions):
+        accepted.add(rows, _partitions_of(rows, partitions))
     starts = [0]
     for number in range(partitions):
         kept, others = _settle(accepted.pop(number), starts[-1], max_repeats)
@@ -109,28 +112,20 @@ def exchange(
     return Kept(folder, np.array(starts))
 
 
-def _spread(
-    tables: Iterable[Path], accepted: Spread, partitions: int, take_left_out: TakeLeftOut
-) -> None:
-    """Spread accepted rows by the first bits of their hash; give away what the gate left out."""
-    waiting: list[pa.Table] = []
+def _accepted(tables: Iterable[Path], take_left_out: TakeLeftOut) -> Iterator[pa.Table]:
+    """Yield the accepted rows of each table; give away what the gate left out."""
     for path in tables:
         rows = pq.read_table(path, use_threads=False, partitioning=None)
         rows = rows.replace_schema_metadata(None)
         is_accepted = pc.equal(rows.column("outcome"), "accepted")
         take_left_out(_refused(rows.filter(pc.invert(is_accepted))))
-        waiting.append(rows.filter(is_accepted))
-        if sum(map(len, waiting)) >= rows_at_once(partitions):
-            _spread_rows(pa.concat_tables(waiting), accepted, partitions)
-            waiting = []
-    if waiting:
-        _spread_rows(pa.concat_tables(waiting), accepted, partitions)
+        yield rows.filter(is_accepted)
 
 
-def _spread_rows(rows: pa.Table, accepted: Spread, partitions: int) -> None:
+def _partitions_of(rows: pa.Table, partitions: int) -> NDArray[np.int64]:
+    """Return the partition of each row, by the first bits of its hash."""
     high = content_hashes(rows)[:, 0]
-    numbers = ((high >> np.uint64(32)) * np.uint64(partitions)) >> np.uint64(32)
-    accepted.add(rows, numbers.astype(np.int64))
+    return (((high >> _HALF) * np.uint64(partitions)) >> _HALF).astype(np.int64)
 
 
 def _refused(rows: pa.Table) -> pa.Table:

@@ -1,6 +1,7 @@
 """The inputs that no shard holds, on disk: their winners are named, then all sorted by path."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipeline.crawl.exchange import ABOUT_LEFT_OUT, LEFT_OUT, Kept, left_out
 from pipeline.crawl.spread import (
     Spread,
     borders_of,
+    gathered,
     num_partitions,
     partitions_of,
     sample,
@@ -69,15 +71,13 @@ class LeftOutRows:
         total = 0
         waiting = Spread(self._folder, "unnamed", _UNNAMED)
         with pa.ipc.new_stream(str(self._named), NAMED) as writer:
-            for rows in _read_stream(self._unnamed):
+            found = chain(_read_stream(self._unnamed), _near_left_out(kept, near))
+            for rows in gathered(found, len(kept.starts)):
                 is_duplicate = pc.is_valid(rows.column("winner_row"))
                 others = rows.filter(pc.invert(is_duplicate))
                 others = others.append_column("near", pa.repeat(False, len(others)))
                 writer.write_table(_named(others, pa.nulls(len(others), pa.large_string())))
                 _spread(rows.filter(is_duplicate), waiting, kept, near)
-                total += len(rows)
-            for rows in _near_left_out(kept, near):
-                _spread(rows, waiting, kept, near)
                 total += len(rows)
             for number, start in enumerate(kept.starts[:-1].tolist()):
                 rows = waiting.pop(number)
@@ -93,7 +93,7 @@ class LeftOutRows:
         paths = (rows.column("path").to_numpy() for rows in _read_stream(self._named))
         borders = borders_of([sample(piece, total) for piece in paths], partitions)
         spread = Spread(self._folder, "by_path", NAMED)
-        for rows in _read_stream(self._named):
+        for rows in gathered(_read_stream(self._named), partitions):
             spread.add(rows, partitions_of(rows.column("path").to_numpy(), borders))
         for number in range(partitions):
             rows = spread.pop(number)

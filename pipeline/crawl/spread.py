@@ -1,6 +1,6 @@
 """Tables too large for memory, spread over partitions on disk; a partition is then read alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,9 +22,16 @@ def num_partitions(num_rows: int) -> int:
     return min(max(1, -(-num_rows // ROWS_PER_PARTITION)), _MAX_PARTITIONS)
 
 
-def rows_at_once(partitions: int) -> int:
-    """Return how many rows are worth being spread together."""
-    return max(_ROWS_AT_ONCE, _ROWS_PER_PIECE * partitions)
+def gathered(tables: Iterable[pa.Table], partitions: int) -> Iterator[pa.Table]:
+    """Put tables together until their rows are worth being spread over so many partitions."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= max(_ROWS_AT_ONCE, _ROWS_PER_PIECE * partitions):
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,7 @@ class Spread:
         borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
         for first, stop in pairwise(borders):
             if stop > first:
-                append(self._path(numbers[first]), rows.slice(first, stop - first))
+                _append(self._path(numbers[first]), rows.slice(first, stop - first))
 
     def pop(self, number: int) -> pa.Table:
         """Read and remove a partition, its rows in the order in which they were added."""
@@ -60,12 +67,6 @@ class Spread:
 
     def _path(self, number: Any) -> Path:
         return self.folder / f"{self.name}-{number:05}.arrows"
-
-
-def append(path: Path, rows: pa.Table) -> None:
-    """Append rows to a file, as a stream of their own: thousands of files cannot stay open."""
-    with path.open("ab") as file, pa.ipc.new_stream(file, rows.schema) as stream:
-        stream.write_table(rows)
 
 
 def sample(values: NDArray[Any], num_rows: int) -> NDArray[Any]:
@@ -84,3 +85,9 @@ def borders_of(samples: Sequence[NDArray[Any]], partitions: int) -> NDArray[Any]
 def partitions_of(values: NDArray[Any], borders: NDArray[Any]) -> NDArray[np.int64]:
     """Return the partition of each value, int64 (N,)."""
     return np.searchsorted(borders, values, side="right")
+
+
+def _append(path: Path, rows: pa.Table) -> None:
+    """Append rows to a file, as a stream of their own: thousands of files cannot stay open."""
+    with path.open("ab") as file, pa.ipc.new_stream(file, rows.schema) as stream:
+        stream.write_table(rows)

@@ -1,5 +1,6 @@
 """Many small calls as Ray tasks: a bounded window, and one bad item harms no other."""
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -11,6 +12,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _TASKS_PER_CPU = 2  # One runs, one waits.
+_END_S, _LOOK_S = 10.0, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,16 @@ def run_tasks(
             (ref,), _ = ray.wait(list(running))
             yield _collect(ref, running.pop(ref))
     finally:
-        for ref in running:
+        _end(list(running))
+
+
+def _end(refs: list[Any]) -> None:
+    """Kill tasks, and see to it that they are: one on its way to a worker outlives a first call."""
+    deadline = time.monotonic() + _END_S
+    while refs and time.monotonic() < deadline:
+        for ref in refs:
             ray.cancel(ref, force=True)
+        _, refs = ray.wait(refs, num_returns=len(refs), timeout=_LOOK_S)
 
 
 def _collect(ref: Any, position: int) -> Done[R]:

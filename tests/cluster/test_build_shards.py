@@ -236,6 +236,9 @@ def test_leaving_early_ends_the_tasks(tmp_path):
 
     with closing(run_tasks(call, [0, 1, 2, 3], retries=0, retry_on=())) as ended:
         assert next(ended).position == 0
+    touched = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    time.sleep(0.5)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == touched
     # Free again: the endless ones are gone.
     results = [done.result for done in run_tasks(lambda item: item, [5], retries=0, retry_on=())]
     assert results == [5]

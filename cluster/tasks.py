@@ -59,10 +59,10 @@ def run_tasks(
             (ref,), _ = ray.wait(list(running))
             yield _collect(ref, running.pop(ref))
     finally:
-        _end(list(running))
+        end_tasks(list(running))
 
 
-def _end(refs: list[Any]) -> None:
+def end_tasks(refs: list[Any]) -> None:
     """Kill tasks, and see to it that they are: one on its way to a worker outlives a first call."""
     deadline = time.monotonic() + _END_S
     while refs and time.monotonic() < deadline:

@@ -10,6 +10,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.session import ensure_ray
+from cluster.tasks import end_tasks
 from pipeline.config import ConfigError, parse
 from training.run import RunConfig, absolute
 from training.transfer.config import ResourcesConfig
@@ -74,8 +75,7 @@ def _run_all(opened: Opened, on_progress: Progress) -> dict[str, Exception]:
             ready = [part for part in frozen if part.trunk == extracted]
             running |= {start(part.trunk, part.job): (str(part), None) for part in ready}
     finally:
-        for ref in running:  # An error here, or Ctrl-C.
-            ray.cancel(ref, force=True)
+        end_tasks(list(running))  # An error here, or Ctrl-C.
     on_progress("done", total, total)
     return failures
 

@@ -11,7 +11,6 @@ import xxhash
 from crawls import CONFIG, build, chunks_of, contents, encoded, job_of, judge_with, make_crawl
 from PIL import Image
 
-from pipeline.config import ConfigError
 from pipeline.crawl.build import shard_specs, write_shard
 from pipeline.crawl.config import ShardConfig
 from pipeline.crawl.folder import start_folder
@@ -297,12 +296,3 @@ def test_a_file_that_changes_before_it_is_read_is_named(crawl, tmp_path):
     assert made.ledger.quarantined["changed"] == 2
     assert made.ledger.inputs == 15
     assert "crawl/part/cat/3.jpg" in (tmp_path / "out/ledger.jsonl").read_text()
-
-
-def test_nothing_usable_leaves_nothing(tmp_path):
-    (tmp_path / "crawl").mkdir()
-    for name, data in (("a.jpg", b""), ("b.jpg", b"text"), ("c.jpg", b"text")):
-        (tmp_path / "crawl" / name).write_bytes(data)
-    with pytest.raises(ConfigError, match="0 usable of 3 images: 1 empty, 2 not_image"):
-        build(tmp_path / "crawl", tmp_path / "out")
-    assert not (tmp_path / "out").exists()

@@ -272,10 +272,8 @@ from pipeline.crawl.examiner_child import _load
 
 config = ShardConfig()
 judge = _load("pipeline.crawl.judge:judge", config)
-
 def refuse(dispatcher, signature):
     raise AssertionError(f"{dispatcher.py_func.__qualname__} is compiled for {signature}")
-
 Dispatcher.compile = refuse
 for path in sys.argv[1:]:
     assert judge(Path(path).read_bytes(), config).outcome == "accepted", path

@@ -159,6 +159,15 @@ def noise(seed):
     return sink.getvalue()
 
 
+def test_nothing_usable_leaves_nothing(tmp_path):
+    (tmp_path / "crawl").mkdir()
+    for name, data in (("a.jpg", b""), ("b.jpg", b"text"), ("c.jpg", b"text")):
+        (tmp_path / "crawl" / name).write_bytes(data)
+    with pytest.raises(ConfigError, match="0 usable of 3 images: 1 empty, 2 not_image"):
+        build(tmp_path / "crawl", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_failed_shards_are_named_and_the_others_kept(crawl, tmp_path):
     out = tmp_path / "out"
 

@@ -72,8 +72,8 @@ def run_shard(
         console.print(f"publish: {shown(publish_to)}", highlight=False, soft_wrap=True)
     if len(manifest.sources) > 1:
         for name, ledger in manifest.sources.items():
-            line = f"{name}: {ledger.describe()}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            text = f"{name}: {ledger.describe()}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
     console.print(manifest.ledger.describe(), highlight=False, soft_wrap=True)
     return manifest
 

@@ -71,7 +71,8 @@ class Spread:
 
 def sample(values: NDArray[Any], num_rows: int) -> NDArray[Any]:
     """Take evenly placed values, so many that all of `num_rows` give some for each partition."""
-    return values[:: max(1, num_rows // (_SAMPLES * num_partitions(num_rows)))]
+    step = max(1, num_rows // (_SAMPLES * num_partitions(num_rows)))
+    return values[::step].copy()  # A view would hold on to all of them.
 
 
 def borders_of(samples: Sequence[NDArray[Any]], partitions: int) -> NDArray[Any]:

@@ -195,6 +195,13 @@ def test_the_number_of_partitions_changes_nothing(tmp_path, monkeypatch):
     assert plan.notes == {"reduced": 150}
 
 
+def test_a_sample_holds_on_to_nothing_else():
+    values = np.arange(10 * spread.ROWS_PER_PARTITION)
+    found = spread.sample(values, len(values))
+    assert not np.shares_memory(found, values)
+    assert 10 * spread._SAMPLES <= len(found) <= 12 * spread._SAMPLES
+
+
 def test_nothing_usable_counts_the_reasons(tmp_path):
     rows = [row("a", 1, "quarantined"), row("b", 2, "filtered"), row("c", 3, "filtered")]
     with pytest.raises(ConfigError, match="0 usable of 3 images: 1 truncated, 2 min_side"):

@@ -1,12 +1,15 @@
 """The memory of a process, as Linux counts it."""
 
 import contextlib
+import json
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+_ROOT = Path(__file__).parents[2]
 _LOOK_S = 0.02
 
 
@@ -28,17 +31,29 @@ def memory_mib(pid: int, what: Literal["RssAnon", "VmHWM"]) -> float:
     return int(kib) / 1024
 
 
-def watch(command: Sequence[str], scratch: Path, folder: Path) -> tuple[int, float]:
-    """Run a command in `folder`, with its output in the files stdout and stderr of `scratch`.
+def watch(
+    module: str, arguments: Sequence[object], scratch: Path, what: str
+) -> tuple[dict[str, Any], float]:
+    """Run a module in a process of its own that says its last line in JSON.
+
+    Args:
+        module: Its name; run from the folder of the project.
+        arguments: Of its command line.
+        scratch: Folder that takes its output.
+        what: Is measured, for the message.
 
     Returns:
-        Its exit code, and the most memory of its own that was seen, MiB.
+        What it said, and the most memory of its own that was seen, MiB.
+
+    Raises:
+        RuntimeError: It failed.
     """
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     most = 0.0
     with (
         (scratch / "stdout").open("wb") as out,
         (scratch / "stderr").open("wb") as err,
-        subprocess.Popen(command, cwd=folder, stdout=out, stderr=err) as process,
+        subprocess.Popen(command, cwd=_ROOT, stdout=out, stderr=err) as process,
     ):
         try:
             while process.poll() is None:
@@ -47,4 +62,7 @@ def watch(command: Sequence[str], scratch: Path, folder: Path) -> tuple[int, flo
                 time.sleep(_LOOK_S)
         finally:
             process.kill()
-    return process.returncode, most
+    if process.returncode:
+        text = (scratch / "stderr").read_text()
+        raise RuntimeError(f"{what} failed: {text.strip()[-300:]}")
+    return json.loads((scratch / "stdout").read_text().splitlines()[-1]), most

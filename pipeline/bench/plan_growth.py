@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
+from numpy.typing import NDArray
 
 from pipeline.bench.contest import Progress
 from pipeline.bench.memory import memory_mib, watch
@@ -26,7 +27,6 @@ from pipeline.crawl.near_hash import SIDE, cosines
 from pipeline.crawl.parts import SCHEMA
 from pipeline.crawl.plan import make_plan
 
-_ROOT = Path(__file__).parents[2]
 _ROWS_PER_TABLE = 500
 _CYCLE = 100
 """Inputs among which are so many of each kind: ten copies of others, ten broken ones, and one that
@@ -78,12 +78,9 @@ def measure_plan(
         on_progress(position, len(steps), f"plan: {num:,} inputs")
         _write_tables(tables, have, num)
         have = num
-        command = [sys.executable, "-m", "pipeline.bench.plan_growth", str(tables), str(num)]
-        code, own_mib = watch([*command, str(scratch / "plan")], scratch, _ROOT)
-        if code:
-            text = (scratch / "stderr").read_text()
-            raise RuntimeError(f"plan (={num}) failed: {text.strip()[-300:]}")
-        about = json.loads((scratch / "stdout").read_text().splitlines()[-1])
+        arguments = (tables, num, scratch / "plan")
+        module = "pipeline.bench.plan_growth"
+        about, own_mib = watch(module, arguments, scratch, f"plan (={num})")
         planted = {kind: n * num // _CYCLE for kind, n in kinds.items()}
         wanted = num, planted["copy"], planted["broken"]
         if (about["inputs"], about["copies"], about["broken"]) != wanted:
@@ -139,10 +136,9 @@ def _table(start: int) -> pa.Table:
 
 
 def _looks(start: int) -> list[bytes]:
-    """Make the thumbnails of a table, with the spectrum of photographs."""
+    """Make the thumbnails of a table."""
     rng = np.random.default_rng(start)
-    waves = rng.standard_normal((_ROWS_PER_TABLE, SIDE, SIDE)) * _SPECTRUM
-    pixels = _WAVES @ waves @ _WAVES.T + _MEAN
+    pixels = photo_like(rng, _ROWS_PER_TABLE)
     for place in range(_ROWS_PER_TABLE):
         kind = _kind(place)
         if kind == "copy":
@@ -150,6 +146,13 @@ def _looks(start: int) -> list[bytes]:
         elif kind == "alike":
             pixels[place] = pixels[place - 1] + rng.integers(-_NOISE, _NOISE + 1, (SIDE, SIDE))
     return [look.tobytes() for look in np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)]
+
+
+def photo_like(rng: np.random.Generator, num: int) -> NDArray[np.float64]:
+    """Draw thumbnails with the spectrum of photographs: luma, float64 (num, SIDE, SIDE), any."""
+    waves = rng.standard_normal((num, SIDE, SIDE)) * _SPECTRUM
+    pixels: NDArray[np.float64] = _WAVES @ waves @ _WAVES.T + _MEAN
+    return pixels
 
 
 def _spectrum() -> Any:

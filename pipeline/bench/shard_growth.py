@@ -21,7 +21,6 @@ from pipeline.crawl.source_list import parse_sources
 from pipeline.crawl.stage import make_shards
 from pipeline.shards.manifest import Ledger
 
-_ROOT = Path(__file__).parents[2]
 _FEW = 4
 _SIDE = 48  # px
 _CELLS = 6  # Colours per side: enough that no two images look alike.
@@ -55,13 +54,9 @@ def measure_growth(
         on_progress(position, len(steps), f"growth: {num:,} images")
         _write_images(images, have, num)
         have = num
-        command = [sys.executable, "-m", "pipeline.bench.shard_growth"]
-        arguments = [str(few), str(images), str(scratch / f"shards-{num}"), str(cores)]
-        code, own_mib = watch([*command, *arguments], scratch, _ROOT)
-        if code:
-            text = (scratch / "stderr").read_text()
-            raise RuntimeError(f"growth (={num}) failed: {text.strip()[-300:]}")
-        about = json.loads((scratch / "stdout").read_text().splitlines()[-1])
+        arguments = (few, images, scratch / f"shards-{num}", cores)
+        module = "pipeline.bench.shard_growth"
+        about, own_mib = watch(module, arguments, scratch, f"growth (={num})")
         if about["inputs"] != num or about["duplicates"] != num // _COPY_EVERY:
             raise RuntimeError(f"growth (={num}) gave {about}.")
         found[str(num)] = {

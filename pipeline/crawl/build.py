@@ -48,7 +48,7 @@ class ShardSpec:
     parts: Path
     """Folder of the parts."""
     rows: tuple[int, int]
-    """First row, and the one behind the last."""
+    """First image in the plan's order, and the one behind the last."""
     classes: tuple[str, ...] | None
     config: ShardConfig
 

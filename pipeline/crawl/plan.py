@@ -29,8 +29,8 @@ class Plan:
     folder: Path
     """Of the tables; read them with `rows_of`."""
     borders: tuple[int, ...]
-    """First row of every shard, and the end of the last, in the table of kept rows. They are in
-    order of the content hash, so that each shard is a fair sample of all images."""
+    """First image of every shard, and the number of all. They are in order of the content hash, so
+    that each shard is a fair sample of all images."""
     classes: tuple[str, ...] | None
     left_out: pa.Table
     """In order of the path, columns as in `left_out_rows.NAMED`; mapped from the disk."""
@@ -79,11 +79,10 @@ def make_plan(tables: Sequence[Path], num_inputs: int, folder: Path, config: Sha
         reasons = {**ledger.quarantined, **ledger.filtered}
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         raise ConfigError(f"0 usable of {num_inputs} images: {listed}. Give other sources.")
-    used, sizes = _used(kept, near, ledger.accepted, folder)
-    cuts = cut(sizes, config.samples_per_shard, config.bytes_per_shard)
+    sizes = _write_used(kept, near, ledger.accepted, folder)
     return Plan(
         folder,
-        (*used[cuts[:-1]].tolist(), len(kept)),
+        tuple(cut(sizes, config.samples_per_shard, config.bytes_per_shard).tolist()),
         tuple(sorted(labels)) if len(labels) >= 2 else None,
         missing,
         ledger,
@@ -93,10 +92,10 @@ def make_plan(tables: Sequence[Path], num_inputs: int, folder: Path, config: Sha
 
 
 def rows_of(folder: Path, first: int, stop: int) -> pa.Table:
-    """Read the rows of a shard, columns as the parts have them."""
+    """Read the rows of images `first` to before `stop`, columns as the parts have them."""
     kept = Kept(folder, np.load(folder / "starts.npy"))
-    is_used = np.load(folder / "is_used.npy", mmap_mode="r")[first:stop]
-    return kept.rows(first, stop).filter(pa.array(np.array(is_used)))
+    rows = np.array(np.load(folder / "used.npy", mmap_mode="r")[first:stop])
+    return kept.rows(int(rows[0]), int(rows[-1]) + 1).take(pa.array(rows - rows[0]))
 
 
 def cut(sizes: NDArray[np.int64], limit: int, max_bytes: int | None) -> NDArray[np.int64]:
@@ -124,26 +123,18 @@ def cut(sizes: NDArray[np.int64], limit: int, max_bytes: int | None) -> NDArray[
     return np.array(borders)
 
 
-def _used(
-    kept: Kept, near: NDArray[np.int64], num: int, folder: Path
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return which of the kept rows shards hold, and the bytes of their images, both (num,).
-
-    Writes what `rows_of` reads.
-    """
+def _write_used(kept: Kept, near: NDArray[np.int64], num: int, folder: Path) -> NDArray[np.int64]:
+    """Write which of the kept rows shards hold, for `rows_of`; return their bytes, int64 (num,)."""
     used = new_array(folder / "used.npy", np.int64, (num,))
     sizes = new_array(folder / "sizes.npy", np.int64, (num,))
-    is_used = new_array(folder / "is_used.npy", np.bool_, (len(kept),))
     np.save(folder / "starts.npy", kept.starts)
     done = 0
     for start, part in kept.partitions(["size"]):
-        stays = near[start : start + len(part)] < 0
-        is_used[start : start + len(part)] = stays
-        rows = np.flatnonzero(stays)
+        rows = np.flatnonzero(near[start : start + len(part)] < 0)
         used[done : done + len(rows)] = rows + start
         sizes[done : done + len(rows)] = part.column("size").to_numpy()[rows]
         done += len(rows)
-    return used, sizes
+    return sizes
 
 
 def _count_kept(kept: Kept, near: NDArray[np.int64]) -> tuple[Counter[str], set[str], Counter[str]]:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from near_photos import changes, cropped, near_of, photo, words_of
 from PIL import Image
 
+from pipeline.bench.plan_growth import photo_like
 from pipeline.crawl import near_duplicates
 from pipeline.crawl.near_duplicates import BUCKET, TESTS
 from pipeline.crawl.near_hash import SIDE, WORDS, cosines
@@ -17,12 +18,7 @@ NUM_PHOTOS = 40
 
 def random_words(num, seed):
     """Thumbnails with the spectrum of photographs, without the photographs."""
-    rng = np.random.default_rng(seed)
-    across = np.arange(SIDE)
-    scale = 60 / np.maximum(np.hypot(across[:, None], across), 1)
-    waves = rng.standard_normal((num, SIDE, SIDE)) * scale
-    waves[:, 0, 0] = 120
-    pixels = np.clip(np.rint(cosines(SIDE) @ waves @ cosines(SIDE).T), 0, 255)
+    pixels = np.clip(np.rint(photo_like(np.random.default_rng(seed), num)), 0, 255)
     return pixels.astype("<u1").reshape(num, -1).view("<u8").astype(np.uint64)
 
 

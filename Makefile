@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/demo
+WORKERS ?= 2
 .DEFAULT_GOAL := help
 
 .venv/installed: pyproject.toml constraints.txt
@@ -20,8 +21,8 @@ install: .venv/installed  ## Build .venv from constraints.txt (about 6 GB)
 demo: .venv/installed  ## The whole chain; IMAGES=folder of your own, OUT=folder of results, RESUME=1 to go on
 	$(BIN)/tessera demo --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(RESUME),--resume)
 
-test: .venv/installed  ## Every test but the slow ones
-	$(BIN)/pytest -m "not slow"
+test: .venv/installed  ## Every test but the slow ones; WORKERS=2 processes take a file each
+	$(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed  ## The slow tests
 	$(BIN)/pytest -m slow

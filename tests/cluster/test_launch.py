@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ray_nodes import family
 
 from cluster.launch import pretrain_on_ray
 from pipeline.config import ConfigError, parse
@@ -42,14 +43,15 @@ def summary(out):
 
 
 def training_workers():
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if b"RayTrainWorker" in path.read_bytes():
-                found.append(int(path.parent.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
+    """Of this test's Ray: another's, on the same machine, must live."""
+    return [pid for pid in family(os.getpid()) if b"RayTrainWorker" in command_of(pid)]
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def test_two_workers_train_and_a_killed_one_goes_on_from_the_checkpoint(shards, tmp_path):

@@ -84,7 +84,7 @@ def test_an_interrupt_does_not_hang_on_downloads(cache_config, put, server, wait
     wait_for(lambda: server.requests)
     begun = time.monotonic()
     _, errors = other.communicate("\n", timeout=60)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20  # The server answers after 30 s.
     assert "KeyboardInterrupt" in errors
     assert "Exception ignored" not in errors
 
@@ -95,6 +95,6 @@ def test_ctrl_c_while_waiting_for_a_file_leaves_nothing(cache_config, put, serve
     begun = time.monotonic()
     other.send_signal(signal.SIGINT)
     _, errors = other.communicate(timeout=60)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20  # The server answers after 30 s.
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert [path.name for path in cache_config.folder.iterdir()] == ["room.lock"]

@@ -120,7 +120,7 @@ def test_a_hang_is_killed_at_the_limit(hostile):
     ask(hostile, b"well")
     pid, started = hostile.pid, time.monotonic()
     assert ask(hostile, b"sleep").reason == "timeout"
-    assert 0.5 <= time.monotonic() - started < 3
+    assert 0.5 <= time.monotonic() - started < 15  # It would sleep for a minute.
     assert ends(pid)
     assert ask(hostile, b"well").outcome == "accepted"
 
@@ -255,7 +255,7 @@ def test_bombs_are_refused_without_memory_or_time(examiner, make, reason):
     ask(examiner, JPEG)
     before, started = peak_mib(examiner.pid), time.monotonic()
     assert ask(examiner, data).reason == reason
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     assert peak_mib(examiner.pid) - before < 64
 
 

@@ -85,9 +85,9 @@ def verdict(data, config=CONFIG):
     ],
 )
 def test_what_is_no_whole_image_is_quarantined(data, reason):
-    started = time.monotonic()
+    started = time.process_time()
     assert verdict(data) == ("quarantined", reason)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(

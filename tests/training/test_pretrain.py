@@ -164,7 +164,7 @@ def test_minutes_bound_a_run_that_has_many_epochs(shards, tmp_path):
     records = read_metrics(tmp_path)
     assert records[-1].progress == 1
     assert records[-1].lr < records[len(records) // 2].lr  # The rate followed the clock.
-    assert 1.2 <= records[-1].seconds < 10
+    assert 1.2 <= records[-1].seconds < 30
     assert (tmp_path / "trunk.safetensors").exists()
 
 

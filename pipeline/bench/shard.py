@@ -33,6 +33,7 @@ _RATIOS = {
     "ratio_to_img2dataset_png": ("png", "tessera_near"),
     "ratio_passthrough_to_decode_only": ("passthrough", "tessera_near"),
     "ratio_two_workers": ("scaling", "two_workers"),
+    "limit_two_workers": ("scaling_limit", "two_decoders"),
 }
 Show = Callable[[RenderableType], None]
 
@@ -177,6 +178,7 @@ def last_line(found: dict[str, Any]) -> str:
         "ratio_to_img2dataset": f"{{}}x {found['img2dataset']} encoding again",
         "ratio_passthrough_to_decode_only": "{} of the strict decode only",
         "ratio_two_workers": "two workers {}x one",
+        "limit_two_workers": "two strict decodes {}x one",
     }
     said = [
         text.format(f"{found[key]:.2f} ({found[key + '_per_cpu_s']:.2f} per CPU s)")

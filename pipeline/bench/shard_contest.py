@@ -13,8 +13,8 @@ from pipeline.bench.shard_inputs import Kind, complaint, stored_sizes
 from pipeline.bench.shard_peers import Name
 from pipeline.bench.table import Row, ratio
 
-ContestName = Literal["reencode", "small", "png", "passthrough", "scaling"]
-Runner = Name | Literal["two_workers"]
+ContestName = Literal["reencode", "small", "png", "passthrough", "scaling", "scaling_limit"]
+Runner = Name | Literal["two_workers", "two_decoders"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,18 @@ CONTESTS = (
     ),
     Contest(
         "scaling",
-        "Photographs of 1,500 px by one worker, and by two on a core each",
+        "Photographs of 1,500 px by one worker, and by two at once: each takes all, on its core",
         "large",
         ("tessera_near", "two_workers"),
         "tessera_near",
+        times=2,
+    ),
+    Contest(
+        "scaling_limit",
+        "The same with nothing but the strict decode: what this machine gives to two",
+        "large",
+        ("decode_only", "two_decoders"),
+        "decode_only",
         times=2,
     ),
 )
@@ -80,7 +88,9 @@ TITLES: dict[Runner, str] = {
     "webdataset": "webdataset + Pillow",
     "copy": "copy with a strict decode",
     "decode_only": "strict decode only",
+    "two_decoders": "strict decode only, by two",
 }
+_PAIRS: dict[Runner, Name] = {"two_workers": "tessera_near", "two_decoders": "decode_only"}
 
 
 @dataclass(slots=True)
@@ -101,12 +111,15 @@ class Field:
         self._scratch = scratch
         wanted = {runner for contest in contests for runner in contest.runners}
         names = [name for name in get_args(Name) if name in wanted]
-        self._first = {name: stack.enter_context(_start(name, 0, scratch)) for name in names}
-        self._second: Process | None = None
-        if cores > 1:
-            self._second = stack.enter_context(_start("tessera_near", 1, scratch))
-        for process in [*self._first.values(), *filter(None, [self._second])]:
-            process.read()  # Ready when its imports are done; a dead one says so when asked.
+        pairs = [pair for pair in _PAIRS if pair in wanted and cores > 1]
+        self._workers: dict[Runner, list[Process]] = {
+            name: [stack.enter_context(_start(name, 0, scratch))] for name in names
+        }
+        for pair in pairs:
+            second = stack.enter_context(_start(_PAIRS[pair], 1, scratch))
+            self._workers[pair] = [*self._workers[_PAIRS[pair]], second]
+        for *_, started in self._workers.values():
+            started.read()  # Ready when its imports are done; a dead one says so when asked.
 
     def hold(
         self,
@@ -142,46 +155,43 @@ class Field:
         out = self._scratch / "out"
         out.mkdir()
         try:
-            found = self._make(standing.runner, files, out, contest)
+            found = self._make(standing.runner, files, out)
             standing.failure = next((one["failure"] for one in found if "failure" in one), None)
             if standing.failure is not None:
                 return
             standing.variant = found[0]["variant"]
             if wanted is None:
-                standing.rounds.append(_together(found, standing.runner))
-            elif standing.runner != "decode_only":
-                standing.failure = complaint(out, wanted)
+                standing.rounds.append(_together(found))
+            elif standing.runner not in ("decode_only", "two_decoders"):
+                complaints = (complaint(folder, wanted) for folder in _folders(out, len(found)))
+                standing.failure = next(filter(None, complaints), None)
         finally:
             shutil.rmtree(out)
 
-    def _make(
-        self, runner: Runner, files: Path, out: Path, contest: Contest
-    ) -> list[dict[str, Any]]:
-        shares = 2 if contest.name == "scaling" else 1
-        commands = [
-            {"files": str(files), "out": str(out), "share": (number, shares)}
-            for number in range(shares)
-        ]
-        if runner != "two_workers":
-            return [self._first[runner].ask(command) for command in commands]
-        if self._second is None:
+    def _make(self, runner: Runner, files: Path, out: Path) -> list[dict[str, Any]]:
+        if runner not in self._workers:
             return [{"failure": "failed: two workers need two cores"}]
-        both = self._first["tessera_near"], self._second
-        for process, command in zip(both, commands, strict=True):
-            process.tell(command)
-        return [process.read() for process in both]
+        workers = self._workers[runner]
+        for process, folder in zip(workers, _folders(out, len(workers)), strict=True):
+            folder.mkdir()
+            process.tell({"files": str(files), "out": str(folder)})
+        return [process.read() for process in workers]
+
+
+def _folders(out: Path, workers: int) -> list[Path]:
+    """Name a folder for each of them."""
+    return [out / str(number) for number in range(workers)]
 
 
 def _start(name: Name, core: int, scratch: Path) -> AbstractContextManager[Process]:
     return running(["pipeline.bench.shard_worker", name, str(core)], name, scratch)
 
 
-def _together(answers: Sequence[dict[str, Any]], runner: Runner) -> Stretch:
-    """Add up the shares of one worker, or of two that worked at the same time."""
-    seconds = [answer["seconds"] for answer in answers]
+def _together(answers: Sequence[dict[str, Any]]) -> Stretch:
+    """Add up what one worker did, or two at the same time."""
     return Stretch(
         images=sum(answer["images"] for answer in answers),
-        seconds=max(seconds) if runner == "two_workers" else sum(seconds),
+        seconds=max(answer["seconds"] for answer in answers),
         cpu_seconds=sum(answer["cpu_seconds"] for answer in answers),
     )
 

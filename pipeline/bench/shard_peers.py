@@ -67,20 +67,19 @@ def load(name: Name) -> None:
             importlib.import_module(module)
 
 
-def open_maker(name: Name, files: Path, share: tuple[int, int]) -> Maker:
+def open_maker(name: Name, files: Path) -> Maker:
     """Import a contestant and list its inputs, outside the clock.
 
     Args:
         name: Who.
         files: Folder of images.
-        share: Which of how many equal shares of the files ours takes, from 0.
 
     Raises:
         ImportError: A package of it is not installed.
     """
     match name:
         case "tessera" | "tessera_near" | "tessera_444" | "tessera_shards":
-            return _ours(name, files, share)
+            return _ours(name, files)
         case "img2dataset":
             return _img2dataset(_paths(files))
         case "webdataset":
@@ -91,11 +90,9 @@ def open_maker(name: Name, files: Path, share: tuple[int, int]) -> Maker:
             return _decode_only(_paths(files))
 
 
-def _ours(name: Name, files: Path, share: tuple[int, int]) -> Maker:
+def _ours(name: Name, files: Path) -> Maker:
     sources = parse_sources([str(files)], (), ())
-    number, shares = share
-    size = min(_CHUNK_INPUTS, -(-len(_paths(files)) // shares))
-    chunks = list_chunks(sources, chunk_inputs=size)[number::shares]
+    chunks = list_chunks(sources, chunk_inputs=_CHUNK_INPUTS)
     config = ShardConfig(
         quality=QUALITY,
         subsampling="444" if name == "tessera_444" else "420",

@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def answers(name: Name, commands: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Answer each command, {"files", "share", "out"}; the first answer is for the start.
+    """Answer each command, {"files", "out"}; the first answer is for the start.
 
     An answer has the number of images, seconds by the clock, those of the processors, and the
     variant; or a failure.
@@ -39,12 +39,11 @@ def answers(name: Name, commands: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _answer(name: Name, command: dict[str, Any], opened: dict[str, Maker]) -> dict[str, Any]:
-    files, share, out = command["files"], command["share"], Path(command["out"])
+    files, out = command["files"], Path(command["out"])
     try:
-        key = json.dumps([files, share])
-        if key not in opened:
-            opened[key] = open_maker(name, Path(files), tuple(share))
-        maker = opened[key]
+        if files not in opened:
+            opened[files] = open_maker(name, Path(files))
+        maker = opened[files]
         cpu, start = cpu_seconds(), time.perf_counter()
         maker.make(out)
         seconds = time.perf_counter() - start

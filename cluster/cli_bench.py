@@ -63,7 +63,8 @@ def bench_shard(
         Path, typer.Option(help="Folder tree of images, or of shards; two images or more.")
     ],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few images and no growth, under a minute.")
+        bool,
+        typer.Option("--quick", help="Few images, the strongest peers, no growth: under a minute."),
     ] = False,
     growth: Annotated[
         Optional[int],  # noqa: UP045

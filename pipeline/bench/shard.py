@@ -25,6 +25,7 @@ from pipeline.config import ConfigError
 FULL = Numbers(small=1_000, large=200, png=200)
 QUICK = Numbers(small=150, large=24, png=40)
 _ROUNDS, _QUICK_ROUNDS = 5, 3
+_LEFT_TO_THE_FULL_RUN = ("tessera", "tessera_444", "tessera_shards", "webdataset")
 _GROWTH_FROM = 1_000
 _GROWTH_TO = 100_000
 _RATIOS = {
@@ -46,8 +47,8 @@ class ShardBench:
     """Folder of images or of shards."""
     numbers: Numbers
     rounds: int
-    finished: bool
-    """Whether ours goes on to finished shards, too; the others' work ends where parts do."""
+    everyone: bool
+    """Whether variants of ours and the weaker peer take part, too."""
     growth: tuple[int, ...]
     """Numbers of inputs, ascending; empty where growth is not measured."""
     plan: tuple[int, ...]
@@ -57,7 +58,7 @@ class ShardBench:
     @property
     def contests(self) -> tuple[Contest, ...]:
         """What is held, in order."""
-        left_out = () if self.finished else ("tessera_shards",)
+        left_out = () if self.everyone else _LEFT_TO_THE_FULL_RUN
         return tuple(
             replace(one, runners=tuple(name for name in one.runners if name not in left_out))
             for one in CONTESTS
@@ -69,7 +70,7 @@ def make_options(data: Path, *, quick: bool, growth: int | None, plan: int | Non
 
     Args:
         data: Folder of images or of shards.
-        quick: Few images, few rounds, and no growth unless it is asked for.
+        quick: Few images, few rounds, the strongest peers, and no growth unless it is asked for.
         growth: Most inputs of that measure; None for the default.
         plan: Most made-up inputs of that measure; None for no such measure.
 
@@ -80,7 +81,7 @@ def make_options(data: Path, *, quick: bool, growth: int | None, plan: int | Non
         data=data,
         numbers=QUICK if quick else FULL,
         rounds=_QUICK_ROUNDS if quick else _ROUNDS,
-        finished=not quick,
+        everyone=not quick,
         growth=_steps("growth", (None if quick else _GROWTH_TO) if growth is None else growth),
         plan=_steps("plan", plan),
         cores=len(os.sched_getaffinity(0)),

@@ -1,6 +1,7 @@
 """Contests of making shards: every contestant in turn, in a process of its own on one core."""
 
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -118,8 +119,14 @@ class Field:
         for pair in pairs:
             second = stack.enter_context(_start(_PAIRS[pair], 1, scratch))
             self._workers[pair] = [*self._workers[_PAIRS[pair]], second]
+        stack.callback(self._dismiss)
         for *_, started in self._workers.values():
             started.read()  # Ready when its imports are done; a dead one says so when asked.
+
+    def _dismiss(self) -> None:
+        """Let all end at once, before each is waited for."""
+        for *_, started in self._workers.values():
+            started.dismiss()
 
     def hold(
         self,
@@ -175,7 +182,10 @@ class Field:
         for process, folder in zip(workers, _folders(out, len(workers)), strict=True):
             folder.mkdir()
             process.tell({"files": str(files), "out": str(folder)})
-        return [process.read() for process in workers]
+        answers = [process.read() for process in workers]
+        for process in workers:
+            process.signal(signal.SIGSTOP)
+        return answers
 
 
 def _folders(out: Path, workers: int) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import tarfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,15 +48,19 @@ def make_inputs(data: Path, scratch: Path, numbers: Numbers) -> dict[Kind, Path]
     large, png = scratch / "large", scratch / "png"
     for folder in (large, png):
         folder.mkdir()
-    for path in paths[: numbers.large]:
-        with Image.open(path) as picture:
-            scale = LARGE_SIDE / min(picture.size)
-            size = round(picture.width * scale), round(picture.height * scale)
-            picture.resize(size).save(large / path.name, "JPEG", quality=_LARGE_QUALITY)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda path: _enlarge(path, large), paths[: numbers.large]))
     for path in paths[: numbers.png]:
         with Image.open(path) as picture:
             picture.save(png / f"{path.stem}.png", compress_level=3)
     return {"large": large, "small": small, "png": png}
+
+
+def _enlarge(path: Path, out: Path) -> None:
+    with Image.open(path) as picture:
+        scale = LARGE_SIDE / min(picture.size)
+        size = round(picture.width * scale), round(picture.height * scale)
+        picture.resize(size).save(out / path.name, "JPEG", quality=_LARGE_QUALITY)
 
 
 def stored_sizes(files: Path) -> list[tuple[int, int]]:

@@ -16,9 +16,16 @@ from pipeline.crawl.parts import close_examiner
 def main() -> None:
     """Serve until standard input ends; arguments: the contestant's name, and its core's number."""
     name: Any = sys.argv[1]
+    core = int(sys.argv[2])
+    serve(lambda commands: _on_one_core(core, answers(name, commands)))
+
+
+def _on_one_core(number: int, answers: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Keep to a core from the second answer on: all start at once, on all of them."""
+    yield next(answers)
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(sys.argv[2]) % len(cores)]})
-    serve(lambda commands: answers(name, commands))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
+    yield from answers
 
 
 def answers(name: Name, commands: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,7 @@ from pipeline.config import ConfigError
 from pipeline.crawl.parts import close_examiner
 
 ROOT = Path(__file__).parents[2]
+LEFT_OUT = {"tessera", "tessera_444", "tessera_shards", "webdataset"}  # Of quick runs.
 NUMBERS = Numbers(small=6, large=4, png=5)
 NAMES = set(get_args(Name)) - {"decode_only"}  # Which stores nothing.
 
@@ -47,7 +48,7 @@ def folders(data, tmp_path_factory):
 def result(data):
     """What the command writes, of contests of a single round, and what it shows."""
     options = ShardBench(
-        data=data, numbers=NUMBERS, rounds=1, finished=False, growth=(), plan=(), cores=2
+        data=data, numbers=NUMBERS, rounds=1, everyone=False, growth=(), plan=(), cores=2
     )
     shown = []
     return {**bench_shard(options, lambda *_: None, shown.append), "shown": shown}
@@ -131,7 +132,7 @@ def test_the_result_says_what_a_reader_of_the_numbers_must_know(result):
         num = {"large": 4, "small": 6, "png": 5}[contest.files]
         assert measured["files"] == num
         names = {row["name"] for row in measured["rows"]}
-        assert names == set(contest.runners) - {"tessera_shards"}
+        assert names == set(contest.runners) - LEFT_OUT
         for row in measured["rows"]:
             ran(row, num, contest.times)
     assert result["ratio_passthrough_to_decode_only"] > 0
@@ -204,12 +205,12 @@ def test_plans_of_made_up_inputs_find_what_was_planted(tmp_path):
         assert 10 < measured["own_mib"] < measured["peak_mib"] < 10_000
 
 
-def test_finished_shards_are_left_to_the_full_run(tmp_path):
+def test_variants_of_ours_and_the_weaker_peer_are_left_to_the_full_run(tmp_path):
     def runners(quick):
         options = make_options(tmp_path, quick=quick, growth=None, plan=None)
         return {runner for contest in options.contests for runner in contest.runners}
 
-    assert runners(False) - runners(True) == {"tessera_shards"}
+    assert runners(False) - runners(True) == LEFT_OUT
 
 
 def test_growth_is_measured_in_tenfold_steps(tmp_path):

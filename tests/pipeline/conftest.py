@@ -194,7 +194,7 @@ def wait_for():
     """A function that waits until a condition holds."""
 
     def wait_for(condition):
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < end
             time.sleep(0.01)

@@ -83,7 +83,7 @@ def test_an_interrupt_ends_within_seconds_and_leaves_nothing(start, shards):
         if turn < 3:
             rows.append(next_row(process))
         else:
-            _, err = process.communicate(timeout=10)
+            _, err = process.communicate(timeout=60)
         assert time.monotonic() - sent < 30  # Well under a second, but on a busy machine.
     assert process.returncode == -signal.SIGINT
     assert err.splitlines()[-1] == "KeyboardInterrupt"

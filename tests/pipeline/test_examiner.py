@@ -61,7 +61,7 @@ def is_alive(pid):
 
 def ends(pid):
     """Whether a process is gone within some seconds."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not is_alive(pid)

@@ -1,6 +1,7 @@
 """The process in which decoders run: bytes in at its standard input, verdicts out at its output."""
 
 import functools
+import gc
 import importlib
 import json
 import mmap
@@ -41,6 +42,7 @@ def main() -> None:
     setup = json.loads(b"".join(_read(source, shared)) or b"{}")
     config = ShardConfig(**setup["config"])
     judge = _load(setup["judge"], config)
+    gc.freeze()  # What is loaded stays: no collection need look at it.
     limit = (config.max_memory_mb - _CODE_MB) * _MIB
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # Then allocation fails, no more.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from pipeline.crawl.plan import Plan, rows_of
 from pipeline.shards.index import ShardIndex, encode_index, hash_spans
 from pipeline.shards.manifest import ShardInfo
 from pipeline.shards.tar import walk_tar
+from pipeline.shards.tar_writer import write_samples
 
 _KEY_DIGITS = 20  # 80 bits: a billion images meet by chance once in two million runs.
 _LEDGER = ["name", "source", "format", "width", "height", "as_is", "notes", "label", "caption"]
@@ -113,7 +114,7 @@ def write_shard(spec: ShardSpec) -> ShardReport:
     spec.report_path.unlink(missing_ok=True)  # It must never vouch for files it was not made from.
     samples = _samples(rows, spec)
     with open_atomic(spec.tar_path) as file:
-        _write_tar(file, samples, spec.config.store_as)
+        write_samples(file, ((one.key, _files(one, spec.config.store_as)) for one in samples))
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
             with memoryview(tar) as buffer:
                 index = encode_index(_index_tar(buffer, samples, spec))
@@ -206,17 +207,9 @@ def _gather(table: Sequence[dict[str, Any]], parts: Path) -> list[bytes]:
     return images
 
 
-def _write_tar(file: BinaryIO, samples: Sequence[_Sample], store_as: str) -> None:
-    import webdataset  # It imports torch, which takes seconds, and memory in every worker.
-
-    # Owner, mode and time are constants: the bytes must not depend on machine or moment.
-    with webdataset.TarWriter(
-        file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False
-    ) as writer:
-        for sample in samples:
-            about = json.dumps(sample.about, sort_keys=True).encode()
-            writer.write({"__key__": sample.key, _ENDINGS[store_as]: sample.image, "json": about})
-    file.flush()
+def _files(sample: _Sample, store_as: str) -> dict[str, bytes]:
+    about = json.dumps(sample.about, sort_keys=True).encode()
+    return {_ENDINGS[store_as]: sample.image, "json": about}
 
 
 _ENDINGS = {"jpeg": "jpg", "webp": "webp"}

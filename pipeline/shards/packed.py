@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset
 import xxhash
 from PIL import Image
 
@@ -25,6 +24,7 @@ from pipeline.shards.index import ShardIndex, encode_index, hash_spans
 from pipeline.shards.manifest import ShardInfo
 from pipeline.shards.samples import group_members
 from pipeline.shards.tar import Member, walk_tar
+from pipeline.shards.tar_writer import write_samples
 
 _WHOLE = ShardConfig(max_side=16_000, max_aspect=4.0, max_pixels=MAX_PIXELS)
 """Nothing is reduced: a side of this length with the next longer one exceeds max_pixels."""
@@ -128,15 +128,12 @@ def _encode(image: Packed, problem: str) -> Stored | str:
 
 def _write_tar(path: Path, stored: Sequence[Stored], classes: tuple[str, ...] | None) -> None:
     with path.open("wb") as file:
-        # Owner, mode and time are constants: the bytes must not depend on machine or moment.
-        with webdataset.TarWriter(
-            file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False
-        ) as writer:
-            for one in stored:
-                members = {**one.image.members, one.ending: one.data, "json": _about(one, classes)}
-                writer.write({"__key__": one.image.key, **members})
-        file.flush()
+        write_samples(file, ((one.image.key, _files(one, classes)) for one in stored))
         os.fsync(file.fileno())
+
+
+def _files(one: Stored, classes: tuple[str, ...] | None) -> dict[str, bytes]:
+    return {**one.image.members, one.ending: one.data, "json": _about(one, classes)}
 
 
 def _about(stored: Stored, classes: tuple[str, ...] | None) -> bytes:

@@ -118,13 +118,14 @@ def test_a_part_that_cannot_be_written_is_named(crawl, tmp_path):
     assert not list(out.rglob(".*.partial"))
 
 
-def test_one_chunk_starts_no_ray(tmp_path):
+def test_one_chunk_starts_no_ray_and_loads_no_torch(tmp_path):
     """In a process of its own: this one may have a Ray."""
     (tmp_path / "crawl").mkdir()
     Image.effect_noise((64, 64), 50).save(tmp_path / "crawl/1.png")
     script = (
         "import sys; from cluster.cli import app; app(sys.argv[1:], standalone_mode=False); "
-        "assert 'ray' not in sys.modules or not sys.modules['ray'].is_initialized()"
+        "assert 'ray' not in sys.modules or not sys.modules['ray'].is_initialized(); "
+        "assert 'torch' not in sys.modules"
     )
     arguments = ["shard", str(tmp_path / "crawl"), "--out", str(tmp_path / "out")]
     done = subprocess.run(

@@ -4,16 +4,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 _LONG_S = 60.0
 
@@ -36,6 +38,24 @@ class Bar:
             self._console.print(f"{self._name}: {10 * tenth}%  {note}", highlight=False)
 
 
+class _Left(TimeRemainingColumn):
+    """The time that is left, once it is known."""
+
+    def render(self, task: Task) -> Text:
+        left = super().render(task)
+        return left.append(" left") if left.plain else left
+
+
+class _Lines(Progress):
+    """A bar, and below it what is being done: side by side 80 columns would cut both."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        for task in self.tasks:
+            yield self.make_tasks_table([task])
+            if task.fields["note"]:
+                yield Text(f"  {task.fields['note']}", no_wrap=True, overflow="ellipsis")
+
+
 @contextmanager
 def bar(console: Console, name: str, *, counts: bool) -> Iterator[Bar]:
     """Show a bar while the block runs; `counts` shows done and total beside it."""
@@ -44,9 +64,7 @@ def bar(console: Console, name: str, *, counts: bool) -> Iterator[Bar]:
         BarColumn(bar_width=24),
         *([MofNCompleteColumn()] if counts else [TextColumn("{task.percentage:>3.0f}%")]),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
+        _Left(compact=True),
     ]
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with _Lines(*columns, console=console, disable=not console.is_terminal) as progress:
         yield Bar(progress, console, name)

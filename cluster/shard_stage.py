@@ -52,16 +52,15 @@ def run_shard(
         address: Of a Ray cluster; None for this machine.
         publish_to: URL that the finished shards are copied to.
     """
-    started = time.monotonic()
+    pace = Pace()
     with bar(console, "shard", counts=True) as line:
 
         def show(progress: ShardProgress) -> None:
-            speed = progress.done / max(time.monotonic() - started, 1e-3)
             note = (
                 f"{progress.phase}: {progress.accepted} accepted, "
                 f"{progress.quarantined} quarantined, {progress.filtered} filtered, "
                 + (f"{progress.duplicate} duplicate" if progress.phase == "write" else "")
-                + (f"{speed:.0f} images/s" if progress.phase == "examine" else "")
+                + (pace.describe(progress.done) if progress.phase == "examine" else "")
             )
             line.update(progress.done, progress.total, note.rstrip(", "))
 
@@ -76,6 +75,21 @@ def run_shard(
             console.print(text, highlight=False, markup=False, soft_wrap=True)
     console.print(manifest.ledger.describe(), highlight=False, soft_wrap=True)
     return manifest
+
+
+class Pace:
+    """Speed since the first images were done: Ray's start, or what a resumed run finds, is none."""
+
+    def __init__(self) -> None:
+        self._from: tuple[int, float] | None = None
+
+    def describe(self, done: int) -> str:
+        """Say how fast the images became `done`; nothing of the first."""
+        now = time.monotonic()
+        if self._from is None:
+            self._from = done, now
+        images, seconds = done - self._from[0], now - self._from[1]
+        return f"{images / seconds:.0f} images/s" if images and seconds else ""
 
 
 def shard_json(manifest: Manifest, seconds: float) -> dict[str, Any]:

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from cluster import screen
+from cluster import screen, shard_stage
 from cluster.screen import bar
 
 
@@ -29,3 +29,24 @@ def test_a_log_has_a_line_for_every_tenth_and_every_minute(monkeypatch):
         "bench: 90%  f",
         "bench: 100%  g",
     ]
+
+
+def test_eighty_columns_show_all_of_it():
+    sink = io.StringIO()
+    note = "examine: 8000 accepted, 12 quarantined, 1 filtered, 1134 images/s"
+    with bar(Console(file=sink, force_terminal=True, width=80), "shard", counts=True) as line:
+        first = sink.getvalue()
+        line.update(8000, 9144, note)
+    assert "starting" in first
+    assert "left" not in first  # The time so far is not what is left.
+    assert "8000/9144" in sink.getvalue()
+    assert note in sink.getvalue()
+
+
+def test_the_pace_leaves_out_what_was_done_at_first(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(shard_stage.time, "monotonic", lambda: now[0])
+    pace = shard_stage.Pace()
+    assert pace.describe(5000) == ""  # A resumed run finds them.
+    now[0] = 102.0
+    assert pace.describe(5500) == "250 images/s"

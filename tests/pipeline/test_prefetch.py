@@ -44,13 +44,14 @@ def test_a_file_on_its_way_is_waited_for(cache_config, put, server, get, wait_fo
 
 
 def test_what_fails_ahead_is_raised_by_get(cache_config, put, server, get, names, wait_for):
-    gone, good = put("gone", 1000, *["404"] * 4), put("good")
+    gone, good = put("gone", 1000, *["404"] * 99), put("good")
     with ShardCache(cache_config) as cache:
         cache.prefetch([gone, good])
         wait_for(lambda: names(cache_config.folder) == ["good"] and len(server.requests) == 3)
         with pytest.raises(FetchError, match="HTTP status 404"):
             get(cache, gone)
-        get(cache, gone)  # The server has found it.
+        assert put("gone") == gone  # The server has found it.
+        get(cache, gone)
 
 
 def test_a_download_that_pauses_lets_another_one_run(cache_config, put, server, names, wait_for):

@@ -29,7 +29,7 @@ which are looked at in full, 99.0 % or more, and all of VOC's. 71 lose: the same
 that are the same picture.
 
 Ten million made-up inputs, planned as a whole (`tessera bench shard --plan 10000000`) beside a test
-suite: 30 minutes, 0.4 GB of memory beside the mapped files, at least 16 GB of disk; every planted
+suite: 40 minutes, 0.25 GB of memory beside the mapped files, at least 16 GB of disk; every planted
 copy found, nothing else.
 """
 

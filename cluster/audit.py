@@ -11,11 +11,11 @@ from rich.text import Text
 from cluster.audit_page import write_page
 from cluster.screen import bar
 from pipeline.atomic import write_json
-from pipeline.audit.audit import Audit, Verdict, run_audit
+from pipeline.audit.audit import Audit, ShortcutVerdict, run_audit
+from pipeline.audit.evidence import ProbeScore
 from pipeline.audit.gather import Progress, Source
 from pipeline.audit.limits import Shortcut
-from pipeline.audit.planted import Catch, listed, prove
-from pipeline.audit.score import Score
+from pipeline.audit.planted import PlantedBug, listed, prove
 from pipeline.config import ConfigError, load
 from pipeline.pretext.multitask import tasks_of
 from pipeline.pretext.supervised import SupervisedConfig
@@ -29,7 +29,7 @@ PAGE, JSON = "audit.html", "audit.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class AuditRequest:
     """What a person asks for."""
 
     images: int
@@ -70,7 +70,7 @@ def source_of(config: Path, manifest: str, overrides: Sequence[str]) -> Source:
     return Source(run.data.model_copy(update=alone), run.pretext, run.seed)
 
 
-def audit_shards(source: Source, wanted: Wanted, console: Console) -> bool:
+def audit_shards(source: Source, wanted: AuditRequest, console: Console) -> bool:
     """Run the audit, print what it found, and write page and JSON.
 
     Returns:
@@ -85,7 +85,7 @@ def audit_shards(source: Source, wanted: Wanted, console: Console) -> bool:
     with bar(console, "audit", counts=False) as progress:
         found = run_audit(source, wanted.images, _shown(progress.update))
     console.print(table_of(found))
-    catches: tuple[Catch, ...] = ()
+    catches: tuple[PlantedBug, ...] = ()
     if wanted.prove:
         with bar(console, "prove", counts=False) as progress:
             catches = prove(source, wanted.images, _shown(progress.update))
@@ -126,7 +126,7 @@ def table_of(found: Audit) -> Table:
     return table
 
 
-def catch_table(catches: Sequence[Catch]) -> Table:
+def catch_table(catches: Sequence[PlantedBug]) -> Table:
     """List the planted bugs."""
     table = Table(width=WIDTH, caption="score of the named probe, without and with the bug")
     table.add_column("planted", overflow="fold")
@@ -147,14 +147,14 @@ def catch_table(catches: Sequence[Catch]) -> Table:
     return table
 
 
-def said(verdict: Verdict) -> str:
+def said(verdict: ShortcutVerdict) -> str:
     """Say a verdict in a word or two."""
     if verdict.is_bug:
         return "pipeline bug"
     return "open" if verdict.is_open else "closed"
 
 
-def last_line(found: Audit, missed: Sequence[Catch], planted: int) -> str:
+def last_line(found: Audit, missed: Sequence[PlantedBug], planted: int) -> str:
     """Say in one line what was found."""
     named = list(zip(found.names(), found.verdicts, strict=True))
     parts = []
@@ -185,7 +185,7 @@ def _figure(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _interval(score: Score, shortcut: Shortcut) -> str:
+def _interval(score: ProbeScore, shortcut: Shortcut) -> str:
     return f"{score.low:.3f} .. {score.high:.3f}" if shortcut.sampled else "exact"
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from pipeline.atomic import write_atomic
 from pipeline.audit.audit import Audit
+from pipeline.audit.evidence import ProbeScore
 from pipeline.audit.gather import Source
 from pipeline.audit.limits import CONTROL_TOLERANCE
-from pipeline.audit.planted import Catch
-from pipeline.audit.score import Score
+from pipeline.audit.planted import PlantedBug
 from pipeline.pretext.multitask import tasks_of
-from pipeline.remote.location import shown as without_secrets
-from training.charts import Box, Tick, number, ticks
-from training.pages import page_environment
+from pipeline.remote.location import redact_url as without_secrets
+from training.report.charts import Box, Tick, number, ticks
+from training.report.templates import page_environment
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 460.0, 150.0, 16.0, 8.0, 24.0
 _ROW, _THICK, _APART = 40.0, 9.0, 13.0
@@ -21,7 +21,7 @@ _LEAST_REACH = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Beam:
+class ScoreBar:
     """One score: a bar from 0, and its interval."""
 
     kind: str
@@ -43,7 +43,7 @@ class Row:
     label: str
     y: float
     """Middle of the row."""
-    beams: tuple[Beam, ...]
+    beams: tuple[ScoreBar, ...]
     limit: float
     """x."""
     is_bad: bool
@@ -67,13 +67,13 @@ class Chart:
 @dataclass(frozen=True, slots=True)
 class _Line:
     label: str
-    now: Score
-    beside: Score | None
+    now: ProbeScore
+    beside: ProbeScore | None
     limit: float
     is_bad: bool
 
 
-def write_page(path: Path, found: Audit, catches: Sequence[Catch], source: Source) -> None:
+def write_page(path: Path, found: Audit, catches: Sequence[PlantedBug], source: Source) -> None:
     """Write the page of an audit, and of the planted bugs where there are any."""
     environment = page_environment(Path(__file__).parent)
     environment.filters |= {"count": "{:,}".format, "figure": _figure, "number": number}
@@ -109,9 +109,9 @@ def chart_of(title: str, lines: Sequence[_Line]) -> Chart:
     def x(value: float) -> float:
         return box.left + (box.right - box.left) * (value - low) / (reach - low)
 
-    def beam(kind: str, score: Score, y: float) -> Beam:
+    def beam(kind: str, score: ProbeScore, y: float) -> ScoreBar:
         start, end = sorted((x(0), x(score.value)))
-        return Beam(kind, y, start, end - start, x(score.low), x(score.high), x(score.value))
+        return ScoreBar(kind, y, start, end - start, x(score.low), x(score.high), x(score.value))
 
     rows = []
     for position, line in enumerate(lines):
@@ -139,7 +139,7 @@ def _task_chart(found: Audit, task: str) -> Chart:
     )
 
 
-def _catch_chart(catches: Sequence[Catch]) -> Chart:
+def _catch_chart(catches: Sequence[PlantedBug]) -> Chart:
     lines = [
         _Line(f"{n}. {c.shortcut.name}", c.planted, c.without, c.limit, not c.caught)
         for n, c in enumerate(catches, start=1)

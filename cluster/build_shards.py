@@ -5,14 +5,16 @@ from typing import Any
 
 from cluster.errors import IncompleteError
 from cluster.index_shards import run_on_ray
-from pipeline.crawl.folder import Job
-from pipeline.crawl.parts import close_examiner
-from pipeline.crawl.stage import Progress, UnfinishedError, make_shards
-from pipeline.shards.indexing import run_here
+from pipeline.ingest.folder import ShardRequest
+from pipeline.ingest.parts import close_examiner
+from pipeline.ingest.stage import Progress, UnfinishedError, make_shards
 from pipeline.shards.manifest import Manifest
+from pipeline.shards.third_party.indexing import run_here
 
 
-def build_shards(job: Job, *, resume: bool, address: str | None, on_progress: Progress) -> Manifest:
+def build_shards(
+    job: ShardRequest, *, resume: bool, address: str | None, on_progress: Progress
+) -> Manifest:
     """Turn sources into shards; the bytes do not depend on the number of workers.
 
     Images travel from disk to disk in the workers; only paths and counts pass through Ray. Stopped

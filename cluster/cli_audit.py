@@ -44,11 +44,11 @@ def audit(  # noqa: PLR0913 - one for each option
     Example: tessera audit configs/demo/pretrain.yaml shards/ --images 500
     """
     with clear_errors():
-        from cluster.audit import WIDTH, Wanted, audit_shards, source_of
+        from cluster.audit import WIDTH, AuditRequest, audit_shards, source_of
 
         console = Console()
         if not console.is_terminal:
             console = Console(width=WIDTH)
-        wanted = Wanted(images=images, prove=prove, out=out, json_file=json_file)
+        wanted = AuditRequest(images=images, prove=prove, out=out, json_file=json_file)
         if not audit_shards(source_of(config, manifest, overrides or []), wanted, console):
             raise typer.Exit(1)

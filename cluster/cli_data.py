@@ -48,7 +48,7 @@ def get(
 
         from cluster.get_data import get_data
         from pipeline.config import ConfigError
-        from training.transfer.known_sets import SetName
+        from training.transfer.images.known_sets import SetName
 
         known = get_args(SetName)
         if name not in known:

@@ -55,11 +55,11 @@ def explain(  # noqa: PLR0913 - one for each option
     Example: tessera explain runs/demo --epoch 0 --step 12 --save step12/
     """
     with clear_errors():
-        from cluster.explain import WIDTH, Answers, Question, run_explain, run_of
+        from cluster.explain import WIDTH, ExplainOutput, Question, run_explain, run_of
 
         console = Console()
         if not console.is_terminal:
             console = Console(width=WIDTH)
         run = run_of(manifest, config, overrides or [])
         question = Question(epoch, step, sample, rank)
-        run_explain(run, question, Answers(save, json_file), console)
+        run_explain(run, question, ExplainOutput(save, json_file), console)

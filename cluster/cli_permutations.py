@@ -43,9 +43,13 @@ def permutations(  # noqa: PLR0913 - one for each option
 
         from pipeline.atomic import write_json
         from pipeline.config import ConfigError
-        from pipeline.pictures.permutations import draw_permutations
+        from pipeline.explain.pictures.permutations import draw_permutations
         from pipeline.pretext.jigsaw import PermutationMethod
-        from pipeline.pretext.permutations import describe, make_permutations, write_permutations
+        from pipeline.pretext.permutation_set import (
+            describe,
+            make_permutations,
+            write_permutations,
+        )
 
         known = get_args(PermutationMethod)
         if method not in known:

@@ -62,14 +62,14 @@ def shard(  # noqa: PLR0913 - typer makes an option of each.
         from cluster.shard_stage import folder_for, run_shard, shard_json
         from pipeline.atomic import write_json
         from pipeline.config import load
-        from pipeline.crawl.config import ShardConfig
-        from pipeline.crawl.folder import Job
-        from pipeline.crawl.source_list import parse_sources
+        from pipeline.ingest.config import ShardConfig
+        from pipeline.ingest.folder import ShardRequest
+        from pipeline.ingest.sources.source_list import parse_sources
 
         started = time.monotonic()
         settings = load(ShardConfig, config) if config else ShardConfig()
         folder = folder_for(out, scratch)
-        job = Job(folder, parse_sources(sources, include or (), exclude or ()), settings)
+        job = ShardRequest(folder, parse_sources(sources, include or (), exclude or ()), settings)
         url = None if scratch is None else out
         manifest = run_shard(job, Console(), resume=resume, address=address, publish_to=url)
         if json_file:

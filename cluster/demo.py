@@ -19,10 +19,10 @@ from cluster.stages import (
 )
 from cluster.transfer_table import layer_table
 from pipeline.config import ConfigError, load, override
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.folder import Job
-from pipeline.crawl.source_list import parse_sources
-from pipeline.crawl.synthetic import FOLDER_NAME, render_crawl
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.folder import ShardRequest
+from pipeline.ingest.sources.source_list import parse_sources
+from pipeline.synthetic.crawl import FOLDER_NAME, render_crawl
 from training.run import RunConfig, pretraining_of
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
@@ -103,7 +103,7 @@ def _shard(
 ) -> None:
     started = time.monotonic()
     shards = out / "shards"
-    job = Job(shards, parse_sources([str(images)], (), ()), config)
+    job = ShardRequest(shards, parse_sources([str(images)], (), ()), config)
     manifest = run_shard(job, console, resume=shards.exists())
     add_results(out, "shard", started, ledger=ledger_json(manifest.ledger), commands=commands)
 

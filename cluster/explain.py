@@ -14,21 +14,21 @@ from rich.text import Text
 from cluster.explain_lines import draw_lines
 from pipeline.atomic import write_json
 from pipeline.config import ConfigError, load
-from pipeline.explain import (
+from pipeline.explain.locate import SampleLocations, find_sample, sample_id_of
+from pipeline.explain.pictures.lettering import shorten
+from pipeline.explain.pictures.step import save_pictures
+from pipeline.explain.step import (
     Explained,
-    Shown,
+    ShownSample,
     Subject,
     explain_sample,
     explain_step,
     open_subject,
 )
-from pipeline.mixture import Place
-from pipeline.pictures.lettering import shorten
-from pipeline.pictures.step import save_pictures
+from pipeline.loading.mixture import RankInfo
 from pipeline.remote.location import is_remote, local_path
-from pipeline.remote.location import shown as without_secrets
+from pipeline.remote.location import redact_url as without_secrets
 from pipeline.shards.manifest import FILE_NAME
-from pipeline.whereabouts import Found, find_sample, sample_id_of
 from training.run import RunConfig, read_run
 
 WIDTH = 100
@@ -53,7 +53,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class ExplainOutput:
     """Where the answer goes besides the screen."""
 
     save: Path | None
@@ -61,7 +61,9 @@ class Answers:
     json_file: Path | None
 
 
-def run_explain(run: RunConfig, question: Question, answers: Answers, console: Console) -> None:
+def run_explain(
+    run: RunConfig, question: Question, answers: ExplainOutput, console: Console
+) -> None:
     """Print what a step showed, or where a sample comes; save pictures and JSON as asked.
 
     Raises:
@@ -145,7 +147,7 @@ def _complete(run: RunConfig, source: str | Path) -> RunConfig:
     return run
 
 
-def _place(question: Question) -> Place:
+def _place(question: Question) -> RankInfo:
     if (question.step is None) == (question.sample is None):
         raise ConfigError(
             "give either --step S, for the samples of a step, or --sample KEY_OR_ID, for one "
@@ -153,7 +155,7 @@ def _place(question: Question) -> Place:
         )
     text = question.rank
     if text is None:
-        return Place(0, 1)
+        return RankInfo(0, 1)
     if question.sample is not None:
         raise ConfigError(
             f"rank (={text}) goes with --step: of R ranks, rank (lane % R) reads a sample."
@@ -167,10 +169,10 @@ def _place(question: Question) -> Place:
             f"rank (={text}) must be less than the number of ranks: they count from 0; 0/4 is the "
             "first of 4 ranks."
         )
-    return Place(rank, world_size)
+    return RankInfo(rank, world_size)
 
 
-def _cells(shown: Shown, explained: Explained) -> list[list[Text]]:
+def _cells(shown: ShownSample, explained: Explained) -> list[list[Text]]:
     seat, where = shown.seat, shown.shard.rpartition("/")[2]
     place = [Text(str(seat.position), "bold"), Text(f"lane {seat.lane}", "dim")]
     if (seat.set_number, seat.set_epoch) != (0, explained.epoch):
@@ -217,7 +219,7 @@ def _last_of_step(explained: Explained) -> str:
     )
 
 
-def _last_of_sample(subject: Subject, found: Found, question: Question) -> str:
+def _last_of_sample(subject: Subject, found: SampleLocations, question: Question) -> str:
     data, epoch = subject.data, question.epoch
     name = f"sample {found.sample_id}"
     if question.sample != str(found.sample_id):
@@ -239,7 +241,7 @@ def _last_of_sample(subject: Subject, found: Found, question: Question) -> str:
     return f"{name} does not come in epoch {epoch}: its set passes it in another epoch of the run"
 
 
-def _listed(found: Found, epoch: int, steps: Sequence[Explained]) -> dict[str, Any]:
+def _listed(found: SampleLocations, epoch: int, steps: Sequence[Explained]) -> dict[str, Any]:
     listed = [step.listed() for step in steps]
     return {
         "sample_id": found.sample_id,

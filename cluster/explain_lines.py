@@ -3,7 +3,7 @@
 from rich.text import Text
 from typing_extensions import assert_never
 
-from pipeline.drawn import (
+from pipeline.explain.describe import (
     AnyDraws,
     ContextDraws,
     Foreign,

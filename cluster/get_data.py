@@ -15,10 +15,9 @@ from rich.console import Console
 
 from cluster.screen import Bar, bar
 from pipeline.config import ConfigError
+from pipeline.shards.labelled import Packed, pack
 from pipeline.shards.manifest import FILE_NAME, Manifest, read_manifest
-from pipeline.shards.pack import pack
-from pipeline.shards.packed import Packed
-from training.transfer.known_sets import KnownSet, SetName, Side, read_known
+from training.transfer.images.known_sets import KnownSet, SetName, Side, read_known
 
 _MARK = ".getting"
 _TIMEOUT = 60  # seconds without a byte

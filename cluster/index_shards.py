@@ -10,7 +10,7 @@ from rich.console import Console
 from cluster.errors import IncompleteError
 from cluster.screen import bar
 from pipeline.remote.location import is_remote
-from pipeline.shards.indexing import Indexed, UnreadableError, index_shards, run_here
+from pipeline.shards.third_party.indexing import Indexed, UnreadableError, index_shards, run_here
 
 _RETRIES = 3
 _FEW_REMOTE = 4

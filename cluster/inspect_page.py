@@ -12,10 +12,10 @@ from cluster.screen import bar
 from pipeline.atomic import write_atomic, write_json
 from pipeline.config import ConfigError
 from pipeline.remote.location import is_remote, local_path
-from pipeline.remote.location import shown as without_secrets
+from pipeline.remote.location import redact_url as without_secrets
 from pipeline.shards.manifest import folder_of
-from pipeline.upkeep.inspection import Bin, Inspection, Picture, inspect
-from training.pages import page_environment
+from pipeline.upkeep.inspection import Bin, Inspection, Thumbnail, inspect
+from training.report.templates import page_environment
 
 PAGE = "inspect.html"
 
@@ -96,7 +96,7 @@ def _table(histogram: Histogram) -> Table:
     return table
 
 
-def _uri(picture: Picture) -> str:
+def _uri(picture: Thumbnail) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(picture.jpeg).decode()}"
 
 

@@ -12,15 +12,20 @@ from rich.text import Text
 
 from pipeline.atomic import write_atomic
 from pipeline.config import Config, ConfigError, load, parse
-from pipeline.data import DataConfig
-from pipeline.explain import Explained, Subject, explain_step, open_subject
-from pipeline.mixture import Place
-from pipeline.order import OrderConfig
-from pipeline.pictures.preview import Drawing, Part, image_parts, measure_parts
+from pipeline.explain.pictures.countermeasures import (
+    Drawing,
+    PreviewSection,
+    image_parts,
+    measure_parts,
+)
+from pipeline.explain.step import Explained, Subject, explain_step, open_subject
+from pipeline.loading.data import DataConfig
+from pipeline.loading.mixture import RankInfo
+from pipeline.loading.order import OrderConfig
+from pipeline.loading.views import PretextConfig
 from pipeline.pretext.multitask import tasks_of
-from pipeline.remote.location import shown as without_secrets
-from pipeline.views import PretextConfig
-from training.pages import page_environment
+from pipeline.remote.location import redact_url as without_secrets
+from training.report.templates import page_environment
 
 PAGE = "preview.html"
 
@@ -122,10 +127,10 @@ def print_page(page: Path, console: Console) -> None:
     console.print(Text(f"page: {page}, and its {count} pictures beside it"), soft_wrap=True)
 
 
-def _place(order: OrderConfig, num_images: int) -> Place:
+def _place(order: OrderConfig, num_images: int) -> RankInfo:
     """Choose a rank whose share of a step is no larger than it must be: all show the same step."""
     num_lanes = -(-max(_PLANNED, num_images) // order.lane_share)
-    return Place(rank=0, world_size=max(1, order.num_lanes // num_lanes))
+    return RankInfo(rank=0, world_size=max(1, order.num_lanes // num_lanes))
 
 
 def _blocks(
@@ -145,7 +150,7 @@ def _blocks(
     return tuple(found)
 
 
-def _block(part: Part, out: Path) -> Block:
+def _block(part: PreviewSection, out: Path) -> Block:
     return Block(part.title, part.text, tuple(_figure(one, out) for one in part.drawings))
 
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from cluster.build_shards import build_shards
 from cluster.screen import bar
 from pipeline.config import ConfigError
-from pipeline.crawl.folder import Job
-from pipeline.crawl.stage import ShardProgress
-from pipeline.remote.location import is_remote, local_path, shown
+from pipeline.ingest.folder import ShardRequest
+from pipeline.ingest.stage import ShardProgress
+from pipeline.remote.location import is_remote, local_path, redact_url
 from pipeline.remote.publish import check_target, publish
 from pipeline.shards.manifest import Ledger, Manifest
 
@@ -28,15 +28,15 @@ def folder_for(out: str, scratch: Path | None) -> Path:
         return local_path(out)
     if scratch is None:
         raise ConfigError(
-            f"out (={shown(out)}) is a URL: give a folder for the shards until they are copied, "
-            "with room for all of them: --scratch DIR."
+            f"out (={redact_url(out)}) is a URL: give a folder for the shards until they are "
+            "copied, with room for all of them: --scratch DIR."
         )
     check_target(out)
     return scratch
 
 
 def run_shard(
-    job: Job,
+    job: ShardRequest,
     console: Console,
     *,
     resume: bool,
@@ -52,7 +52,7 @@ def run_shard(
         address: Of a Ray cluster; None for this machine.
         publish_to: URL that the finished shards are copied to.
     """
-    pace = Pace()
+    pace = Throughput()
     with bar(console, "shard", counts=True) as line:
 
         def show(progress: ShardProgress) -> None:
@@ -68,7 +68,7 @@ def run_shard(
     if publish_to is not None:
         with bar(console, "publish", counts=False) as line:
             publish(job.out, publish_to, on_progress=line.update)
-        console.print(f"publish: {shown(publish_to)}", highlight=False, soft_wrap=True)
+        console.print(f"publish: {redact_url(publish_to)}", highlight=False, soft_wrap=True)
     if len(manifest.sources) > 1:
         for name, ledger in manifest.sources.items():
             text = f"{name}: {ledger.describe()}"
@@ -77,7 +77,7 @@ def run_shard(
     return manifest
 
 
-class Pace:
+class Throughput:
     """Speed since the first images were done: Ray's start, or what a resumed run finds, is none."""
 
     def __init__(self) -> None:

@@ -13,10 +13,10 @@ from cluster.screen import bar
 from cluster.transfer_table import last_line
 from pipeline.atomic import write_json
 from pipeline.config import ConfigError
-from pipeline.quarantine import FILE_NAME as QUARANTINE_FILE
-from training.metrics import Record, following
+from pipeline.loading.quarantine import FILE_NAME as QUARANTINE_FILE
+from training.metrics import MetricsRecord, following
 from training.pretrain import RESULT_FILE, check, train
-from training.report import write_report
+from training.report.page import write_report
 from training.run import RunConfig, open_run, pretraining_of
 from training.transfer.evaluate import Outcome, here, transfer
 
@@ -39,7 +39,7 @@ def run_pretrain(
         console.print(f"pretrain: TensorBoard with  tensorboard --logdir {run.out / 'tensorboard'}")
     with bar(console, "pretrain", counts=False) as line:
 
-        def show(record: Record) -> None:
+        def show(record: MetricsRecord) -> None:
             note = (
                 f"step {record.step}, loss {record.loss:.3f}, accuracy {record.accuracy:.1%}, "
                 f"{record.images_per_s:.0f} images/s"

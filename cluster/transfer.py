@@ -15,9 +15,9 @@ from pipeline.config import ConfigError, parse
 from training.run import RunConfig, absolute
 from training.transfer.config import ResourcesConfig
 from training.transfer.evaluate import (
+    JobOnTrunk,
     Opened,
     Outcome,
-    Part,
     finish,
     here,
     make_features,
@@ -111,7 +111,7 @@ def _work(raw: str, trunk: str, job: str | None) -> None:
     if job is None:
         make_features(opened, trunk, _silent)
     else:
-        run_part(opened, Part(job, trunk), _silent)
+        run_part(opened, JobOnTrunk(job, trunk), _silent)
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -101,12 +101,12 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _KeyPath:
     path: list[int | str]
     section: type[BaseModel]
 
 
-def _resolve(model: type[BaseModel], loc: tuple[int | str, ...]) -> _Place:
+def _resolve(model: type[BaseModel], loc: tuple[int | str, ...]) -> _KeyPath:
     """Follow pydantic's error location through sections, lists and tagged unions.
 
     The location holds the tag of a union ("optim", "sgd", "lr"); the file has no such key, so it
@@ -121,7 +121,7 @@ def _resolve(model: type[BaseModel], loc: tuple[int | str, ...]) -> _Place:
             continue
         path.append(part)
         options = [m for annotation in inner for m in _models(annotation)] or options
-    return _Place(path, options[0])
+    return _KeyPath(path, options[0])
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from pipeline.crawl import stage
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.folder import Job
-from pipeline.crawl.parts import close_examiner
-from pipeline.crawl.source_list import parse_sources
+from pipeline.ingest import stage
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.folder import ShardRequest
+from pipeline.ingest.parts import close_examiner
+from pipeline.ingest.sources.source_list import parse_sources
 from pipeline.shards.index import encode_index, hash_spans, read_index
-from pipeline.shards.indexing import run_here
+from pipeline.shards.third_party.indexing import run_here
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As shells start what runs in the background: processes of the tests would inherit it.
@@ -29,7 +29,7 @@ def make_shards():
     """A function (images, out, config) that shards a folder as the stage does, without Ray."""
 
     def make(images, out, config):
-        job = Job(out, parse_sources([str(images)], (), ()), config)
+        job = ShardRequest(out, parse_sources([str(images)], (), ()), config)
         return stage.make_shards(job, run_here, resume=False, on_progress=lambda progress: None)
 
     yield make

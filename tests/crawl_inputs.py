@@ -7,8 +7,8 @@ import tarfile
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from pipeline.crawl.chunks import list_chunks, read_chunk
-from pipeline.crawl.source_list import parse_sources
+from pipeline.ingest.sources.chunks import list_chunks, read_chunk
+from pipeline.ingest.sources.source_list import parse_sources
 
 JPEG = b"\xff\xd8\xff\xe0 no more than the start of a picture"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.crawl.near_hash import WORDS
-from pipeline.crawl.parts import SCHEMA
+from pipeline.ingest.near.hash import WORDS
+from pipeline.ingest.parts import SCHEMA
 
 
 def content(number: int) -> bytes:

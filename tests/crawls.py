@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.crawl.chunks import list_chunks
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.folder import Job
-from pipeline.crawl.judge import judge
-from pipeline.crawl.source_list import parse_sources
-from pipeline.crawl.stage import make_shards
-from pipeline.shards.indexing import run_here
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.folder import ShardRequest
+from pipeline.ingest.gate.judge import judge
+from pipeline.ingest.sources.chunks import list_chunks
+from pipeline.ingest.sources.source_list import parse_sources
+from pipeline.ingest.stage import make_shards
+from pipeline.shards.third_party.indexing import run_here
 
 CONFIG = ShardConfig(samples_per_shard=4)
 
@@ -41,9 +41,9 @@ def make_crawl(folder: Path) -> Path:
     return folder
 
 
-def job_of(sources, out: Path, config: ShardConfig = CONFIG) -> Job:
+def job_of(sources, out: Path, config: ShardConfig = CONFIG) -> ShardRequest:
     given = sources if isinstance(sources, list) else [sources]
-    return Job(out, parse_sources([str(source) for source in given], (), ()), config)
+    return ShardRequest(out, parse_sources([str(source) for source in given], (), ()), config)
 
 
 def build(sources, out: Path, config: ShardConfig = CONFIG, *, resume=False, run=run_here):
@@ -51,7 +51,7 @@ def build(sources, out: Path, config: ShardConfig = CONFIG, *, resume=False, run
     return make_shards(job, run, resume=resume, on_progress=lambda progress: None)
 
 
-def chunks_of(job: Job, chunk_inputs: int = 256):
+def chunks_of(job: ShardRequest, chunk_inputs: int = 256):
     return list_chunks(job.sources, chunk_inputs=chunk_inputs)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.shards.index import ShardIndex, read_index
-from pipeline.shards.indexing import index_shards, run_here
 from pipeline.shards.manifest import read_manifest
+from pipeline.shards.third_party.indexing import index_shards, run_here
 
 
 def picture(seed: int, image_format: str = "JPEG") -> bytes:

@@ -9,10 +9,10 @@ import time
 
 import numpy as np
 
-from pipeline.crawl.examiner_messages import COUNT
-from pipeline.crawl.item import Judged
+from pipeline.ingest.gate.sandbox import COUNT
+from pipeline.ingest.item import Verdict
 
-ACCEPTED = Judged("accepted", stored=b"stored", near_words=np.array([1, 2**63], np.uint64))
+ACCEPTED = Verdict("accepted", stored=b"stored", near_words=np.array([1, 2**63], np.uint64))
 
 
 def judge(data, config):
@@ -28,12 +28,12 @@ def judge(data, config):
         case b"sleep":
             time.sleep(float(rest or 60))
         case b"eat":
-            return Judged("accepted", stored=bytes(len(bytearray(int(rest)))))
+            return Verdict("accepted", stored=bytes(len(bytearray(int(rest)))))
         case b"print":
             print("loud", flush=True)  # noqa: T201
             os.write(1, b"\xff" * 100)
         case b"long":
-            return Judged("accepted", stored=bytes(int(rest)))
+            return Verdict("accepted", stored=bytes(int(rest)))
     return ACCEPTED
 
 

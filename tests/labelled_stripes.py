@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.crawl.config import ShardConfig
+from pipeline.ingest.config import ShardConfig
 from pipeline.shards.store import Store
 from training.models.trunks import TrunkConfig, build_trunk
 from training.transfer.job import Labelled, NamedTrunk, Setting, Task

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.crawl.near_duplicates import find_near
-from pipeline.crawl.near_hash import near_words
+from pipeline.ingest.near.hash import near_words
+from pipeline.ingest.near.search import find_near
 
 
 def photo(number, width=240, height=180):

@@ -4,11 +4,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipeline.audit.evidence import Evidence
-from pipeline.draws import Draws
+from pipeline.loading.draws import Draws
+from pipeline.loading.views import plan_task
 from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.reference import tile_views
-from pipeline.views import plan_task
 
 
 def scene(number, px=200):

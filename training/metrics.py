@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from pipeline.loader import Loader
+from pipeline.loading.loader import Loader
 from pipeline.remote.cache import CacheStats
 from training.ddp import Ranks
 
@@ -28,7 +28,7 @@ _TAIL_BYTES = 4096  # Several records; one has about 500.
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class MetricsRecord:
     """Means since the last record, over all ranks."""
 
     step: int
@@ -69,11 +69,11 @@ class Record:
     """Of each task."""
 
 
-OnRecord = Callable[[Record], None]
+OnRecord = Callable[[MetricsRecord], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class StepResult:
     """What one step gave on one rank."""
 
     loss: Tensor
@@ -89,13 +89,15 @@ class Meter:
         self._ranks, self._loader, self._tasks = ranks, loader, tuple(tasks)
         self._reset()
 
-    def add(self, answered: Answered, images: int, waited: float) -> None:
+    def add(self, answered: StepResult, images: int, waited: float) -> None:
         """Add a step of this rank; `waited` seconds for the loader."""
         step = torch.cat([answered.loss[None], answered.right, answered.right.new_ones(1)])
         self._sums += step.double() * images  # Every image is asked the same number of questions.
         self._waited += waited
 
-    def record(self, step: int, epoch: int, progress: float, seconds: float, lr: float) -> Record:
+    def record(
+        self, step: int, epoch: int, progress: float, seconds: float, lr: float
+    ) -> MetricsRecord:
         """Sum over ranks, reset, and return the means; every rank must call it at the same step."""
         counts = self._loader.counters.since(self._before)
         extra = torch.tensor([counts.bytes_read, counts.replaced], dtype=torch.float64)
@@ -104,7 +106,7 @@ class Meter:
         shares = [share / images for share in right]
         elapsed = time.monotonic() - self._since
         stats = self._loader.cache.stats() if self._loader.cache else CacheStats()
-        record = Record(
+        record = MetricsRecord(
             step=step,
             epoch=epoch,
             progress=progress,
@@ -148,7 +150,7 @@ class MetricsWriter:
         self._file.flush()
         self._board = _tensorboard(folder / "tensorboard", purge_step=resume_step + 1)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: MetricsRecord) -> None:
         """Write one record; it is on the disk when this returns."""
         self._file.write(json.dumps(asdict(record)) + "\n")
         self._file.flush()
@@ -173,13 +175,13 @@ class MetricsWriter:
         self._board.close()
 
 
-def read_metrics(folder: Path) -> list[Record]:
+def read_metrics(folder: Path) -> list[MetricsRecord]:
     """Read the records of a run; a line cut by a kill ends the list."""
     path = folder / FILE_NAME
     return list(_parse(path.read_text(encoding="utf-8"))) if path.exists() else []
 
 
-def last_record(folder: Path) -> Record | None:
+def last_record(folder: Path) -> MetricsRecord | None:
     """Read the newest whole record of a run from the end of its file, whatever its length."""
     path = folder / FILE_NAME
     if not path.exists():
@@ -191,10 +193,10 @@ def last_record(folder: Path) -> Record | None:
     return next(found, None)
 
 
-def _parse(text: str) -> Iterator[Record]:
+def _parse(text: str) -> Iterator[MetricsRecord]:
     for line in text.splitlines():
         try:
-            yield Record(**json.loads(line))
+            yield MetricsRecord(**json.loads(line))
         except (ValueError, TypeError):
             return
 

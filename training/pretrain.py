@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from pipeline.atomic import write_atomic, write_json
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
-from pipeline.data import check_data, open_loader
-from pipeline.loader import Batch, Loader
-from pipeline.mixture import Place
+from pipeline.loading.data import check_data, open_loader
+from pipeline.loading.loader import Batch, Loader
+from pipeline.loading.mixture import RankInfo
+from pipeline.loading.quarantine import FILE_NAME as QUARANTINE_FILE
+from pipeline.loading.views import PretextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import tasks_of, weights_of
-from pipeline.pretext.permutations import permutations_hash, permutations_of
+from pipeline.pretext.permutation_set import permutations_hash, permutations_of
 from pipeline.pretext.supervised import NO_CLASS
-from pipeline.quarantine import FILE_NAME as QUARANTINE_FILE
-from pipeline.views import PretextConfig
 from training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from training.ddp import Ranks, joined
-from training.metrics import Answered, Meter, MetricsWriter, read_metrics
-from training.models.pretext_model import Answer, PretextModel, build_model
+from training.metrics import Meter, MetricsWriter, StepResult, read_metrics
+from training.models.pretext_model import HeadOutput, PretextModel, build_model
 from training.models.trunks import Trunk
 from training.optimizer import build_optimizer, learning_rate
 from training.precision import autocast
@@ -101,7 +101,7 @@ def train(run: Pretraining) -> None:
 
 
 @dataclass(slots=True)
-class _Job:
+class _TrainState:
     """Everything the loop works on."""
 
     run: Pretraining
@@ -114,9 +114,9 @@ class _Job:
     clock: "_Clock"
 
 
-def _start(run: Pretraining, ranks: Ranks) -> _Job:
+def _start(run: Pretraining, ranks: Ranks) -> _TrainState:
     # Data.
-    place, ledger = Place(ranks.rank, ranks.world_size), run.out / QUARANTINE_FILE
+    place, ledger = RankInfo(ranks.rank, ranks.world_size), run.out / QUARANTINE_FILE
     loader = open_loader(
         run.data, run.order, run.pretext, seed=run.seed, place=place, ledger=ledger
     )
@@ -144,10 +144,10 @@ def _start(run: Pretraining, ranks: Ranks) -> _Job:
     if run.train.compile:
         model.compile()  # In place: names of weights stay, in checkpoints and the export.
     clock = _Clock(run.train, ranks, run.train.epochs * loader.steps_per_epoch, seconds)
-    return _Job(run, ranks, loader, model, optimizer, step, clock)
+    return _TrainState(run, ranks, loader, model, optimizer, step, clock)
 
 
-def _loop(job: _Job, log: MetricsWriter | None) -> None:
+def _loop(job: _TrainState, log: MetricsWriter | None) -> None:
     run, ranks = job.run, job.ranks
     model = ranks.wrap(job.model).train()
     meter = Meter(ranks, job.loader, [task.name for task in tasks_of(run.pretext)])
@@ -179,13 +179,13 @@ def _loop(job: _Job, log: MetricsWriter | None) -> None:
             _save(job)
 
 
-def _step(job: _Job, model: nn.Module, batch: Batch, lr: float) -> Answered:
+def _step(job: _TrainState, model: nn.Module, batch: Batch, lr: float) -> StepResult:
     device = job.ranks.device
     for group in job.optimizer.param_groups:
         group["lr"] = lr
     labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
     with autocast(job.run.train.precision, device):
-        answers: list[Answer] = model(batch.views, labels)
+        answers: list[HeadOutput] = model(batch.views, labels)
     losses = [_loss(answer) for answer in answers]
     loss = torch.stack(losses) @ torch.tensor(weights_of(job.run.pretext), device=device)
     job.optimizer.zero_grad(set_to_none=True)
@@ -195,10 +195,10 @@ def _step(job: _Job, model: nn.Module, batch: Batch, lr: float) -> Answered:
     torch.autograd.backward(loss * share)
     job.optimizer.step()
     right = [_right(answer) for answer in answers]
-    return Answered(loss.detach(), torch.stack(right))
+    return StepResult(loss.detach(), torch.stack(right))
 
 
-def _loss(answer: Answer) -> Tensor:
+def _loss(answer: HeadOutput) -> Tensor:
     """Return the mean over all answers; those that nothing teaches count 0.
 
     All, not those that are taught: the mean over ranks is then that of the global batch.
@@ -209,14 +209,14 @@ def _loss(answer: Answer) -> Tensor:
     return total / len(answer.targets)
 
 
-def _right(answer: Answer) -> Tensor:
+def _right(answer: HeadOutput) -> Tensor:
     """Return the share of right answers among those that are taught."""
     taught = answer.targets != NO_CLASS
     right = (answer.logits.argmax(dim=1) == answer.targets) & taught
     return right.sum() / taught.sum().clamp(min=1)
 
 
-def _save(job: _Job) -> None:
+def _save(job: _TrainState) -> None:
     progress = {
         "loader": job.loader.state(),
         "seconds": job.clock.spent(),
@@ -232,7 +232,7 @@ def _permutations(pretext: PretextConfig) -> str | None:
     return permutations_hash(permutations_of(puzzles[0])) if puzzles else None
 
 
-def _metrics_of(job: _Job) -> AbstractContextManager[MetricsWriter | None]:
+def _metrics_of(job: _TrainState) -> AbstractContextManager[MetricsWriter | None]:
     if job.ranks.is_first:
         return MetricsWriter(job.run.out, resume_step=job.step)
     return nullcontext()
@@ -265,7 +265,7 @@ class _Clock:
         return min(1.0, max(by_step, by_time))
 
 
-def _summarize(job: _Job) -> PretrainResult:
+def _summarize(job: _TrainState) -> PretrainResult:
     records = read_metrics(job.run.out)
     last = records[-max(1, len(records) // 10) :]
     images = job.step * job.loader.global_batch

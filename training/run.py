@@ -12,12 +12,11 @@ from pydantic import Field
 
 from pipeline.atomic import write_atomic
 from pipeline.config import Config, ConfigError, parse
-from pipeline.data import DataConfig
-from pipeline.labels import with_classes
-from pipeline.order import OrderConfig
+from pipeline.loading.data import DataConfig, with_classes
+from pipeline.loading.order import OrderConfig
+from pipeline.loading.views import PretextConfig
 from pipeline.pretext.multitask import tasks_of
 from pipeline.remote.fetch import is_remote
-from pipeline.views import PretextConfig
 from training.models.trunks import TrunkConfig, require_view
 from training.optimizer import OptimConfig
 from training.precision import Precision

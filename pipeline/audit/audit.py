@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.audit.codes import probe_codes
 from pipeline.audit.control import Control, stored_control
-from pipeline.audit.evidence import Evidence
+from pipeline.audit.evidence import Evidence, ProbeScore, score_of
 from pipeline.audit.gather import Progress, Source, gather
 from pipeline.audit.limits import CODES, CONTROL_TOLERANCE, DRAWS, Shortcut, checks_of
-from pipeline.audit.score import Score, score_of
+from pipeline.audit.permutation_set import probe_codes
 from pipeline.audit.uniformity import draw, probe_draws
 from pipeline.config import ConfigError
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task, tasks_of
-from pipeline.pretext.permutations import permutations_of
+from pipeline.pretext.permutation_set import permutations_of
 from pipeline.shards.manifest import read_manifest
 
 LEAST_IMAGES = 60
@@ -28,15 +27,15 @@ _REAL, _CONTROL = 0.5, 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ShortcutVerdict:
     """What the audit found of one shortcut."""
 
     task: str
     """Name of the task."""
     shortcut: Shortcut
-    score: Score
+    score: ProbeScore
     """On the images of the manifest."""
-    control: Score | None
+    control: ProbeScore | None
     """On images without content; None where no pixels are looked at."""
 
     @property
@@ -64,7 +63,7 @@ class Audit:
     seed: int
     images: int
     control_images: int
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[ShortcutVerdict, ...]
 
     @property
     def ok(self) -> bool:
@@ -121,7 +120,9 @@ def run_audit(source: Source, num: int, on_progress: Progress) -> Audit:
     for task, found, beside in zip(tasks_of(source.pretext), scores, controls, strict=True):
         shortcuts = [check.shortcut for check in checks_of(task)]
         rows = zip(shortcuts, found, beside, strict=True)
-        verdicts += [Verdict(task.name, shortcut, s, c) for shortcut, s, c in rows if s.answers]
+        verdicts += [
+            ShortcutVerdict(task.name, shortcut, s, c) for shortcut, s, c in rows if s.answers
+        ]
         verdicts += _without_pixels(task, source.seed)
         on_progress(_CONTROL, f"{task.name}: draws")
     on_progress(1.0, "done")
@@ -135,8 +136,10 @@ def _gather_control(
         return gather(there, control.num, _part(on_progress, 0.5, 1))
 
 
-def _score_all(evidence: Sequence[Evidence], seed: int, on_progress: Progress) -> list[list[Score]]:
-    scores: list[list[Score]] = []
+def _score_all(
+    evidence: Sequence[Evidence], seed: int, on_progress: Progress
+) -> list[list[ProbeScore]]:
+    scores: list[list[ProbeScore]] = []
     num = sum(len(checks_of(one.task)) for one in evidence)
     for one in evidence:
         scores.append([])
@@ -147,14 +150,14 @@ def _score_all(evidence: Sequence[Evidence], seed: int, on_progress: Progress) -
     return scores
 
 
-def _without_pixels(task: Task, seed: int) -> list[Verdict]:
-    found = [Verdict(task.name, DRAWS, probe_draws(draw(task, seed=seed)), None)]
+def _without_pixels(task: Task, seed: int) -> list[ShortcutVerdict]:
+    found = [ShortcutVerdict(task.name, DRAWS, probe_draws(draw(task, seed=seed)), None)]
     if isinstance(task, JigsawConfig):
-        found.append(Verdict(task.name, CODES, probe_codes(permutations_of(task)), None))
+        found.append(ShortcutVerdict(task.name, CODES, probe_codes(permutations_of(task)), None))
     return found
 
 
-def _listed(verdict: Verdict) -> dict[str, Any]:
+def _listed(verdict: ShortcutVerdict) -> dict[str, Any]:
     score, control = verdict.score, verdict.control
     return {
         "task": verdict.task,

@@ -9,14 +9,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold
 
 from pipeline.audit.evidence import Answers, Evidence
-from pipeline.audit.probing import (
-    GRAY_WEIGHTS,
-    describe_raw,
-    generator,
-    grid_of,
-    nothing,
-    some,
-)
+from pipeline.audit.probing import GRAY_WEIGHTS, describe_raw, generator, grid_of, nothing, some
 
 BLOCK = 8
 _MOST_IMAGES = 2000

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold
 
-from pipeline.audit.evidence import Answers, Evidence
-from pipeline.audit.score import chi_square_together
+from pipeline.audit.evidence import Answers, Evidence, chi_square_together
 from pipeline.pretext.rotation import QUARTER_TURNS, RotationConfig
 
 _FOLDS = 5

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pipeline.audit.evidence import Answers, Evidence
 from pipeline.audit.probing import beside, describe, generator, grid_of, nothing, some
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.permutations import permutations_of
+from pipeline.pretext.permutation_set import permutations_of
 
 _MOST_IMAGES = 2000
 _MOST_PUZZLES = 200

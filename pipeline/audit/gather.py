@@ -13,17 +13,17 @@ from typing_extensions import Self
 
 from pipeline.audit.evidence import Evidence
 from pipeline.dali.graph import GraphOptions
-from pipeline.data import DataConfig, open_mixture, open_store
-from pipeline.draws import Draws
-from pipeline.loader import PretextLoader
-from pipeline.mixture import Place
-from pipeline.order import OrderConfig
+from pipeline.loading.data import DataConfig, open_mixture, open_store
+from pipeline.loading.draws import Draws
+from pipeline.loading.loader import PretextLoader
+from pipeline.loading.mixture import RankInfo
+from pipeline.loading.order import OrderConfig
+from pipeline.loading.quarantine import DamagePolicy
+from pipeline.loading.views import PretextConfig, plan_task, view_graph
 from pipeline.pretext.multitask import Task, tasks_of
+from pipeline.pretext.normalize import split_views
 from pipeline.pretext.plan import TilePlan
-from pipeline.quarantine import DamagePolicy
-from pipeline.seen import split_views
 from pipeline.shards.manifest import read_manifest
-from pipeline.views import PretextConfig, plan_task, view_graph
 
 BATCH = 200
 _WINDOW = 4096
@@ -96,7 +96,7 @@ def open_source(source: Source, num: int) -> PretextLoader:
     mixture, cache = open_mixture(source.data, order, seed=source.seed)
     policy = DamagePolicy(source.data.on_damage, source.data.max_bad_fraction, None)
     loader = PretextLoader(
-        mixture, source.pretext, seed=source.seed, place=Place(0, 1), policy=policy
+        mixture, source.pretext, seed=source.seed, place=RankInfo(0, 1), policy=policy
     )
     loader.cache = cache
     return loader

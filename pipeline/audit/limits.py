@@ -12,9 +12,9 @@ from pipeline.audit.chroma import probe_chroma
 from pipeline.audit.edges import probe_edges
 from pipeline.audit.evidence import Answers, Evidence
 from pipeline.audit.moments import probe_moments
-from pipeline.audit.places import probe_places
+from pipeline.audit.position import probe_places
+from pipeline.audit.rotation_cues import probe_turns
 from pipeline.audit.spectrum import probe_spectrum
-from pipeline.audit.turns import probe_turns
 from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task

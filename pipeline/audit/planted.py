@@ -3,20 +3,21 @@
 Each one is planted in the default jigsaw, context or rotation, whatever the run asks.
 """
 
+import io
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.audit.chroma import add_aberration
-from pipeline.audit.codes import probe_codes
-from pipeline.audit.control import SUBSAMPLINGS, Control, stored_control
-from pipeline.audit.evidence import Evidence
+from pipeline.audit.control import QUALITY, SUBSAMPLINGS, Control, encode, stored_control
+from pipeline.audit.evidence import Evidence, ProbeScore, score_of
 from pipeline.audit.gather import Progress, Source, emit, gather
 from pipeline.audit.limits import (
     BLOCKS,
@@ -33,24 +34,138 @@ from pipeline.audit.limits import (
     Shortcut,
     checks_of,
 )
-from pipeline.audit.planting import (
-    StoredAs,
-    alike_in_pairs,
-    crop_beyond,
-    darken_corners,
-    presized,
-    reduce_first,
-    restored,
-    skip_last_place,
-    turn_before_crop,
-)
-from pipeline.audit.score import Score, score_of
+from pipeline.audit.permutation_set import probe_codes
 from pipeline.audit.uniformity import draw, probe_draws
+from pipeline.bench.repeated import write_repeated
+from pipeline.loading.data import open_store
+from pipeline.loading.draws import Draws
 from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task
-from pipeline.pretext.permutations import permutations_of
-from pipeline.pretext.rotation import RotationConfig
+from pipeline.pretext.permutation_set import permutations_of
+from pipeline.pretext.plan import TilePlan, grid_cells
+from pipeline.pretext.rotation import QUARTER_TURNS, RotationConfig, plan_rotation
+from pipeline.reference import resize
+
+# Shapes: N images, T tiles, H/W view size, K permutations.
+
+
+_BEYOND_PX = 2
+_CORNER = 0.6
+"""Share of the light that a corner of the crop loses."""
+_REDUCED = 0.5
+"""Share of its side that a patch is reduced to."""
+_SAMPLES_PER_SHARD = 200
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAs:
+    """How a JPEG is encoded."""
+
+    subsampling: str
+    quality: int = QUALITY
+
+
+def crop_beyond(views: NDArray[np.uint8], grid: int) -> NDArray[np.uint8]:
+    """Fill with zeros what tiles of the last row and column have beyond the image."""
+    planted = views.copy()
+    planted[:, grid - 1 :: grid, :, -_BEYOND_PX:] = 0
+    planted[:, -grid:, -_BEYOND_PX:] = 0
+    return planted
+
+
+def darken_corners(evidence: Evidence) -> NDArray[np.uint8]:
+    """Darken each pixel by the square of its distance from the middle of the crop."""
+    tiles = evidence.task.tiles
+    reach = np.arange(tiles.tile_px)
+    places = evidence.plan.anchors[..., None] + reach  # (N, T, 2, H)
+    squares = (places / tiles.crop_px * 2 - 1) ** 2
+    loss = (squares[:, :, 0, :, None] + squares[:, :, 1, None, :]) / 2
+    light = (1 - _CORNER * loss).astype(np.float32)
+    return np.stack(
+        [
+            (view * shade[..., None]).astype(np.uint8)
+            for view, shade in zip(evidence.views, light, strict=True)
+        ]
+    )
+
+
+def skip_last_place(plan: TilePlan, task: JigsawConfig) -> TilePlan:
+    """Draw the jitter of tiles from all places but the last, as `randint(0, slack)` does."""
+    slack = task.cell_px - task.tile_px - task.channel_shift_px
+    cells = grid_cells(task.grid, task.cell_px)
+    rng = np.random.Generator(np.random.Philox(int(plan.labels.sum())))
+    jitter = rng.integers(slack, size=plan.anchors.shape)
+    return replace(plan, anchors=(cells + jitter).astype(np.int32))
+
+
+def reduce_first(plan: TilePlan) -> TilePlan:
+    """Reduce and enlarge the first patch of each image, and no other."""
+    sides = np.full_like(plan.sides, plan.sides.max())
+    sides[:, 0] = round(_REDUCED * int(plan.sides.max()))
+    return replace(plan, sides=sides)
+
+
+def alike_in_pairs(perms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give every second permutation (K, T) the order of the one before it, two tiles exchanged."""
+    planted = perms.copy()
+    half = len(perms) // 2
+    planted[1 : 2 * half : 2] = perms[: 2 * half : 2]
+    planted[1 : 2 * half : 2, :2] = perms[: 2 * half : 2, 1::-1]
+    return planted
+
+
+def turn_before_crop(source: Source, task: RotationConfig, num: int) -> Evidence:
+    """Turn whole images inside their own frame, black where they do not reach, then cut squares.
+
+    Returns:
+        Views (N, 4, H, H, 3), the four turns of each image.
+    """
+    payloads = photographs(source, num)
+    views = np.empty((len(payloads), len(QUARTER_TURNS), task.crop_px, task.crop_px, 3), np.uint8)
+    images = [Image.open(io.BytesIO(payload)).convert("RGB") for payload in payloads]
+    widths, heights = np.array([image.size for image in images], np.int32).T
+    ids = np.arange(len(images))
+    plan = plan_rotation(task, heights, widths, Draws(source.seed, 0, ids))
+    for n, image in enumerate(images):
+        top, left, height, width = plan.crops[n].tolist()
+        for turn, degrees in enumerate(QUARTER_TURNS):
+            turned = np.asarray(image.rotate(degrees))
+            views[n, turn] = resize(turned[top : top + height, left : left + width], task.crop_px)
+    return Evidence(task, views, plan, ids, heights, widths)
+
+
+def presized(pixels: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
+    """Cut the central square of an image, and resize it to the size at which it will be cut."""
+    side = min(pixels.shape[:2])
+    top, left = ((length - side) // 2 for length in pixels.shape[:2])
+    return resize(pixels[top : top + side, left : left + side], px)
+
+
+def restored(
+    source: Source,
+    num: int,
+    out: Path,
+    change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    stored_as: StoredAs,
+) -> None:
+    """Store changed images as JPEGs in new shards."""
+    images = []
+    for payload in photographs(source, num):
+        with Image.open(io.BytesIO(payload)) as image:
+            pixels = change(np.asarray(image.convert("RGB")))
+            images.append(encode(pixels, stored_as.subsampling, quality=stored_as.quality))
+    shards = -(-len(images) // _SAMPLES_PER_SHARD)
+    write_repeated(images, out, num_shards=shards, samples_per_shard=len(images) // shards)
+
+
+def photographs(source: Source, num: int) -> list[bytes]:
+    """Read the encoded images of some shards, those that come first."""
+    assert source.data.manifest is not None
+    with closing(open_store(source.data.manifest, source.data.cache)) as store:
+        ids = np.arange(min(num, store.manifest.num_samples))
+        return [bytes(payload) for payload in store.read(ids).require_whole().payloads]
+
 
 MOST_IMAGES = 1000
 _JIGSAW = JigsawConfig(name="jigsaw")
@@ -63,16 +178,16 @@ _LENS = 1.004
 
 
 @dataclass(frozen=True, slots=True)
-class Catch:
+class PlantedBug:
     """One planted bug."""
 
     bug: str
     """What was done."""
     shortcut: Shortcut
     """Whose probe is named to find it."""
-    without: Score
+    without: ProbeScore
     """Before."""
-    planted: Score
+    planted: ProbeScore
     """After."""
     on_control: bool = False
     """Whether both were measured on images without content."""
@@ -88,7 +203,7 @@ class Catch:
         return self.without.low <= self.limit < self.planted.low
 
 
-def prove(source: Source, num: int, on_progress: Progress) -> tuple[Catch, ...]:
+def prove(source: Source, num: int, on_progress: Progress) -> tuple[PlantedBug, ...]:
     """Plant every bug in views of at most `num` images, at most `MOST_IMAGES`.
 
     Raises:
@@ -97,7 +212,7 @@ def prove(source: Source, num: int, on_progress: Progress) -> tuple[Catch, ...]:
     """
     num = min(num, MOST_IMAGES)
     prover = _Prover(source, num)
-    steps: list[tuple[str, Callable[[], list[Catch]]]] = [
+    steps: list[tuple[str, Callable[[], list[PlantedBug]]]] = [
         ("geometry and normalization", prover.geometry),
         ("chromatic aberration", prover.lens),
         ("JPEG blocks", prover.blocks),
@@ -105,7 +220,7 @@ def prove(source: Source, num: int, on_progress: Progress) -> tuple[Catch, ...]:
         ("rotation", prover.rotation),
         ("draws and permutations", prover.draws),
     ]
-    found: list[Catch] = []
+    found: list[PlantedBug] = []
     for n, (name, step) in enumerate(steps):
         on_progress(n / len(steps), f"planting: {name}")
         found += step()
@@ -113,7 +228,7 @@ def prove(source: Source, num: int, on_progress: Progress) -> tuple[Catch, ...]:
     return tuple(found)
 
 
-def listed(catch: Catch) -> dict[str, Any]:
+def listed(catch: PlantedBug) -> dict[str, Any]:
     """Return a catch as JSON holds it."""
     before, after = catch.without, catch.planted
     return {
@@ -134,7 +249,7 @@ class _Prover:
     source: Source
     num: int
 
-    def geometry(self) -> list[Catch]:
+    def geometry(self) -> list[PlantedBug]:
         plain = self._views(_JIGSAW)
         no_gap = self._views(_jigsaw(tile_px=_JIGSAW.cell_px, channel_shift_px=0))
         fixed = replace(plain, task=_jigsaw(normalization="fixed"))
@@ -147,7 +262,7 @@ class _Prover:
             self._catch("a lens that darkens corners", PLACES, plain, dark),
         ]
 
-    def lens(self) -> list[Catch]:
+    def lens(self) -> list[PlantedBug]:
         with self._stored(
             lambda pixels: add_aberration(pixels, _LENS), StoredAs("4:4:4")
         ) as source:
@@ -156,7 +271,7 @@ class _Prover:
         bug = "a lens of 0.4 %, neither gray nor channel shifts"
         return [self._catch(bug, CHROMA, guarded, bare)]
 
-    def blocks(self) -> list[Catch]:
+    def blocks(self) -> list[PlantedBug]:
         whole: dict[str, Any] = {"min_scale": 1, "max_scale": 1, "channel_shift_px": 0}
         grid = _jigsaw(**whole, tile_px=_JIGSAW.cell_px)
         eight = _jigsaw(**whole, tile_px=_JIGSAW.cell_px - 7)  # Places that a tile can take.
@@ -173,12 +288,12 @@ class _Prover:
             self._catch(f"{stored}, jitter without its last place", BLOCKS, even, uneven),
         ]
 
-    def resampling(self) -> list[Catch]:
+    def resampling(self) -> list[PlantedBug]:
         plain = self._views(_CONTEXT)
         reduced = emit(self.source, _CONTEXT, self.num, reduce_first)
         return [self._catch("the first patch alone is reduced", SPECTRUM, plain, reduced)]
 
-    def rotation(self) -> list[Catch]:
+    def rotation(self) -> list[PlantedBug]:
         upright = self._views(_ROTATION)
         turned = turn_before_crop(self._source_of(_ROTATION), _ROTATION, self.num)
         with self._blank(SUBSAMPLINGS) as source:
@@ -191,13 +306,13 @@ class _Prover:
             self._catch(stored, TURNS, even, halved, on_control=True),
         ]
 
-    def draws(self) -> list[Catch]:
+    def draws(self) -> list[PlantedBug]:
         seed = self.source.seed
         own, same = draw(_JIGSAW, seed=seed), draw(_JIGSAW, seed=seed, keyed_by_slot=True)
         perms = permutations_of(_JIGSAW)
         return [
-            Catch("the same seed on every rank", DRAWS, probe_draws(own), probe_draws(same)),
-            Catch(
+            PlantedBug("the same seed on every rank", DRAWS, probe_draws(own), probe_draws(same)),
+            PlantedBug(
                 "pairs of permutations that differ in two tiles",
                 CODES,
                 probe_codes(perms),
@@ -219,10 +334,10 @@ class _Prover:
         planted: Evidence,
         *,
         on_control: bool = False,
-    ) -> Catch:
+    ) -> PlantedBug:
         both = (without, planted)
         before, after = (_score(evidence, shortcut, self.source.seed) for evidence in both)
-        return Catch(bug, shortcut, before, after, on_control)
+        return PlantedBug(bug, shortcut, before, after, on_control)
 
     @contextmanager
     def _blank(self, subsamplings: tuple[str, ...]) -> Iterator[Source]:
@@ -250,6 +365,6 @@ def _views(source: Source, task: Task, num: int) -> Evidence:
     return evidence
 
 
-def _score(evidence: Evidence, shortcut: Shortcut, seed: int) -> Score:
+def _score(evidence: Evidence, shortcut: Shortcut, seed: int) -> ProbeScore:
     (probe,) = (c.probe for c in checks_of(evidence.task) if c.shortcut is shortcut)
     return score_of(probe(evidence, seed), seed=seed)

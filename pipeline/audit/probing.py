@@ -14,10 +14,10 @@ from sklearn.model_selection import GroupKFold
 from pipeline.audit.evidence import Answers, Evidence
 from pipeline.pretext.context import ContextConfig, neighbours
 from pipeline.pretext.multitask import Task
+from pipeline.pretext.normalize import see
 from pipeline.pretext.plan import LUMA
 from pipeline.pretext.rotation import RotationConfig
 from pipeline.pretext.supervised import SupervisedConfig
-from pipeline.seen import see
 
 GRAY_WEIGHTS = np.array(LUMA, np.float32)
 _CHUNK_BYTES = 32 << 20

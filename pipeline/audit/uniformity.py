@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.audit.evidence import ChiSquare, ProbeScore, chi_square_even, chi_square_together
 from pipeline.audit.gather import join
-from pipeline.audit.score import ChiSquare, Score, chi_square_even, chi_square_together
-from pipeline.draws import Draws
-from pipeline.order import Order, OrderConfig
+from pipeline.loading.draws import Draws
+from pipeline.loading.order import Order, OrderConfig
+from pipeline.loading.views import plan_task
 from pipeline.pretext.context import ContextConfig, neighbours
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task
 from pipeline.pretext.plan import TilePlan, grid_cells
 from pipeline.pretext.rotation import RotationConfig
 from pipeline.pretext.supervised import SupervisedConfig
-from pipeline.views import plan_task
 
 RANKS, EPOCHS = 8, 3
 _SHARDS, _SAMPLES_PER_SHARD = 8, 1024
@@ -67,7 +67,7 @@ def draw(task: Task, *, seed: int, keyed_by_slot: bool = False) -> Drawn:
     return Drawn(task, np.concatenate(ranks), np.concatenate(epochs), join(plans))
 
 
-def probe_draws(drawn: Drawn) -> Score:
+def probe_draws(drawn: Drawn) -> ProbeScore:
     """Look for draws that two ranks share, and for draws that are uneven or depend on another.
 
     Labels and places are held, by chi-square tests, against even shares, on each rank in each epoch
@@ -85,7 +85,7 @@ def probe_draws(drawn: Drawn) -> Score:
     effect, shared = max(believed, default=0.0), _shared(drawn)
     worst = max(effect, shared)
     detail = {"shared": shared, "effect": effect, "tests": float(len(tests)), "p": least}
-    return Score(worst, worst, worst, len(drawn.rank), detail)
+    return ProbeScore(worst, worst, worst, len(drawn.rank), detail)
 
 
 def _shared(drawn: Drawn) -> float:

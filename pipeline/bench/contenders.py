@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from pipeline.bench.work import Variants, Work
+from pipeline.bench.work import LoaderWork, Variants
 
 Name = Literal[
     "tessera",
@@ -48,7 +48,7 @@ def quick_names() -> tuple[Name, ...]:
     return named if find_spec("spdl") else (*named, "files")
 
 
-def variants_of(name: Name, work: Work) -> Variants:  # noqa: C901 - a table in the form of a match
+def variants_of(name: Name, work: LoaderWork) -> Variants:  # noqa: C901 - a table in the form of a match
     """Import a contender and return what it offers.
 
     Raises:

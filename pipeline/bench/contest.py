@@ -9,7 +9,7 @@ from statistics import median
 from pipeline.bench.contenders import Contender
 from pipeline.bench.measure import Stretch
 from pipeline.bench.process import Process, running
-from pipeline.bench.work import Work
+from pipeline.bench.work import LoaderWork
 
 Progress = Callable[[float, float, str], None]
 """Called with steps done, steps in all, and what is being done."""
@@ -35,7 +35,7 @@ class Entrant:
     """A contender and what it does."""
 
     contender: Contender
-    work: Work
+    work: LoaderWork
 
 
 @dataclass(slots=True)

@@ -8,15 +8,14 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pipeline.bench.torch_peers import worker_counts
-from pipeline.bench.torchvision_views import TorchvisionCut
-from pipeline.bench.work import Batches, Variants, Work
+from pipeline.bench.torch_peers import TorchvisionCut, worker_counts
+from pipeline.bench.work import Batches, LoaderWork, Variants
 
 _CHUNK_BYTES = 16 * 2**20
 _EPOCH = 1_000_000
 
 
-def litdata_variants(work: Work) -> Variants:
+def litdata_variants(work: LoaderWork) -> Variants:
     """Convert once; offer the numbers of workers worth trying."""
     import litdata
 
@@ -32,7 +31,7 @@ def litdata_variants(work: Work) -> Variants:
     return {f"{n} workers": partial(_open_litdata, work, n) for n in worker_counts(work)}
 
 
-def streaming_variants(work: Work) -> Variants:
+def streaming_variants(work: LoaderWork) -> Variants:
     """Convert once; offer the numbers of workers worth trying."""
     import streaming
 
@@ -46,7 +45,7 @@ def streaming_variants(work: Work) -> Variants:
     return {f"{n} workers": partial(_open_streaming, work, n) for n in worker_counts(work)}
 
 
-def _open_litdata(work: Work, workers: int) -> Batches:
+def _open_litdata(work: LoaderWork, workers: int) -> Batches:
     from litdata import ParallelStreamingDataset, StreamingDataLoader, StreamingDataset
 
     images = StreamingDataset(str(work.scratch / "litdata"), shuffle=True)
@@ -64,14 +63,14 @@ def read_file(path: Path) -> bytes:
 
 
 class _CutColumn:
-    def __init__(self, work: Work, column: Any) -> None:
+    def __init__(self, work: LoaderWork, column: Any) -> None:
         self._cut, self._column = TorchvisionCut(work.view), column
 
     def __call__(self, rows: Sequence[Any]) -> Tensor:
         return self._cut([row[self._column] for row in rows])
 
 
-def _open_streaming(work: Work, workers: int) -> Batches:
+def _open_streaming(work: LoaderWork, workers: int) -> Batches:
     from streaming import StreamingDataset
 
     dataset = StreamingDataset(

@@ -13,7 +13,7 @@ from torchvision.models import resnet50
 from pipeline.bench.measure import run
 from pipeline.bench.ours import graph_options, make_loader
 from pipeline.bench.torch_peers import webdataset_variants
-from pipeline.bench.work import GRID, Batches, Work
+from pipeline.bench.work import GRID, Batches, LoaderWork
 from pipeline.dali.peer import decode_batch, decode_only
 from pipeline.shards.store import Store
 
@@ -22,10 +22,10 @@ _WARM, _SECONDS, _STEPS = 2.0, 8.0, 50
 _TILES = GRID * GRID
 _NOT_MEASURED = "not measured: no CUDA device"
 
-Measure = Callable[[Work], Any]
+Measure = Callable[[LoaderWork], Any]
 
 
-def cuda(work: Work) -> dict[str, Any]:
+def cuda(work: LoaderWork) -> dict[str, Any]:
     """Measure on the first GPU.
 
     Returns:
@@ -64,13 +64,13 @@ def _synchronised(batches: Iterator[Any]) -> Batches:
         yield batch
 
 
-def _views(work: Work, device_id: int | None = 0) -> Batches:
+def _views(work: LoaderWork, device_id: int | None = 0) -> Batches:
     options = graph_options(work.batch, work.cores, device_id)
     for batch in make_loader(work.shards, work.batch).batches(options):
         yield batch.views
 
 
-def _decode_only(work: Work) -> dict[str, float]:
+def _decode_only(work: LoaderWork) -> dict[str, float]:
     """Try shares of the hardware decoder; by share, images per second."""
     options = graph_options(work.batch, work.cores, 0)
     rates = {}
@@ -80,13 +80,13 @@ def _decode_only(work: Work) -> dict[str, float]:
     return rates
 
 
-def _webdataset(work: Work) -> Batches:
+def _webdataset(work: LoaderWork) -> Batches:
     make = next(iter(webdataset_variants(work).values()))
     for batch in make():
         yield batch.pin_memory().to("cuda", non_blocking=True)
 
 
-def _idle_share(work: Work) -> float:
+def _idle_share(work: LoaderWork) -> float:
     """Compare training on the loader's tiles with training on one batch that never changes."""
     model = resnet50().to("cuda", memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -118,7 +118,7 @@ def _seconds(step: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def _after_a_bad_image(work: Work) -> str:
+def _after_a_bad_image(work: LoaderWork) -> str:
     """Decode a batch with a cut image on the GPU, then whole ones."""
     payloads = Store(work.shards).read(np.arange(work.batch)).payloads
     cut = [payloads[0][: payloads[0].size // 2], *payloads[1:]]
@@ -126,7 +126,7 @@ def _after_a_bad_image(work: Work) -> str:
     return "whole batch, bad batch, whole batch: " + ", ".join(outcomes)
 
 
-def _difference_to_cpu(work: Work) -> dict[str, float]:
+def _difference_to_cpu(work: LoaderWork) -> dict[str, float]:
     """Compare the same tiles, cut on the GPU and on the CPU; of 255."""
     pairs = zip(islice(_views(work), 4), islice(_views(work, None), 4), strict=True)
     gaps = [(a.cpu().int() - b.int()).abs().float() for a, b in pairs]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
-from pipeline.remote.cache import CacheConfig, CacheStats, ShardCache, Wanted
+from pipeline.remote.cache import CacheConfig, CacheStats, FileRequest, ShardCache
 from pipeline.remote.fetch import FetchConfig
 
 _FAILED = 0.01
@@ -71,7 +71,9 @@ def measure_faults(
             for name, (failed, slow, slow_after) in _COLUMNS.items():
                 folder = f"{url}/{failed}/{slow}/{number}"
                 wanted = [
-                    Wanted(f"{folder}/{i}", num_bytes, hashlib.sha256(_body(block, i)).hexdigest())
+                    FileRequest(
+                        f"{folder}/{i}", num_bytes, hashlib.sha256(_body(block, i)).hexdigest()
+                    )
                     for i in range(num_files)
                 ]
                 runs[name].append(
@@ -80,7 +82,7 @@ def measure_faults(
     return {name: _summary(done, runs["clean"], num_files) for name, done in runs.items()}
 
 
-def _download(wanted: list[Wanted], config: FetchConfig) -> _Run:
+def _download(wanted: list[FileRequest], config: FetchConfig) -> _Run:
     """Get all files in order, from an empty cache."""
     arrived = []
     with (

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.bench.contenders import CONTENDERS
 from pipeline.bench.contest import Effort, Entrant, Progress, hold
 from pipeline.bench.repeated import write_repeated
-from pipeline.bench.work import Work
+from pipeline.bench.work import LoaderWork
 
 SHARDS = (10, 100, 1_000, 10_000)
 SAMPLES_PER_SHARD = 1_000  # 50 MB of photographs: small for the web, where 100 MB is usual.
@@ -53,8 +53,8 @@ def growth(
     return found
 
 
-def _work(shards: Path, scratch: Path, batch: int, cores: int) -> Work:
-    return Work(shards=shards, scratch=scratch, view="tiles", batch=batch, cores=cores)
+def _work(shards: Path, scratch: Path, batch: int, cores: int) -> LoaderWork:
+    return LoaderWork(shards=shards, scratch=scratch, view="tiles", batch=batch, cores=cores)
 
 
 def images_of(folder: Path) -> list[bytes]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from pipeline.bench.ours import graph_options
-from pipeline.bench.work import Batches, Variants, Work
+from pipeline.bench.work import Batches, LoaderWork, Variants
 from pipeline.dali.peer import decode_only
 from pipeline.shards.store import Store
 
@@ -21,7 +21,7 @@ _AHEAD = 2  # Batches in flight for each thread.
 Touch = Callable[[NDArray[np.uint8]], Any]
 
 
-def decode_variants(work: Work) -> Variants:
+def decode_variants(work: LoaderWork) -> Variants:
     """Offer every binding of libjpeg-turbo that is installed; all decode the whole image."""
     found: Variants = {
         "torchvision": partial(_in_threads, work, _decode_torchvision),
@@ -34,7 +34,7 @@ def decode_variants(work: Work) -> Variants:
     return found
 
 
-def read_variants(work: Work) -> Variants:
+def read_variants(work: LoaderWork) -> Variants:
     """Touch every byte of the encoded images, from the disk or the page cache."""
     return {f"{work.cores} threads": partial(_in_threads, work, np.max)}
 
@@ -44,12 +44,12 @@ def _decode_torchvision(payload: NDArray[np.uint8]) -> torch.Tensor:
     return image
 
 
-def _decode_dali(work: Work) -> Batches:
+def _decode_dali(work: LoaderWork) -> Batches:
     for num in decode_only(work.tars(), graph_options(work.batch, work.cores)):
         yield range(num)
 
 
-def _in_threads(work: Work, touch: Touch) -> Batches:
+def _in_threads(work: LoaderWork, touch: Touch) -> Batches:
     """Apply `touch` to batches of encoded images on every core; yields the batch's positions."""
     torch.set_num_threads(1)
     store = Store(work.shards)

@@ -24,7 +24,7 @@ from pipeline.bench.table import (
     measure_table,
     rows_of,
 )
-from pipeline.bench.work import View, Work
+from pipeline.bench.work import LoaderWork, View
 from pipeline.config import ConfigError
 
 Part = Literal["tiles", "whole", "python_overhead", "growth", "first_batch", "restore", "cuda"]
@@ -123,13 +123,15 @@ def _measure(
         case "cuda":
             from pipeline.bench.cuda import cuda
 
-            return cuda(Work(shards=shards, scratch=scratch, view="tiles", batch=64, cores=cores))
+            return cuda(
+                LoaderWork(shards=shards, scratch=scratch, view="tiles", batch=64, cores=cores)
+            )
 
 
 def _contest(
     view: View, options: BenchOptions, scratch: Path, on_progress: Progress
 ) -> dict[str, Any]:
-    work = Work(
+    work = LoaderWork(
         shards=scratch / SHARDS,
         scratch=scratch,
         view=view,

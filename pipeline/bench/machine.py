@@ -1,13 +1,76 @@
 """What numbers depend on: processor, versions, date, commit, command."""
 
+import contextlib
+import json
 import os
 import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+_ROOT = Path(__file__).parents[2]
+_LOOK_S = 0.02
+
+
+def memory_mib(pid: int, what: Literal["RssAnon", "VmHWM"]) -> float:
+    """Read how much memory a process takes, MiB.
+
+    Args:
+        pid: Its number.
+        what: RssAnon is its own at this moment, with no file behind it; VmHWM is the most it had in
+            use so far, mapped files included. (getrusage's is that of the parent where that is
+            more.)
+
+    Raises:
+        OSError: There is no such process.
+        StopIteration: It has just ended.
+    """
+    status = Path(f"/proc/{pid}/status").read_text()
+    kib = next(line for line in status.splitlines() if line.startswith(f"{what}:")).split()[1]
+    return int(kib) / 1024
+
+
+def watch(
+    module: str, arguments: Sequence[object], scratch: Path, what: str
+) -> tuple[dict[str, Any], float]:
+    """Run a module in a process of its own that says its last line in JSON.
+
+    Args:
+        module: Its name; run from the folder of the project.
+        arguments: Of its command line.
+        scratch: Folder that takes its output.
+        what: Is measured, for the message.
+
+    Returns:
+        What it said, and the most memory of its own that was seen, MiB.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    most = 0.0
+    with (
+        (scratch / "stdout").open("wb") as out,
+        (scratch / "stderr").open("wb") as err,
+        subprocess.Popen(command, cwd=_ROOT, stdout=out, stderr=err) as process,
+    ):
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(OSError, StopIteration):  # It ends just now.
+                    most = max(most, memory_mib(process.pid, "RssAnon"))
+                time.sleep(_LOOK_S)
+        finally:
+            process.kill()
+    if process.returncode:
+        text = (scratch / "stderr").read_text()
+        raise RuntimeError(f"{what} failed: {text.strip()[-300:]}")
+    return json.loads((scratch / "stdout").read_text().splitlines()[-1]), most
+
 
 _PACKAGES = (
     "tessera",

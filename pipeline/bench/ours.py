@@ -5,11 +5,20 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.bench.work import CROP_PX, GRID, MIN_SCALE, TILE_PX, WHOLE_PX, Batches, Variants, Work
+from pipeline.bench.work import (
+    CROP_PX,
+    GRID,
+    MIN_SCALE,
+    TILE_PX,
+    WHOLE_PX,
+    Batches,
+    LoaderWork,
+    Variants,
+)
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import PretextLoader, whole_batches
-from pipeline.mixture import DataSet, Mixture, Place
-from pipeline.order import Order, OrderConfig
+from pipeline.loading.loader import PretextLoader, whole_batches
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo
+from pipeline.loading.order import Order, OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.shards.store import Store
 
@@ -28,7 +37,7 @@ _WINDOW = 1024
 _WHOLE_RUN = 1_000_000  # Images of one evaluation; then the next one begins.
 
 
-def variants(work: Work) -> Variants:
+def variants(work: LoaderWork) -> Variants:
     """Offer a thread for each core, and one more, which fills in where a batch ends unevenly."""
     return {f"{n} threads": partial(_open, work, n) for n in (work.cores, work.cores + 1)}
 
@@ -40,7 +49,7 @@ def make_loader(shards: Path, batch: int) -> PretextLoader:
     config = OrderConfig(global_batch=batch, num_lanes=lanes, window=_WINDOW)
     order = Order(store.manifest.shard_counts, config, seed=SEED)
     data = Mixture([DataSet(store, order)])
-    return PretextLoader(data, PRETEXT, seed=SEED, place=Place(0, 1))
+    return PretextLoader(data, PRETEXT, seed=SEED, place=RankInfo(0, 1))
 
 
 def graph_options(batch: int, threads: int, device_id: int | None = None) -> GraphOptions:
@@ -48,7 +57,7 @@ def graph_options(batch: int, threads: int, device_id: int | None = None) -> Gra
     return GraphOptions(max_batch=batch, num_threads=threads, device_id=device_id, prefetch=2)
 
 
-def _open(work: Work, threads: int) -> Batches:
+def _open(work: LoaderWork, threads: int) -> Batches:
     options = graph_options(work.batch, threads)
     if work.view == "tiles":
         for batch in make_loader(work.shards, work.batch).batches(options):

@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from pipeline.bench.ours import SEED, graph_options, make_loader
-from pipeline.order import Order, OrderConfig
+from pipeline.loading.order import Order, OrderConfig
 from pipeline.shards.store import Store
 
 _WARM = 10

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import ConfigError
-from pipeline.crawl.chunks import list_chunks
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.folder import Job
-from pipeline.crawl.inputs import Chunk
-from pipeline.crawl.parts import close_examiner
-from pipeline.crawl.source_list import parse_sources
-from pipeline.crawl.stage import shard_chunks
-from pipeline.shards.indexing import run_here
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.folder import ShardRequest
+from pipeline.ingest.parts import close_examiner
+from pipeline.ingest.sources.chunks import list_chunks
+from pipeline.ingest.sources.inputs import Chunk
+from pipeline.ingest.sources.source_list import parse_sources
+from pipeline.ingest.stage import shard_chunks
 from pipeline.shards.manifest import FILE_NAME, Manifest
 from pipeline.shards.store import Store
+from pipeline.shards.third_party.indexing import run_here
 
 SHARDS = "shards"
 FILES = "files"
@@ -55,7 +55,7 @@ def _shard(folder: Path, out: Path, *, most: int, least: int, cores: int) -> Man
         samples_per_shard=max(1, num_inputs // (_SHARDS_PER_CORE * cores)), near_duplicates=False
     )
     try:
-        job = Job(out, sources, config)
+        job = ShardRequest(out, sources, config)
         manifest = shard_chunks(chunks, job, run_here, on_progress=lambda progress: None)
     finally:
         close_examiner()

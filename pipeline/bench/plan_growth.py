@@ -21,11 +21,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipeline.bench.contest import Progress
-from pipeline.bench.memory import memory_mib, watch
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.near_hash import SIDE, cosines
-from pipeline.crawl.parts import SCHEMA
-from pipeline.crawl.plan import make_plan
+from pipeline.bench.machine import memory_mib, watch
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.near.hash import SIDE, cosines
+from pipeline.ingest.parts import SCHEMA
+from pipeline.ingest.plan import make_plan
 
 _ROWS_PER_TABLE = 500
 _CYCLE = 100

@@ -14,11 +14,11 @@ import numpy as np
 import simplejpeg
 
 from pipeline.bench.contest import Progress
-from pipeline.bench.memory import memory_mib, watch
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.folder import Job
-from pipeline.crawl.source_list import parse_sources
-from pipeline.crawl.stage import make_shards
+from pipeline.bench.machine import memory_mib, watch
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.folder import ShardRequest
+from pipeline.ingest.sources.source_list import parse_sources
+from pipeline.ingest.stage import make_shards
 from pipeline.shards.manifest import Ledger
 
 _FEW = 4
@@ -111,7 +111,7 @@ def _drive(images: str, out: Path, pool: ProcessPoolExecutor) -> tuple[float, Le
 
     out.mkdir()
     start = time.perf_counter()
-    job = Job(out, parse_sources([images], (), ()), ShardConfig())
+    job = ShardRequest(out, parse_sources([images], (), ()), ShardConfig())
     made = make_shards(job, run, resume=False, on_progress=lambda progress: None)
     return time.perf_counter() - start, made.ledger
 

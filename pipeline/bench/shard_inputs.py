@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.bench.photos import FILES, prepare
 from pipeline.bench.shard_peers import STORED
-from pipeline.crawl.reduce import stored_size
+from pipeline.ingest.gate.encode import stored_size
 
 Kind = Literal["large", "small", "png"]
 LARGE_SIDE = 1_500

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import simplejpeg
 from PIL import Image
 
-from pipeline.crawl.chunks import list_chunks
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.inputs import Chunk
-from pipeline.crawl.parts import PartSpec, make_part
-from pipeline.crawl.source_list import SourceList, parse_sources
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.parts import PartSpec, make_part
+from pipeline.ingest.sources.chunks import list_chunks
+from pipeline.ingest.sources.inputs import Chunk
+from pipeline.ingest.sources.source_list import SourceList, parse_sources
 
 Name = Literal[
     "tessera",
@@ -36,7 +36,7 @@ _SLOW: dict[Name, tuple[str, ...]] = {
     "tessera": (),
     "tessera_near": (),
     "tessera_444": (),
-    "tessera_shards": ("pipeline.crawl.stage",),
+    "tessera_shards": ("pipeline.ingest.stage",),
     "img2dataset": ("cv2", "webdataset"),
     "webdataset": ("webdataset",),
     "copy": ("webdataset",),
@@ -116,12 +116,12 @@ def _parts_maker(chunks: Sequence[Chunk], config: ShardConfig) -> Callable[[Path
 def _shards_maker(
     chunks: Sequence[Chunk], sources: SourceList, config: ShardConfig
 ) -> Callable[[Path], Any]:
-    from pipeline.crawl.folder import Job
-    from pipeline.crawl.stage import shard_chunks
-    from pipeline.shards.indexing import run_here
+    from pipeline.ingest.folder import ShardRequest
+    from pipeline.ingest.stage import shard_chunks
+    from pipeline.shards.third_party.indexing import run_here
 
     def make(out: Path) -> None:
-        shard_chunks(chunks, Job(out, sources, config), run_here, lambda progress: None)
+        shard_chunks(chunks, ShardRequest(out, sources, config), run_here, lambda progress: None)
 
     return make
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.bench.process import serve
 from pipeline.bench.shard_peers import Maker, Name, load, open_maker
-from pipeline.crawl.parts import close_examiner
+from pipeline.ingest.parts import close_examiner
 
 
 def main() -> None:

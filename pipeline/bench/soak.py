@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import PretextLoader
-from pipeline.mixture import DataSet, Mixture, Place
-from pipeline.order import Order, OrderConfig
+from pipeline.loading.loader import PretextLoader
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo
+from pipeline.loading.order import Order, OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
@@ -38,7 +38,7 @@ _PATIENCE_S = 300.0  # Readers wait for each other as ranks do; the first import
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _ReaderTask:
     """What a set of readers is to do."""
 
     folder: str
@@ -56,7 +56,7 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch:
+class _Delivery:
     """What a set of readers delivered before it was killed, or came to the end."""
 
     world_size: int
@@ -106,14 +106,14 @@ def soak(
     order = Order(read_manifest(folder).shard_counts, ORDER, seed=seed)
     scratch.mkdir(parents=True)
     total = epochs * order.steps_per_epoch * ORDER.global_batch
-    stretches: list[_Stretch] = []
+    stretches: list[_Delivery] = []
     done, state = 0, None
     for number, world_size in enumerate(world_sizes):
         left = len(world_sizes) - number
         # Killed in the middle of an even share of what is left.
         share = (total - done) / left * random.uniform(0.4, 1.0)
         enough = total if left == 1 else int(done + share)
-        job = _Job(str(folder), seed, epochs, state, number, scratch)
+        job = _ReaderTask(str(folder), seed, epochs, state, number, scratch)
         barrier = context.Barrier(world_size)
         readers = _start(context, job, barrier)
         try:
@@ -128,7 +128,7 @@ def soak(
     return _result(stretches, order, epochs)
 
 
-def read(job: _Job, place: Place, barrier: Barrier, parent: int) -> None:
+def read(job: _ReaderTask, place: RankInfo, barrier: Barrier, parent: int) -> None:
     """Be one reader, in step with the others, until the epochs end or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then kills.
     store = Store(job.folder)
@@ -153,10 +153,10 @@ def read(job: _Job, place: Place, barrier: Barrier, parent: int) -> None:
             file.write(json.dumps(row).encode() + b"\n")
 
 
-def _start(context: SpawnContext, job: _Job, barrier: Barrier) -> list[BaseProcess]:
+def _start(context: SpawnContext, job: _ReaderTask, barrier: Barrier) -> list[BaseProcess]:
     readers: list[BaseProcess] = []
     for rank in range(barrier.parties):
-        arguments = (job, Place(rank, barrier.parties), barrier, os.getpid())
+        arguments = (job, RankInfo(rank, barrier.parties), barrier, os.getpid())
         readers.append(context.Process(target=read, args=arguments, daemon=True))
         readers[-1].start()
     return readers
@@ -189,14 +189,14 @@ def _kill(readers: Sequence[BaseProcess]) -> None:
         reader.join()
 
 
-def _commit(ledgers: Sequence[Path], start: State | None) -> _Stretch:
+def _commit(ledgers: Sequence[Path], start: State | None) -> _Delivery:
     """Read what a set of readers left, and cut it where the slowest of them was."""
     parts = [_rows(ledger, 0)[0] for ledger in ledgers]
     state = min((part[-1]["state"] if part else start for part in parts), key=_position)
     delivered = [row for part in parts for row in part]
     rows = [row for row in delivered if _position(row) < _position(state)]
     times = [row["at"] for row in delivered] or [0.0]
-    return _Stretch(
+    return _Delivery(
         world_size=len(ledgers),
         rows=rows,
         state=state,
@@ -227,7 +227,7 @@ def _position(place: dict[str, Any] | None) -> tuple[int, int]:
     return (place["epoch"], place["step"]) if place is not None else (0, 0)
 
 
-def _result(stretches: Sequence[_Stretch], order: Order, epochs: int) -> dict[str, Any]:
+def _result(stretches: Sequence[_Delivery], order: Order, epochs: int) -> dict[str, Any]:
     """Compare all ledgers together with the order."""
     by_step: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for stretch in stretches:

@@ -13,15 +13,11 @@ from pathlib import Path
 
 import torch
 
-from pipeline.bench.torchvision_views import (
-    TorchvisionCut,
-    decode_simplejpeg,
-    decode_torchvision,
-)
-from pipeline.bench.work import Batches, Variants, Work
+from pipeline.bench.torch_peers import TorchvisionCut, decode_simplejpeg, decode_torchvision
+from pipeline.bench.work import Batches, LoaderWork, Variants
 
 
-def variants(work: Work) -> Variants:
+def variants(work: LoaderWork) -> Variants:
     """Offer the decoders that are installed, with a thread for each core.
 
     Raises:
@@ -37,7 +33,7 @@ def variants(work: Work) -> Variants:
     }
 
 
-def _open(work: Work, cut: TorchvisionCut) -> Batches:
+def _open(work: LoaderWork, cut: TorchvisionCut) -> Batches:
     from spdl.pipeline import PipelineBuilder
 
     torch.set_num_threads(1)  # The pool is the parallelism.
@@ -52,7 +48,7 @@ def _open(work: Work, cut: TorchvisionCut) -> Batches:
         yield from pipeline
 
 
-def _encoded(work: Work) -> Iterator[list[memoryview]]:
+def _encoded(work: LoaderWork) -> Iterator[list[memoryview]]:
     """Yield batches of encoded images for ever, shards and a buffer shuffled.
 
     Whole batches: every element that passes through a stage costs tens of microseconds.

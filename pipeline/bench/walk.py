@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.shards.scan import ScanSpec, scan_shard
 from pipeline.shards.tar import walk_tar
+from pipeline.shards.third_party.scan import ScanSpec, scan_shard
 
 _NUM_SAMPLES = 20_000
 _IMAGE_BYTES = 2_000

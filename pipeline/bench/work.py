@@ -27,7 +27,7 @@ CELLS = np.stack(np.divmod(np.arange(GRID * GRID), GRID), axis=1) * CELL_PX
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class LoaderWork:
     """One unit of measurement: an image read, decoded, cropped, resized and cut."""
 
     shards: Path
@@ -50,7 +50,7 @@ class Work:
         return [str(path) for path in sorted(self.shards.glob("*.tar"))]
 
 
-def check_batch(batch: NDArray[Any], work: Work) -> float:
+def check_batch(batch: NDArray[Any], work: LoaderWork) -> float:
     """Return the mean of a batch after a look at its shape, type and contrast.
 
     Args:

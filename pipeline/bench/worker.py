@@ -13,18 +13,18 @@ import numpy as np
 from pipeline.bench.contenders import CONTENDERS, variants_of
 from pipeline.bench.measure import Chosen, choose, run
 from pipeline.bench.process import serve
-from pipeline.bench.work import Work, check_batch
+from pipeline.bench.work import LoaderWork, check_batch
 
 
 def main() -> None:
     """Serve one contender until standard input ends."""
     job = json.loads(sys.argv[1])
-    work = Work(**{**job["work"], **{k: Path(job["work"][k]) for k in ("shards", "scratch")}})
+    work = LoaderWork(**{**job["work"], **{k: Path(job["work"][k]) for k in ("shards", "scratch")}})
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: work.cores])
     serve(lambda commands: _answers(job["name"], work, commands))
 
 
-def _answers(name: str, work: Work, commands: TextIO) -> Iterator[dict[str, Any]]:
+def _answers(name: str, work: LoaderWork, commands: TextIO) -> Iterator[dict[str, Any]]:
     """Answer each command; the first answer says that the imports are done, or what failed."""
     contender = next(one for one in CONTENDERS if one.name == name)
     chosen: Chosen | None = None

@@ -15,12 +15,12 @@ from typing_extensions import Self
 
 from pipeline.config import Config, ConfigError
 from pipeline.remote.cache_entry import entry_of
-from pipeline.remote.cache_room import Limits, sweep
+from pipeline.remote.cache_eviction import Limits, sweep
+from pipeline.remote.downloads import Transfers
 from pipeline.remote.fetch import FetchConfig
-from pipeline.remote.location import Wanted
-from pipeline.remote.transfers import Transfers
+from pipeline.remote.location import FileRequest
 
-__all__ = ["CacheConfig", "CacheStats", "CachedFile", "ShardCache", "Wanted"]
+__all__ = ["CacheConfig", "CacheStats", "CachedFile", "FileRequest", "ShardCache"]
 
 T = TypeVar("T")
 
@@ -120,11 +120,11 @@ class ShardCache:
             ConfigError: It does not fit into the budget, or beside what is pinned.
             OSError: The folder cannot be written.
         """
-        pinned = self._call(self._transfers.get(Wanted(url, num_bytes, sha256)))
+        pinned = self._call(self._transfers.get(FileRequest(url, num_bytes, sha256)))
         self._served[url] = os.fstat(pinned.fileno())
         return CachedFile(entry_of(self._folder, url).path, pinned, self._pins)
 
-    def prefetch(self, wanted: Sequence[Wanted]) -> None:
+    def prefetch(self, wanted: Sequence[FileRequest]) -> None:
         """Replace the list of files to download in the background, in this order; returns at once.
 
         Downloads under way go on. They take no room from files of the list that `get` did not

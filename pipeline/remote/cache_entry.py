@@ -21,10 +21,10 @@ import xxhash
 from pydantic import Field, ValidationError
 
 from pipeline.config import Config
-from pipeline.remote.location import Wanted, shown
+from pipeline.remote.location import FileRequest, redact_url
 
 
-class Record(Config):
+class CacheRecord(Config):
     """A file as it was when it was last known to be whole."""
 
     url: str
@@ -35,7 +35,7 @@ class Record(Config):
     ctime_ns: int
     """Unlike the mtime, nobody can set this one back."""
 
-    def fits(self, stat: os.stat_result, wanted: Wanted) -> bool:
+    def fits(self, stat: os.stat_result, wanted: FileRequest) -> bool:
         """Tell whether a file is still that one, and the wanted one."""
         return (
             (self.num_bytes, self.mtime_ns, self.ctime_ns)
@@ -46,7 +46,7 @@ class Record(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CacheEntry:
     """The place of a URL in the cache's folder."""
 
     folder: Path
@@ -86,12 +86,12 @@ class Entry:
         """Tell whether the pinned file still is the one at this place."""
         return _is_at(pinned, self.path)
 
-    def is_known(self, pinned: FileIO, wanted: Wanted) -> bool:
+    def is_known(self, pinned: FileIO, wanted: FileRequest) -> bool:
         """Tell whether the pinned file is whole from its record alone."""
         record = self._record()
         return record is not None and record.fits(os.fstat(pinned.fileno()), wanted)
 
-    def is_whole(self, pinned: FileIO, owned: FileIO, wanted: Wanted) -> bool:
+    def is_whole(self, pinned: FileIO, owned: FileIO, wanted: FileRequest) -> bool:
         """Tell whether the pinned file is whole by reading all of it, and record that it is."""
         record, num_bytes = self._record(), os.fstat(pinned.fileno()).st_size
         sha256 = wanted.sha256 or (record.sha256 if record else None)
@@ -135,17 +135,17 @@ class Entry:
         finally:
             self.disown(owned)
 
-    def _record(self) -> Record | None:
+    def _record(self) -> CacheRecord | None:
         """Read the record; one torn by a crash is none, and the file is read once more."""
         try:
-            return Record.model_validate_json(self.record_path.read_bytes())
+            return CacheRecord.model_validate_json(self.record_path.read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
     def _write_record(self, pinned: FileIO, owned: FileIO, url: str, sha256: str) -> None:
         stat = os.fstat(pinned.fileno())
-        record = Record(
-            url=shown(url),
+        record = CacheRecord(
+            url=redact_url(url),
             sha256=sha256,
             num_bytes=stat.st_size,
             mtime_ns=stat.st_mtime_ns,
@@ -156,11 +156,11 @@ class Entry:
         self.touch()
 
 
-def entry_of(folder: Path, url: str) -> Entry:
+def entry_of(folder: Path, url: str) -> CacheEntry:
     """Name the place of a URL: by all of it, for two hosts may have a `0.tar`."""
     key = xxhash.xxh3_128_hexdigest(url.encode())
-    tail = re.sub(r"[^A-Za-z0-9_.-]", "_", shown(url).rpartition("/")[2])
-    return Entry(folder, key, f"{key}-{tail[-80:]}")
+    tail = re.sub(r"[^A-Za-z0-9_.-]", "_", redact_url(url).rpartition("/")[2])
+    return CacheEntry(folder, key, f"{key}-{tail[-80:]}")
 
 
 def _locked(path: Path, flags: int, lock: int) -> FileIO | None:

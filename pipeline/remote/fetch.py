@@ -15,10 +15,16 @@ from fsspec.asyn import get_loop
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.remote.location import Wanted, check_scheme, is_remote, join, local_path, shown
-from pipeline.remote.pace import Lap, Pace
-from pipeline.remote.sink import Kind, RequestError, Sink, Watch
-from pipeline.remote.transport import Link, new_link, pull
+from pipeline.remote.hedging import Lap, TransferStats
+from pipeline.remote.location import (
+    FileRequest,
+    check_scheme,
+    is_remote,
+    join,
+    local_path,
+    redact_url,
+)
+from pipeline.remote.transport import Kind, Link, RequestError, Sink, Watch, new_link, pull
 
 __all__ = [
     "Counters",
@@ -139,7 +145,7 @@ def fetch_file(
     async def fetch() -> Fetched:
         fetcher = Fetcher(config)
         try:
-            return await fetcher.download(Wanted(url, num_bytes, sha256), partial)
+            return await fetcher.download(FileRequest(url, num_bytes, sha256), partial)
         finally:
             await fetcher.close()
 
@@ -173,7 +179,7 @@ class Fetcher:
     def __init__(self, config: FetchConfig) -> None:
         self.config = config
         self.counters = Counters()
-        self._pace = Pace(config.slow_after)
+        self._pace = TransferStats(config.slow_after)
         self._random = random.Random()  # Jitter only, which must differ from node to node.
         self._threads = ThreadPoolExecutor(2 * config.parallel, thread_name_prefix="fetch")
         self._link: Link | None = None
@@ -194,7 +200,7 @@ class Fetcher:
             raise
 
     async def download(
-        self, wanted: Wanted, partial: Path, lend: Callable[[int], None] | None = None
+        self, wanted: FileRequest, partial: Path, lend: Callable[[int], None] | None = None
     ) -> Fetched:
         """Fill the file `partial`; raises what `fetch_file` does.
 
@@ -240,7 +246,8 @@ class Fetcher:
         if tries >= last or time.monotonic() + pause > deadline:
             asks = f" and asks to wait {fault.retry_after:.0f} s" if fault.retry_after else ""
             raise FetchError(
-                f"{shown(url)}: {fault}{asks}, after {tries} {'try' if tries == 1 else 'tries'}. "
+                f"{redact_url(url)}: {fault}{asks}, "
+                f"after {tries} {'try' if tries == 1 else 'tries'}. "
                 f"{_ADVICE[fault.kind]}",
                 fault.kind,
             ) from None

@@ -24,7 +24,7 @@ _SCHEMES = ("file", "memory", *HTTP, *PACKAGES)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class FileRequest:
     """A file by its URL, and what is known of it."""
 
     url: str
@@ -42,7 +42,7 @@ def check_scheme(url: str) -> None:
     """Raise ConfigError for a URL of a kind that is never opened."""
     if (scheme := scheme_of(url)) not in ("", *_SCHEMES):
         raise ConfigError(
-            f"location (={shown(url)}) has scheme {scheme}, which is none of "
+            f"location (={redact_url(url)}) has scheme {scheme}, which is none of "
             f"{', '.join(_SCHEMES)}; copy the files to one of these. (A local name with a colon "
             "needs ./ before it.)"
         )
@@ -82,7 +82,7 @@ def join(base: str, name: str) -> str:
     return f"{scheme}://{host}/{path}"
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """Leave out what may be secret: the password, and a query that may hold a signature."""
     if not is_remote(url):
         return url

@@ -16,7 +16,7 @@ from webdataset import utils
 from webdataset.gopen import Pipe
 
 from pipeline.config import ConfigError
-from pipeline.remote.location import is_remote, local_path, scheme_of, shown
+from pipeline.remote.location import is_remote, local_path, redact_url, scheme_of
 from pipeline.shards.tar import ShardError
 
 STDIN = "-"
@@ -45,8 +45,8 @@ def check_url(url: str) -> None:
     scheme = scheme_of(url)
     if scheme not in ("", *_SCHEMES):
         raise ConfigError(
-            f"data.stream.url (={shown(url)}) has scheme {scheme}, which webdataset cannot read: "
-            f"it knows {', '.join(_SCHEMES)}. Use pipe: with the command that reads it."
+            f"data.stream.url (={redact_url(url)}) has scheme {scheme}, which webdataset cannot "
+            f"read: it knows {', '.join(_SCHEMES)}. Use pipe: with the command that reads it."
         )
     if scheme == PIPE and utils.enforce_security:
         raise ConfigError(

@@ -13,7 +13,7 @@ import fsspec
 
 from pipeline.config import ConfigError
 from pipeline.remote.fetch import FetchConfig, FetchError, read_bytes
-from pipeline.remote.location import HTTP, check_scheme, join, scheme_of, shown
+from pipeline.remote.location import HTTP, check_scheme, join, redact_url, scheme_of
 from pipeline.shards.manifest import FILE_NAME, Manifest, read_manifest
 
 _BESIDE = ("ledger.jsonl", "left_out.parquet")
@@ -36,8 +36,8 @@ def check_target(url: str) -> None:
     check_scheme(url)
     if scheme_of(url) in HTTP:
         raise ConfigError(
-            f"out (={shown(url)}) is read over HTTP, which nothing can be written to; give s3://, "
-            "gs://, az:// or a folder."
+            f"out (={redact_url(url)}) is read over HTTP, which nothing can be written to; give "
+            "s3://, gs://, az:// or a folder."
         )
     _system(url)
 
@@ -94,11 +94,13 @@ def _refuse_other(made: Manifest, url: str) -> None:
     except FetchError as error:
         if error.kind == "missing":
             return
-        raise PublishError(f"out (={shown(url)}) cannot be read: {error}") from error
+        raise PublishError(f"out (={redact_url(url)}) cannot be read: {error}") from error
     except ValueError:
         raw = {}
     if not isinstance(raw, dict) or raw.get("fingerprint") != made.fingerprint:
-        raise ConfigError(f"out (={shown(url)}) holds another set of shards; choose another place.")
+        raise ConfigError(
+            f"out (={redact_url(url)}) holds another set of shards; choose another place."
+        )
 
 
 def _copy(path: Path, url: str, done: dict[str, str]) -> None:
@@ -123,8 +125,8 @@ def _copy(path: Path, url: str, done: dict[str, str]) -> None:
         if attempt < _ATTEMPTS:
             time.sleep(_BACKOFF * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
     raise PublishError(
-        f"{path.name} could not be copied to {shown(url)} in {_ATTEMPTS} tries ({problem}). Run "
-        "the same command again with --resume; what was copied is kept."
+        f"{path.name} could not be copied to {redact_url(url)} in {_ATTEMPTS} tries ({problem}). "
+        "Run the same command again with --resume; what was copied is kept."
     )
 
 
@@ -143,7 +145,7 @@ def _system(url: str) -> tuple[Any, str]:
         found: tuple[Any, str] = fsspec.url_to_fs(url)
         return found
     except ImportError as error:
-        raise ConfigError(f"out (={shown(url)}) needs a package: {error}.") from None
+        raise ConfigError(f"out (={redact_url(url)}) needs a package: {error}.") from None
 
 
 def _read_done(folder: Path, url: str) -> dict[str, str]:

@@ -1,24 +1,79 @@
 """Sample ids into verified bytes: mapped tars, each span checked against its hash when read."""
 
 import errno
+import mmap
 from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 from typing_extensions import Self
 
 from pipeline.config import ConfigError
-from pipeline.remote.cache import ShardCache, Wanted
+from pipeline.remote.cache import FileRequest, ShardCache
 from pipeline.remote.fetch import FetchError, is_remote, join
 from pipeline.shards.damage import Damage, DamageError, Reason
 from pipeline.shards.index import ShardIndex, read_index
-from pipeline.shards.manifest import Manifest, ShardInfo, check_size, folder_of, read_manifest
-from pipeline.shards.mapped import MappedShard, map_shard
+from pipeline.shards.manifest import (
+    Manifest,
+    ShardInfo,
+    check_size,
+    folder_of,
+    purged_samples,
+    read_manifest,
+)
 from pipeline.shards.samples import split_span
-from pipeline.shards.tombstones import purged_samples
+from pipeline.shards.third_party.lazy_index import complete_index
+
+
+@dataclass(frozen=True, slots=True)
+class MappedShard:
+    """Costs a mapping, a file descriptor and about 60 bytes a sample."""
+
+    index: ShardIndex
+    ends: NDArray[np.int64]
+    """(N,), byte behind each sample's span."""
+    mapped: mmap.mmap
+    """The whole tar, read-only."""
+    held: ExitStack
+    """What is let go with the shard: the mapping, then what the opener holds for it."""
+
+    def read_span(self, row: int) -> bytes | None:
+        """Copy a sample's span out of the mapping; None where it is not what was hashed.
+
+        A copy, because what is mapped may change between the hash and the decode. And a mapped file
+        that was cut ends the process where it is read, so its size is asked first.
+        """
+        end = self.ends.item(row)
+        if self.mapped.size() < end:
+            return None
+        span = self.mapped[self.index.starts.item(row) : end]
+        return span if xxhash.xxh3_64_intdigest(span) == self.index.span_hashes.item(row) else None
+
+
+def map_shard(info: ShardInfo, path: Path, index_path: Path, held: ExitStack) -> MappedShard:
+    """Open a shard that lies on this node; `held` becomes the shard's where all went well.
+
+    Raises:
+        ConfigError: The tar or the index is not the one of `info`.
+        OSError: One of them cannot be read, or too many files are open.
+    """
+    check_size(path, info)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    held.callback(mapped.close)
+    # Behind the mapping, which needs one file descriptor more: where they run out, it is the
+    # mapping that says so, and not an index that seems damaged.
+    index = read_index(index_path, sha256=info.index_sha256)
+    if info.sha256 is None:
+        with memoryview(mapped) as tar:
+            index = complete_index(index, tar, index_path)
+    ends = np.append(index.starts[1:], info.num_bytes)
+    return MappedShard(index, ends, mapped, held.pop_all())
+
 
 _MIN_OPEN = 512
 """Shards kept mapped."""
@@ -124,9 +179,9 @@ class Store:
             info = self.manifest.shards[number]
             url, index_url = self._url(info.name), self._url(info.index)
             if is_remote(index_url) and number not in self._open:
-                wanted.append(Wanted(index_url, None, info.index_sha256))
+                wanted.append(FileRequest(index_url, None, info.index_sha256))
             if is_remote(url) and number not in self._open:
-                wanted.append(Wanted(url, info.num_bytes, info.sha256))
+                wanted.append(FileRequest(url, info.num_bytes, info.sha256))
         self._cache.prefetch(wanted)
 
     def labels(self) -> NDArray[np.int64]:

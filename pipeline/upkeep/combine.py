@@ -14,18 +14,20 @@ from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.location import is_remote, join, local_path
 from pipeline.shards.index import ShardIndex, encode_index
-from pipeline.shards.indexing import Progress
+from pipeline.shards.manifest import TOMBSTONES_NAME as TOMBSTONES
 from pipeline.shards.manifest import (
     Ledger,
     Manifest,
     ShardInfo,
+    Tombstone,
+    encode_tombstones,
     folder_of,
     read_manifest,
+    read_tombstones,
     require_empty,
     write_manifest,
 )
-from pipeline.shards.tombstones import FILE_NAME as TOMBSTONES
-from pipeline.shards.tombstones import Tombstone, encode_tombstones, read_tombstones
+from pipeline.shards.third_party.indexing import Progress
 from pipeline.upkeep.verify import open_index
 
 _INDEX_FOLDER = "index"

@@ -17,9 +17,9 @@ from pipeline.dali.decode import decode_rgb
 from pipeline.remote.fetch import FetchConfig, FetchError, read_bytes
 from pipeline.remote.location import join
 from pipeline.shards.index import ShardIndex
-from pipeline.shards.indexing import Progress
 from pipeline.shards.manifest import Manifest, folder_of, read_manifest
 from pipeline.shards.store import Store
+from pipeline.shards.third_party.indexing import Progress
 from pipeline.upkeep.verify import open_index
 
 LEFT_OUT_FILE = "left_out.parquet"
@@ -42,7 +42,7 @@ class Bin:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Thumbnail:
     """A small image, and what is said of it."""
 
     jpeg: bytes
@@ -52,13 +52,13 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class ContactSheet:
     """Pictures of one kind."""
 
     title: str
     count: int
     """Images of the kind, shown or not."""
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Thumbnail, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Inspection:
     """The largest first."""
     purged: int
     """Samples with a tombstone."""
-    sheets: tuple[Sheet, ...]
+    sheets: tuple[ContactSheet, ...]
 
     def summary(self) -> dict[str, Any]:
         """Return it as JSON holds it, without the pictures."""
@@ -179,7 +179,7 @@ def _of_ledgers(manifest: Manifest, folder: str) -> tuple[tuple[Bin, ...], int |
     return tuple(Bin(name, count) for name, count in formats.most_common()), as_is
 
 
-def _accepted_sheet(store: Store) -> Sheet:
+def _accepted_sheet(store: Store) -> ContactSheet:
     """Draw accepted images, evenly spaced through the set."""
     total = store.manifest.num_samples
     ids = np.unique(np.linspace(0, total - 1, min(NUM_SHOWN, total)).astype(np.int64))
@@ -193,10 +193,10 @@ def _accepted_sheet(store: Store) -> Sheet:
         if pixels is not None:
             size = f"{pixels.shape[1]} x {pixels.shape[0]}"
             pictures.append(_picture(Image.fromarray(pixels), f"{keys[sample_id]}, {size}"))
-    return Sheet("accepted", total, tuple(pictures))
+    return ContactSheet("accepted", total, tuple(pictures))
 
 
-def _left_out_sheets(manifest: Manifest, folder: str) -> list[Sheet]:
+def _left_out_sheets(manifest: Manifest, folder: str) -> list[ContactSheet]:
     """Collect what was kept of the images that are left out, by verdict and reason."""
     try:
         raw = read_bytes(join(folder, LEFT_OUT_FILE), FetchConfig())
@@ -211,7 +211,7 @@ def _left_out_sheets(manifest: Manifest, folder: str) -> list[Sheet]:
     counts["duplicate"] = ledger.duplicate - ledger.near_duplicate
     counts |= {f"quarantined: {reason}": n for reason, n in ledger.quarantined.items()}
     counts |= {f"filtered: {reason}": n for reason, n in ledger.filtered.items()}
-    found: dict[str, list[Picture]] = {}
+    found: dict[str, list[Thumbnail]] = {}
     for row in pq.read_table(io.BytesIO(raw)).to_pylist():
         near = "near " if row["near"] else ""
         kind = near + ": ".join(filter(None, (row["verdict"], row["reason"])))
@@ -220,15 +220,15 @@ def _left_out_sheets(manifest: Manifest, folder: str) -> list[Sheet]:
             with Image.open(io.BytesIO(row["thumbnail"]), formats=["JPEG"]) as image:
                 width, height = image.size
             caption = f"{row['path']} (for {row['winner']})" if row["winner"] else row["path"]
-            pictures.append(Picture(row["thumbnail"], width, height, caption))
+            pictures.append(Thumbnail(row["thumbnail"], width, height, caption))
     return [
-        Sheet(kind, counts.get(kind, len(pictures)), tuple(pictures))
+        ContactSheet(kind, counts.get(kind, len(pictures)), tuple(pictures))
         for kind, pictures in sorted(found.items())
     ]
 
 
-def _picture(image: Image.Image, caption: str) -> Picture:
+def _picture(image: Image.Image, caption: str) -> Thumbnail:
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     sink = io.BytesIO()
     image.save(sink, "JPEG", quality=85)
-    return Picture(sink.getvalue(), *image.size, caption)
+    return Thumbnail(sink.getvalue(), *image.size, caption)

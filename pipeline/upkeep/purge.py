@@ -9,8 +9,14 @@ from pathlib import Path
 from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.location import is_remote, local_path
-from pipeline.shards.manifest import folder_of, read_manifest
-from pipeline.shards.tombstones import FILE_NAME, Tombstone, encode_tombstones, read_tombstones
+from pipeline.shards.manifest import (
+    TOMBSTONES_NAME,
+    Tombstone,
+    encode_tombstones,
+    folder_of,
+    read_manifest,
+    read_tombstones,
+)
 from pipeline.upkeep.verify import open_index
 
 _KEY_DIGITS, _HASH_DIGITS, _CONTENT_DIGITS = 20, 16, 32
@@ -75,7 +81,7 @@ def purge(
     if is_remote(folder):
         raise ConfigError(
             f"manifest (={location}) is remote; purge a local copy of the folder, and upload its "
-            f"{FILE_NAME} beside the manifest."
+            f"{TOMBSTONES_NAME} beside the manifest."
         )
     # A key is the beginning of its file's hash: 80 bits do not meet by chance.
     wanted = {text[:_KEY_DIGITS]: text for text in hashes}
@@ -96,7 +102,7 @@ def purge(
                 new.append(Tombstone(info.name, row, key, f"{digest:016x}", asked, now))
         on_progress(done, len(manifest.shards), f"{len(new)} to purge")
     if new:
-        path = local_path(folder) / FILE_NAME
+        path = local_path(folder) / TOMBSTONES_NAME
         write_atomic(path, encode_tombstones([*before, *new]))
     missing = tuple(text for text in hashes if text not in found)
     return Purged(len(hashes), tuple(new), known, missing)

@@ -21,9 +21,7 @@ from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.fetch import FetchError
 from pipeline.remote.location import is_remote, join, local_path
-from pipeline.shards.folder import LEDGER_NAME
 from pipeline.shards.index import ShardIndex, encode_index, hash_spans, read_index
-from pipeline.shards.indexing import Progress, Run
 from pipeline.shards.manifest import (
     Ledger,
     Manifest,
@@ -33,16 +31,10 @@ from pipeline.shards.manifest import (
     require_empty,
     write_manifest,
 )
-from pipeline.shards.scan import ScanSpec, scan_shard
 from pipeline.shards.tar import ShardError, walk_tar
-from pipeline.upkeep.verify import (
-    CheckSpec,
-    Problem,
-    check_shard,
-    open_index,
-    opened,
-    whole_rows,
-)
+from pipeline.shards.third_party.indexing import LEDGER_NAME, Progress, Run
+from pipeline.shards.third_party.scan import ScanSpec, scan_shard
+from pipeline.upkeep.verify import CheckSpec, Problem, check_shard, open_index, opened, whole_rows
 
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)

@@ -14,16 +14,16 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.judge import judge
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.gate.judge import judge
 from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file
 from pipeline.remote.location import is_remote, join, local_path
 from pipeline.shards.index import ShardIndex, hash_spans, read_index
-from pipeline.shards.indexing import Progress, Run
 from pipeline.shards.manifest import Manifest, ShardInfo, folder_of, read_manifest
 from pipeline.shards.samples import split_name
-from pipeline.shards.scan import plain_key
 from pipeline.shards.tar import ShardError, walk_tar
+from pipeline.shards.third_party.indexing import Progress, Run
+from pipeline.shards.third_party.scan import plain_key
 
 # What is stored has passed the filters of its own time; only what cannot be read is asked here.
 _ANY_IMAGE = ShardConfig(

@@ -19,10 +19,10 @@ from cluster.build_shards import build_shards
 from cluster.errors import IncompleteError
 from cluster.tasks import run_tasks
 from pipeline.config import ConfigError
-from pipeline.crawl import parts
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.parts import close_examiner
-from pipeline.crawl.stage import ShardProgress
+from pipeline.ingest import parts
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.parts import close_examiner
+from pipeline.ingest.stage import ShardProgress
 
 pytestmark = [pytest.mark.ray]
 

@@ -10,7 +10,7 @@ from command import refused, started, tessera
 from PIL import Image
 
 from pipeline.config import load
-from pipeline.crawl.config import ShardConfig
+from pipeline.ingest.config import ShardConfig
 from training.run import RunConfig, pretraining_of
 
 pytestmark = pytest.mark.multiprocess

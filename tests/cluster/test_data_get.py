@@ -20,8 +20,8 @@ from cluster.get_data import get_data
 from pipeline.config import ConfigError
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
-from training.transfer.data import TaskOptions, open_task
-from training.transfer.split import SplitRule
+from training.transfer.images.data import TaskOptions, open_task
+from training.transfer.images.split import SplitRule
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from command import tessera
 from PIL import Image
 
 from pipeline.config import load
-from pipeline.explain import explain_step, open_subject
-from pipeline.mixture import Place
-from pipeline.order import Order
+from pipeline.explain.step import explain_step, open_subject
+from pipeline.loading.mixture import RankInfo
+from pipeline.loading.order import Order
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
 from training.run import RunConfig, open_run
@@ -64,7 +64,7 @@ def test_a_step_of_a_run_is_listed(run, shards, tmp_path):
     ids = Order(read_manifest(shards).shard_counts, config.order, seed=5).global_batch(1, 3)
     assert [row["sample_id"] for row in listed["samples"]] == ids.tolist()
     subject = open_subject(config.data, config.order, config.pretext, seed=5)
-    explained = explain_step(subject, 1, 3, Place(0, 1))
+    explained = explain_step(subject, 1, 3, RankInfo(0, 1))
     same = json.loads(json.dumps({"data": [str(shards)], **explained.listed()}))
     assert listed == same
     for shown in explained.samples:

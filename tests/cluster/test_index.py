@@ -15,9 +15,9 @@ from PIL import Image
 
 from cluster.index_shards import run_on_ray
 from pipeline.shards.damage import DamageError
-from pipeline.shards.indexing import index_shards, run_here
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
+from pipeline.shards.third_party.indexing import index_shards, run_here
 
 ROOT = Path(__file__).parents[2]
 NUM_SHARDS = 6

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from command import tessera
 
-from pipeline.pretext.permutations import distances, make_permutations, permutations_hash
+from pipeline.pretext.permutation_set import distances, make_permutations, permutations_hash
 
 permutations = partial(tessera, "permutations")
 

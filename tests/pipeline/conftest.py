@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from foreign_shards import picture, tar_of
 
-from pipeline.remote.cache import CacheConfig, ShardCache, Wanted
+from pipeline.remote.cache import CacheConfig, FileRequest, ShardCache
 from pipeline.remote.fetch import FetchConfig
 
 
@@ -145,7 +145,7 @@ def put(server):
 
     def put(name, num_bytes=1000, *faults):
         data = server.put(f"/{name}", num_bytes, *faults)
-        return Wanted(f"{server.url}/{name}", num_bytes, hashlib.sha256(data).hexdigest())
+        return FileRequest(f"{server.url}/{name}", num_bytes, hashlib.sha256(data).hexdigest())
 
     return put
 

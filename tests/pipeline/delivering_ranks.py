@@ -13,11 +13,11 @@ from pathlib import Path
 import xxhash
 
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import PretextLoader
-from pipeline.mixture import DataSet, Mixture, Place
-from pipeline.order import Order, OrderConfig
+from pipeline.loading.loader import PretextLoader
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo
+from pipeline.loading.order import Order, OrderConfig
+from pipeline.loading.quarantine import DamagePolicy
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.quarantine import DamagePolicy
 from pipeline.shards.store import Store
 
 JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=9, num_permutations=20)
@@ -27,7 +27,7 @@ def open_loader(job, rank, world_size):
     store = Store(job["shards"])
     order = Order(store.manifest.shard_counts, OrderConfig(**job["order"]), seed=0)
     policy = DamagePolicy(job.get("on_damage", "error"), 0.5, None)
-    place = Place(rank, world_size)
+    place = RankInfo(rank, world_size)
     loader = PretextLoader(
         Mixture([DataSet(store, order)]), JIGSAW, seed=0, place=place, policy=policy
     )

@@ -15,11 +15,11 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from pipeline.bench.memory import memory_mib
+from pipeline.bench.machine import memory_mib
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import PretextLoader
-from pipeline.mixture import DataSet, Mixture, Place
-from pipeline.order import Order, OrderConfig
+from pipeline.loading.loader import PretextLoader
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo
+from pipeline.loading.order import Order, OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.shards.store import Store
 
@@ -31,7 +31,7 @@ OPTIONS = GraphOptions(max_batch=12, num_threads=2, device_id=None, prefetch=3)
 def open_loader(shards):
     store = Store(shards)
     order = Order(store.manifest.shard_counts, ORDER, seed=0)
-    return PretextLoader(Mixture([DataSet(store, order)]), JIGSAW, seed=0, place=Place(0, 1))
+    return PretextLoader(Mixture([DataSet(store, order)]), JIGSAW, seed=0, place=RankInfo(0, 1))
 
 
 def held():

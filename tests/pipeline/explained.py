@@ -5,19 +5,19 @@ from contextlib import closing
 import numpy as np
 
 from pipeline.dali.graph import GraphOptions
-from pipeline.drawn import ContextDraws, JigsawDraws, RotationDraws, cells_of
-from pipeline.explain import Subject, explain_sample
-from pipeline.loader import PretextLoader
-from pipeline.mixture import DataSet, Mixture, orders
-from pipeline.order import OrderConfig
+from pipeline.explain.describe import ContextDraws, JigsawDraws, RotationDraws, cells_of
+from pipeline.explain.locate import find_sample
+from pipeline.explain.step import Subject, explain_sample
+from pipeline.loading.loader import PretextLoader
+from pipeline.loading.mixture import DataSet, Mixture, orders
+from pipeline.loading.order import OrderConfig
+from pipeline.loading.quarantine import STOP_AT_DAMAGE, DamagePolicy
 from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import MultitaskConfig
 from pipeline.pretext.plan import COLORS, TilePlan
 from pipeline.pretext.rotation import RotationConfig
-from pipeline.quarantine import STOP_AT_DAMAGE, DamagePolicy
 from pipeline.shards.store import Store
-from pipeline.whereabouts import find_sample
 
 JIGSAW = JigsawConfig(
     name="jigsaw",

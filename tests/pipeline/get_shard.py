@@ -7,13 +7,13 @@ import hashlib
 import sys
 from pathlib import Path
 
-from pipeline.remote.cache import CacheConfig, ShardCache, Wanted
+from pipeline.remote.cache import CacheConfig, FileRequest, ShardCache
 
 
 def main(folder, url, num_bytes, sha256, then):
     cache = ShardCache(CacheConfig(folder=Path(folder), budget_gb=0.002, reserve_gb=0))
     if then == "prefetch":
-        cache.prefetch([Wanted(url, int(num_bytes), sha256)])
+        cache.prefetch([FileRequest(url, int(num_bytes), sha256)])
         sys.stdin.readline()
         raise KeyboardInterrupt
     with cache:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from crawls import build, judge_with
 
-from pipeline.crawl import stage
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.parts import PartSpec, make_part
-from pipeline.shards.indexing import run_here
+from pipeline.ingest import stage
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.parts import PartSpec, make_part
+from pipeline.shards.third_party.indexing import run_here
 
 
 def run(call, items):

@@ -9,9 +9,9 @@ from pipeline.audit.audit import LEAST_CONTROL, run_audit
 from pipeline.audit.control import KINDS, Control, write_control
 from pipeline.audit.gather import Source, emit, gather
 from pipeline.audit.limits import CONTROL_TOLERANCE
-from pipeline.audit.planted import Catch, prove
+from pipeline.audit.planted import PlantedBug, prove
 from pipeline.config import ConfigError
-from pipeline.data import DataConfig
+from pipeline.loading.data import DataConfig
 from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import MultitaskConfig
@@ -144,9 +144,9 @@ def test_a_catch_passes_without_the_bug_and_fails_with_it(audited):
     verdict = audited.verdicts[0]
     nothing, everything = ({"low": low} for low in (0.0, 0.9))
     low, high = (replace(verdict.score, **change) for change in (nothing, everything))
-    assert Catch("bug", verdict.shortcut, low, high).caught
-    assert not Catch("bug", verdict.shortcut, low, low).caught
-    assert not Catch("bug", verdict.shortcut, high, high).caught
+    assert PlantedBug("bug", verdict.shortcut, low, high).caught
+    assert not PlantedBug("bug", verdict.shortcut, low, low).caught
+    assert not PlantedBug("bug", verdict.shortcut, high, high).caught
 
 
 @pytest.mark.slow

@@ -4,18 +4,17 @@ import numpy as np
 import pytest
 
 from pipeline.audit.borders import probe_borders
-from pipeline.audit.codes import probe_codes
-from pipeline.audit.evidence import Evidence
+from pipeline.audit.evidence import Evidence, score_of
 from pipeline.audit.limits import BORDERS, CODES, DRAWS
-from pipeline.audit.planting import alike_in_pairs, crop_beyond, skip_last_place
-from pipeline.audit.score import score_of
+from pipeline.audit.permutation_set import probe_codes
+from pipeline.audit.planted import alike_in_pairs, crop_beyond, skip_last_place
 from pipeline.audit.uniformity import draw, probe_draws
-from pipeline.draws import Draws
+from pipeline.loading.draws import Draws
+from pipeline.loading.views import plan_task
 from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.permutations import permutation_set
+from pipeline.pretext.permutation_set import permutation_set
 from pipeline.pretext.rotation import RotationConfig
-from pipeline.views import plan_task
 
 JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=8, channel_shift_px=1, gray_probability=0)
 ROTATION = RotationConfig(name="rotation", crop_px=16)

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.audit.evidence import Answers
-from pipeline.audit.score import chi_square_even, chi_square_together, score_of
+from pipeline.audit.evidence import Answers, chi_square_even, chi_square_together, score_of
 
 
 def answers(right, image=None, chance=0.25):

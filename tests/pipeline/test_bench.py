@@ -16,8 +16,8 @@ from pipeline.bench.measure import Stretch
 from pipeline.bench.ours import graph_options
 from pipeline.bench.photos import prepare
 from pipeline.bench.table import busy_note, contest_table, headline, last_line, rows_of
-from pipeline.bench.torchvision_views import TorchvisionCut
-from pipeline.bench.work import Work, check_batch
+from pipeline.bench.torch_peers import TorchvisionCut
+from pipeline.bench.work import LoaderWork, check_batch
 from pipeline.bench.worker import _answers
 from pipeline.config import ConfigError
 from pipeline.shards.store import Store
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:
 
 
 def work_of(folder, view="tiles"):
-    return Work(shards=folder / "shards", scratch=folder, view=view, batch=BATCH, cores=1)
+    return LoaderWork(shards=folder / "shards", scratch=folder, view=view, batch=BATCH, cores=1)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_the_torch_peers_share_one_transform_of_the_agreed_view(prepared, view):
 
 def test_the_whole_view_of_a_peer_shows_what_ours_shows(prepared):
     work = work_of(prepared, "whole")
-    from pipeline.loader import whole_batches
+    from pipeline.loading.loader import whole_batches
 
     ids = np.arange(BATCH)
     (ours,) = whole_batches(Store(work.shards), ids, graph_options(BATCH, 1), px=224)

@@ -14,7 +14,7 @@ from pipeline.bench.measure import choose, run
 from pipeline.bench.ours import graph_options, make_loader
 from pipeline.bench.photos import prepare
 from pipeline.bench.repeated import shrink, write_repeated
-from pipeline.bench.work import Work
+from pipeline.bench.work import LoaderWork
 from pipeline.shards.store import Store
 
 BATCH = 16
@@ -107,5 +107,7 @@ def test_the_first_batch_of_a_fresh_process_is_timed(prepared, tmp_path, monkeyp
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_its_rows_say_so(prepared):
-    work = Work(shards=prepared / "shards", scratch=prepared, view="tiles", batch=BATCH, cores=1)
+    work = LoaderWork(
+        shards=prepared / "shards", scratch=prepared, view="tiles", batch=BATCH, cores=1
+    )
     assert set(cuda(work).values()) == {"not measured: no CUDA device"}

@@ -16,7 +16,7 @@ from pipeline.bench.shard_inputs import Numbers, complaint, make_inputs, stored_
 from pipeline.bench.shard_peers import Name, open_maker
 from pipeline.bench.shard_worker import answers
 from pipeline.config import ConfigError
-from pipeline.crawl.parts import close_examiner
+from pipeline.ingest.parts import close_examiner
 
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = {"tessera", "tessera_444", "tessera_shards", "webdataset"}  # Of quick runs.

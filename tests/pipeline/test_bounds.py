@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import PretextLoader
-from pipeline.mixture import DataSet, Mixture, Place
-from pipeline.order import Order, OrderConfig
+from pipeline.loading.loader import PretextLoader
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo
+from pipeline.loading.order import Order, OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.shards.damage import DamageError
 from pipeline.shards.store import Store
@@ -119,7 +119,7 @@ def loader_of(folder):
     store = Store(folder)
     config = OrderConfig(global_batch=12, num_lanes=6, window=20)
     data = Mixture([DataSet(store, Order(store.manifest.shard_counts, config, seed=0))])
-    return PretextLoader(data, JIGSAW, seed=0, place=Place(0, 1))
+    return PretextLoader(data, JIGSAW, seed=0, place=RankInfo(0, 1))
 
 
 def test_threads_end_with_the_batches(shards):

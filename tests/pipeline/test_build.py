@@ -11,17 +11,17 @@ import xxhash
 from crawls import CONFIG, build, chunks_of, contents, encoded, job_of, judge_with, make_crawl
 from PIL import Image
 
-from pipeline.crawl.build import shard_specs, write_shard
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.folder import start_folder
-from pipeline.crawl.parts import PartSpec, close_examiner, make_part
-from pipeline.crawl.plan import make_plan
-from pipeline.crawl.stage import shard_chunks
 from pipeline.dali.decode import decode_rgb
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.folder import start_folder
+from pipeline.ingest.parts import PartSpec, close_examiner, make_part
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.stage import shard_chunks
+from pipeline.ingest.write import shard_specs, write_shard
 from pipeline.shards.damage import DamageError
 from pipeline.shards.index import ShardIndex, read_index
-from pipeline.shards.indexing import run_here
 from pipeline.shards.manifest import ShardInfo, read_manifest
+from pipeline.shards.third_party.indexing import run_here
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ConfigError
-from pipeline.remote.cache import CacheConfig, ShardCache, Wanted
+from pipeline.remote.cache import CacheConfig, FileRequest, ShardCache
 from pipeline.remote.fetch import FetchConfig, FetchError
 
 
@@ -86,7 +86,7 @@ def test_a_damaged_file_is_fetched_again_and_never_served(
     with ShardCache(cache_config) as cache, get(cache, wanted) as pin:
         path = pin.path
     damage(path)
-    asked = wanted if known else Wanted(wanted.url, None, None)
+    asked = wanted if known else FileRequest(wanted.url, None, None)
     with ShardCache(cache_config) as cache:
         with cache.get(asked.url, num_bytes=asked.num_bytes, sha256=asked.sha256) as pin:
             assert hashlib.sha256(pin.path.read_bytes()).hexdigest() == wanted.sha256
@@ -126,7 +126,7 @@ def test_another_hash_than_the_cached_one_fetches_again(cache, put, server, get)
     old = put("a.tar")
     get(cache, old).release()
     server.files["/a.tar"] = data = bytes(1000)
-    new = Wanted(old.url, 1000, hashlib.sha256(data).hexdigest())
+    new = FileRequest(old.url, 1000, hashlib.sha256(data).hexdigest())
     get(cache, new).release()
     with pytest.raises(FetchError, match="has sha256"):
         get(cache, old)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import ConfigError
-from pipeline.shards.indexing import run_here
 from pipeline.shards.manifest import Ledger, Manifest, ShardInfo, read_manifest, write_manifest
 from pipeline.shards.store import Store
+from pipeline.shards.third_party.indexing import run_here
 from pipeline.upkeep.combine import _assign, merge, split
 from pipeline.upkeep.purge import purge
 from pipeline.upkeep.verify import verify

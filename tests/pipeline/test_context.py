@@ -9,7 +9,7 @@ from PIL import Image
 from pipeline.config import ConfigError, parse
 from pipeline.dali.graph import GraphOptions
 from pipeline.dali.tiles import tile_graph
-from pipeline.draws import Draws
+from pipeline.loading.draws import Draws
 from pipeline.pretext.context import DIRECTIONS, ContextConfig, neighbours, plan_context
 from pipeline.pretext.plan import COLORS
 

@@ -9,11 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ConfigError
-from pipeline.crawl.chunks import read_chunk
-from pipeline.crawl.globs import is_wanted
-from pipeline.crawl.names import escape
-from pipeline.crawl.source_list import SourceConfig, parse_sources
-from pipeline.crawl.tree import list_tree
+from pipeline.ingest.sources.chunks import read_chunk
+from pipeline.ingest.sources.find import list_tree
+from pipeline.ingest.sources.names import escape, is_wanted
+from pipeline.ingest.sources.source_list import SourceConfig, parse_sources
 
 
 def put(folder, *names, data=b"x"):

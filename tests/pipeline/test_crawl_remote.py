@@ -12,8 +12,8 @@ from crawl_inputs import JPEG, chunks_of, items_of, pairs, tar_with, warc_record
 from moto.server import ThreadedMotoServer
 
 from pipeline.config import ConfigError
-from pipeline.crawl import opened
-from pipeline.crawl.chunks import read_chunk
+from pipeline.ingest.sources import files as opened
+from pipeline.ingest.sources.chunks import read_chunk
 from pipeline.remote.fetch import FetchConfig
 
 

@@ -7,7 +7,7 @@ import pytest
 from crawl_inputs import JPEG, chunks_of, items_of, pairs
 
 from pipeline.config import ConfigError
-from pipeline.crawl.chunks import read_chunk
+from pipeline.ingest.sources.chunks import read_chunk
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 FEATURES = {

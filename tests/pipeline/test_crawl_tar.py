@@ -12,8 +12,8 @@ from crawl_inputs import JPEG, chunks_of, items_of, pairs, tar_with
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.crawl.chunks import read_chunk
-from pipeline.crawl.names import is_unsafe
+from pipeline.ingest.sources.chunks import read_chunk
+from pipeline.ingest.sources.names import is_unsafe
 
 PACK = {
     "tar": bytes,

@@ -8,7 +8,7 @@ from crawl_inputs import chunks_of, items_of, pairs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.crawl.chunks import read_chunk
+from pipeline.ingest.sources.chunks import read_chunk
 
 THREE = [("cat/1.jpg", b"one"), ("cat/2.png", b"two" * 300), ("3", b"three")]
 

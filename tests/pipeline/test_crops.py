@@ -6,9 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.crops import (
+from pipeline.dali import whole
+from pipeline.dali.graph import GraphOptions
+from pipeline.dali.tiles import native_tiles
+from pipeline.loading.crops import (
     CropConfig,
-    Part,
+    SampleGroup,
     central_cropping,
     crop_batches,
     even_parts,
@@ -17,11 +20,8 @@ from pipeline.crops import (
     shuffled,
     ten_cropping,
 )
-from pipeline.dali import whole
-from pipeline.dali.graph import GraphOptions
-from pipeline.dali.tiles import native_tiles
-from pipeline.draws import Draws
-from pipeline.loader import whole_batches
+from pipeline.loading.draws import Draws
+from pipeline.loading.loader import whole_batches
 from pipeline.reference import crop_view
 from pipeline.shards.damage import DamageError
 from pipeline.shards.store import Store
@@ -109,7 +109,7 @@ def test_ten_crops_are_corners_and_middle_and_their_mirror_images():
 
 def run(store, ids, cropping, *, seed=3, epoch=2, batch=16):
     parts = [
-        Part(epoch, k, ids[n : n + batch], np.arange(n, min(n + batch, len(ids))))
+        SampleGroup(epoch, k, ids[n : n + batch], np.arange(n, min(n + batch, len(ids))))
         for k, n in enumerate(range(0, len(ids), batch))
     ]
     return list(crop_batches(store, parts, cropping, OPTIONS, px=PX, seed=seed))

@@ -8,7 +8,7 @@ from foreign_shards import tar_bytes
 from PIL import Image
 
 from pipeline.shards.damage import DamageError
-from pipeline.shards.indexing import index_shards, run_here
+from pipeline.shards.third_party.indexing import index_shards, run_here
 
 NUM_SAMPLES = 8
 

@@ -11,13 +11,13 @@ import pytest
 from foreign_shards import tar_bytes
 
 from pipeline.config import ConfigError
-from pipeline.crawl.config import ShardConfig
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import PretextLoader
-from pipeline.mixture import DataSet, Mixture, Place
-from pipeline.order import Order, OrderConfig
+from pipeline.ingest.config import ShardConfig
+from pipeline.loading.loader import PretextLoader
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo
+from pipeline.loading.order import Order, OrderConfig
+from pipeline.loading.quarantine import DamagePolicy
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.quarantine import DamagePolicy
 from pipeline.shards.damage import DamageError
 from pipeline.shards.index import read_index
 from pipeline.shards.manifest import read_manifest
@@ -35,7 +35,7 @@ def deliver(folder, on_damage, ledger=None):
     store = Store(folder)
     data = Mixture([DataSet(store, Order(store.manifest.shard_counts, ORDER, seed=0))])
     policy = DamagePolicy(on_damage, 0.9, ledger)
-    loader = PretextLoader(data, JIGSAW, seed=0, place=Place(0, 1), policy=policy)
+    loader = PretextLoader(data, JIGSAW, seed=0, place=RankInfo(0, 1), policy=policy)
     options = GraphOptions(max_batch=12, num_threads=1, device_id=None, prefetch=3)
     with closing(loader.batches(options)) as batches:
         for batch in islice(batches, STEPS + 2):

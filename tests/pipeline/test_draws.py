@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.draws import Draws, philox
+from pipeline.loading.draws import Draws, philox
 
 SEEDS = st.integers(0, 2**63)
 IDS = st.lists(st.integers(0, 2**62), min_size=1, max_size=20)

@@ -14,13 +14,13 @@ import pytest
 from crawls import judge_with
 from PIL import Image
 
-from pipeline.crawl.build import shard_specs, write_shard
-from pipeline.crawl.chunks import list_chunks
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.folder import Job, finish_folder, start_folder
-from pipeline.crawl.parts import PartSpec, make_part
-from pipeline.crawl.plan import make_plan
-from pipeline.crawl.source_list import parse_sources
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.folder import ShardRequest, finish_folder, start_folder
+from pipeline.ingest.parts import PartSpec, make_part
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.sources.chunks import list_chunks
+from pipeline.ingest.sources.source_list import parse_sources
+from pipeline.ingest.write import shard_specs, write_shard
 
 SCRIPT = Path(__file__).with_name("delivering_ranks.py")
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def make_uneven(folder, sizes):
         coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((36, 34)).save(crawl / f"{number}.jpg", "JPEG")
     config = ShardConfig(samples_per_shard=sum(sizes), near_duplicates=False)
-    job = Job(out, parse_sources([str(crawl)], (), ()), config)
+    job = ShardRequest(out, parse_sources([str(crawl)], (), ()), config)
     chunks = list_chunks(job.sources)
     start_folder(job)
     parts = [PartSpec(job.parts, chunk, config) for chunk in chunks]

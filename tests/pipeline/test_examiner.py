@@ -19,11 +19,10 @@ from made_images import (
     png_with_bomb_in_text,
 )
 
-from pipeline.bench.memory import memory_mib
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.examiner import Examiner
-from pipeline.crawl.judge import judge
-from pipeline.crawl.judged_bytes import judged_from_bytes, judged_to_bytes
+from pipeline.bench.machine import memory_mib
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.gate.judge import judge
+from pipeline.ingest.gate.sandbox import Sandbox, judged_from_bytes, judged_to_bytes
 
 CONFIG = ShardConfig(near_duplicates=False, max_seconds=5)
 MIB = 2**20
@@ -32,14 +31,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def examiner():
-    with Examiner(CONFIG) as one:
+    with Sandbox(CONFIG) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
 def hostile():
     config = ShardConfig(near_duplicates=False, max_seconds=0.5, max_memory_mb=300)
-    with Examiner(config, hostile_judges.judge) as one:
+    with Sandbox(config, hostile_judges.judge) as one:
         yield one
 
 
@@ -99,7 +98,7 @@ def test_what_is_no_verdict_is_refused(answer):
 
 def test_more_than_the_limit_is_not_sent(hostile):
     config = ShardConfig(near_duplicates=False, max_bytes=10)
-    with Examiner(config) as one:
+    with Sandbox(config) as one:
         assert ask(one, b"x" * 11).reason == "too_big"
 
 
@@ -155,7 +154,7 @@ def test_the_limit_on_time_is_that_of_one_image(hostile):
 
 def test_a_child_that_only_says_it_goes_on_is_late():
     config = ShardConfig(near_duplicates=False, max_seconds=0.5)
-    with Examiner(config, hostile_judges.count_for_ever) as one:
+    with Sandbox(config, hostile_judges.count_for_ever) as one:
         started = time.monotonic()
         assert [judged.reason for judged in one.examine([b"x", b"y"])] == ["timeout"] * 2
         assert time.monotonic() - started < 60  # Of which starting it twice takes most.
@@ -164,7 +163,7 @@ def test_a_child_that_only_says_it_goes_on_is_late():
 def test_many_are_judged_as_one_by_one(examiner):
     config = CONFIG.model_copy(update={"max_bytes": 10 * MIB})
     images = [JPEG, b"", b"x" * (10 * MIB + 1), JPEG + bytes(MIB), PNG, JPEG * 40, b"<html>"]
-    with Examiner(config) as one:
+    with Sandbox(config) as one:
         assert one.examine(images) == [ask(one, data) for data in images]
         assert one.examine([]) == []
 
@@ -188,7 +187,7 @@ def test_memory_has_a_limit(hostile):
 
 
 def test_no_process_is_left_behind():
-    one = Examiner(CONFIG)
+    one = Sandbox(CONFIG)
     ask(one, JPEG)
     pid = one.pid
     one.close()
@@ -199,7 +198,7 @@ def test_no_process_is_left_behind():
 
 def test_a_judge_that_cannot_be_imported_is_an_error(capfd):
     with (
-        Examiner(CONFIG, hostile_judges.no_judge) as one,
+        Sandbox(CONFIG, hostile_judges.no_judge) as one,
         pytest.raises(RuntimeError, match=r"did not start \(exit status 1\)"),
     ):
         ask(one, b"x")
@@ -208,8 +207,8 @@ def test_a_judge_that_cannot_be_imported_is_an_error(capfd):
 
 PARENT = """
 import sys, hostile_judges
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.examiner import Examiner
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.gate.sandbox import Examiner
 with Examiner(ShardConfig(near_duplicates=False, max_seconds={seconds}), hostile_judges.judge) as e:
     e.examine([b"well"])
     print(e.pid, flush=True)
@@ -267,11 +266,11 @@ COMPILES_NOTHING = """
 import sys
 from pathlib import Path
 from numba.core.dispatcher import Dispatcher
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.examiner_child import _load
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.gate.sandbox_child import _load
 
 config = ShardConfig()
-judge = _load("pipeline.crawl.judge:judge", config)
+judge = _load("pipeline.ingest.gate.judge:judge", config)
 def refuse(dispatcher, signature):
     raise AssertionError(f"{dispatcher.py_func.__qualname__} is compiled for {signature}")
 Dispatcher.compile = refuse

@@ -21,22 +21,22 @@ from explained import (
 from PIL import Image
 
 from pipeline.config import ConfigError
-from pipeline.crawl.config import ShardConfig
-from pipeline.data import DataConfig
-from pipeline.explain import explain_sample, explain_step, open_subject
-from pipeline.mixture import Place
-from pipeline.order import OrderConfig
-from pipeline.pictures.sample import panels_of
-from pipeline.pictures.sheets import seen_tiles
-from pipeline.pictures.step import CONTACT_SHEET, save_pictures
+from pipeline.explain.locate import find_sample
+from pipeline.explain.pictures.sample import panels_of
+from pipeline.explain.pictures.sheets import seen_tiles
+from pipeline.explain.pictures.step import CONTACT_SHEET, save_pictures
+from pipeline.explain.step import explain_sample, explain_step, open_subject
+from pipeline.ingest.config import ShardConfig
+from pipeline.loading.data import DataConfig
+from pipeline.loading.mixture import RankInfo
+from pipeline.loading.order import OrderConfig
+from pipeline.loading.stream import StreamConfig
 from pipeline.pretext.multitask import tasks_of
+from pipeline.pretext.normalize import split_labels
 from pipeline.reference import tile_views
-from pipeline.seen import split_labels
 from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
-from pipeline.stream import StreamConfig
-from pipeline.whereabouts import find_sample
 
 
 @pytest.mark.parametrize("pretext", PRETEXTS, ids=lambda pretext: pretext.name)
@@ -44,7 +44,7 @@ from pipeline.whereabouts import find_sample
 def test_what_is_explained_is_what_the_loader_delivers(shards, world_size, pretext):
     subject = subject_of(shards, pretext=pretext)
     for rank in range(world_size):
-        place = Place(rank, world_size)
+        place = RankInfo(rank, world_size)
         batch = delivered(subject, 1, 5, place)
         explained = explain_step(subject, 1, 5, place)
         samples = explained.samples
@@ -58,7 +58,7 @@ def test_what_is_explained_is_what_the_loader_delivers(shards, world_size, prete
 
 
 def test_keys_bytes_sizes_and_labels_are_those_of_the_shards(shards):
-    explained = explain_step(subject_of(shards), 0, 3, Place(0, 1))
+    explained = explain_step(subject_of(shards), 0, 3, RankInfo(0, 1))
     keys, classes = Store(shards).keys(), read_manifest(shards).classes
     labels = Store(shards).labels()
     for shown, payload in zip(explained.samples, explained.payloads, strict=True):
@@ -77,7 +77,7 @@ def test_saved_tiles_are_what_the_list_says(shards, tmp_path, world_size, pretex
     for rank in range(world_size):
         folder = tmp_path / str(rank)
         folder.mkdir()
-        explained = explain_step(subject, 2, 7, Place(rank, world_size))
+        explained = explain_step(subject, 2, 7, RankInfo(rank, world_size))
         sheet = save_pictures(folder, explained, pretext, "Data set")
         assert sheet == folder / CONTACT_SHEET
         samples = explained.samples
@@ -103,7 +103,7 @@ def assert_drawn(page, panel, tiles):
 
 
 def test_foreign_tiles_are_named_by_the_position_they_come_from(shards):
-    samples = explain_step(subject_of(shards), 0, 2, Place(0, 1)).samples
+    samples = explain_step(subject_of(shards), 0, 2, RankInfo(0, 1)).samples
     pairs = [
         (shown, one) for shown in samples for puzzle in shown.draws[0].foreign for one in puzzle
     ]
@@ -115,7 +115,7 @@ def test_foreign_tiles_are_named_by_the_position_they_come_from(shards):
 
 
 def test_a_pair_is_told_with_the_direction_of_its_patches(shards):
-    samples = explain_step(subject_of(shards, pretext=CONTEXT), 0, 2, Place(0, 1)).samples
+    samples = explain_step(subject_of(shards, pretext=CONTEXT), 0, 2, RankInfo(0, 1)).samples
     for pair in (pair for shown in samples for pair in shown.draws[0].pairs):
         (down, right) = np.subtract(divmod(pair.second, 2), divmod(pair.first, 2))
         assert pair.direction == ("N", "", "S")[down + 1] + ("W", "", "E")[right + 1]
@@ -128,20 +128,20 @@ def test_a_pair_is_told_with_the_direction_of_its_patches(shards):
 ])  # fmt: skip
 def test_json_tells_only_what_a_config_leaves_open(shards, task, keys):
     common = {"crop", "tiles", "gray", "colors"}
-    (row, *_) = explain_step(subject_of(shards, pretext=task), 0, 0, Place(0, 6)).listed()[
+    (row, *_) = explain_step(subject_of(shards, pretext=task), 0, 0, RankInfo(0, 6)).listed()[
         "samples"
     ]
     assert set(row["draws"]) == common | keys
-    both = explain_step(subject_of(shards, pretext=BOTH), 0, 0, Place(0, 6)).listed()
+    both = explain_step(subject_of(shards, pretext=BOTH), 0, 0, RankInfo(0, 6)).listed()
     assert both["samples"][0]["draws"][task.name] == row["draws"]
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 4, 6])
 def test_ranks_together_give_the_step(shards, world_size):
     subject = subject_of(shards)
-    whole = explain_step(subject, 0, 15, Place(0, 1)).samples
+    whole = explain_step(subject, 0, 15, RankInfo(0, 1)).samples
     assert [shown.seat.position for shown in whole] == list(range(12))
-    ranks = [explain_step(subject, 0, 15, Place(r, world_size)) for r in range(world_size)]
+    ranks = [explain_step(subject, 0, 15, RankInfo(r, world_size)) for r in range(world_size)]
     parts = [shown for explained in ranks for shown in explained.samples]
     assert sorted(parts, key=lambda shown: shown.seat.position) == list(whole)
 
@@ -151,7 +151,7 @@ def test_every_sample_of_a_mixture_stands_in_its_own_epoch(shards, tmp_path, mak
     subject = subject_of(shards, make_other(tmp_path, 26), weights=(2, 1), order=two)
     data = subject.data  # 24 steps of 8 + 4: the small set is in its fifth epoch of 6 steps.
     assert data.steps_per_epoch == 24
-    explained = explain_step(subject, 1, 3, Place(0, 1))
+    explained = explain_step(subject, 1, 3, RankInfo(0, 1))
     assert [s.seat.position for s in explained.samples] == list(range(12))
     assert [s.seat.set_number for s in explained.samples] == [0] * 8 + [1] * 4
     assert {s.seat.set_epoch for s in explained.samples[8:]} == {27 // 6}
@@ -186,12 +186,12 @@ def test_a_stand_in_is_shown_with_what_it_stands_in_for(own_shards, vouch, reaso
         vouch(own_shards)
     subject = subject_of(own_shards, policy=TAKE_SPARES)
     (place,) = find_sample(subject.data, 0, 70).appearances
-    whole = explain_step(subject, 0, place.step, Place(0, 1))
+    whole = explain_step(subject, 0, place.step, RankInfo(0, 1))
     named = whole.samples[place.position].instead_of
     assert (named.sample_id, named.reason) == (70, reason)
     assert (named.key, named.shard, named.offset) == (bad.key, bad.shard, bad.offset)
     assert sum(shown.instead_of is not None for shown in whole.samples) == 1
-    batch = delivered(subject, 0, place.step, Place(0, 1))
+    batch = delivered(subject, 0, place.step, RankInfo(0, 1))
     assert [shown.sample_id for shown in whole.samples] == batch.sample_ids.tolist()
     assert (whole.views == batch.views.numpy()).all()
     (step,) = explain_sample(subject, find_sample(subject.data, 0, 70), 0)
@@ -203,13 +203,13 @@ def test_damage_stops_where_the_run_stopped(own_shards):
     subject = subject_of(own_shards)
     (place,) = find_sample(subject.data, 0, 70).appearances
     with pytest.raises(DamageError, match=f"key {bad.key}, offset {bad.offset}"):
-        explain_step(subject, 0, place.step, Place(0, 1))
+        explain_step(subject, 0, place.step, RankInfo(0, 1))
 
 
 @pytest.mark.parametrize("step", [-1, 16])
 def test_a_step_outside_of_the_epoch_is_refused(shards, step):
     with pytest.raises(ConfigError) as caught:
-        explain_step(subject_of(shards), 0, step, Place(0, 1))
+        explain_step(subject_of(shards), 0, step, RankInfo(0, 1))
     assert str(caught.value) == (
         f"step (={step}) must be in 0..15: an epoch has 16 steps of 12 samples."
     )

@@ -9,15 +9,8 @@ import fsspec
 import pytest
 
 from pipeline.config import ConfigError
-from pipeline.remote.fetch import (
-    FetchConfig,
-    FetchError,
-    fetch_file,
-    is_remote,
-    join,
-    read_bytes,
-)
-from pipeline.remote.pace import Lap, Pace
+from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file, is_remote, join, read_bytes
+from pipeline.remote.hedging import Lap, TransferStats
 
 QUICK = FetchConfig(attempts=4, backoff=0.01, timeout=0.5)
 SIZE = 300_000
@@ -211,7 +204,7 @@ def lap_of(seconds, *, first, num_bytes):
     ],
 )
 def test_three_times_slower_than_usual_is_late(seconds, num_bytes, late):
-    pace = Pace(slow_after=3)
+    pace = TransferStats(slow_after=3)
     for _ in range(4):
         pace.finish(lap_of(1.1, first=0.1, num_bytes=1_000_000))
     lap = lap_of(seconds, first=0.1, num_bytes=num_bytes)
@@ -221,7 +214,7 @@ def test_three_times_slower_than_usual_is_late(seconds, num_bytes, late):
 
 
 def test_one_in_ten_transfers_may_be_raced():
-    pace = Pace(slow_after=3)
+    pace = TransferStats(slow_after=3)
     races = 0
     for _ in range(200):
         pace.finish(lap_of(1.1, first=0.1, num_bytes=1_000_000))

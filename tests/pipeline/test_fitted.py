@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.dali.graph import GraphOptions
-from pipeline.fitted import Fitting, fit, fitted_batches
+from pipeline.loading.resized import Fitting, fit, fitted_batches
 from pipeline.shards.damage import DamageError
 
 OPTIONS = GraphOptions(max_batch=3, num_threads=1, device_id=None, prefetch=2)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pipeline.config import ConfigError, parse
-from pipeline.draws import Draws
-from pipeline.loader import PretextLoader
-from pipeline.mixture import DataSet, Mixture, Place
-from pipeline.order import Order, OrderConfig
+from pipeline.loading.draws import Draws
+from pipeline.loading.loader import PretextLoader
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo
+from pipeline.loading.order import Order, OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig, draw_foreign
 from pipeline.shards.store import Store
 
@@ -43,7 +43,7 @@ def test_a_mate_is_another_image_of_the_same_lane_for_every_number_of_ranks(stor
     mate_of = {}
     for world_size in (1, 2, 3, 4):
         for rank in range(world_size):
-            share = data.share(0, 5, Place(rank, world_size))
+            share = data.share(0, 5, RankInfo(rank, world_size))
             mates = data.mates(share)
             for row, (sample, ahead) in enumerate(zip(share.sample_ids, mates, strict=True)):
                 mate = share.sample_ids[row + ahead]
@@ -69,7 +69,7 @@ def test_none_to_all_of_the_tiles_are_exchanged_evenly_and_at_different_places()
 def test_a_batch_of_one_lane_asks_what_the_global_batch_asks(store):
     loaders = [
         PretextLoader(mixture_of(store), CONFIG, seed=0, place=place)
-        for place in (Place(0, 1), Place(1, 4))
+        for place in (RankInfo(0, 1), RankInfo(1, 4))
     ]
     whole, lane = (loader._plan(0, 3) for loader in loaders)
     rows = [whole.sample_ids.tolist().index(sample) for sample in lane.sample_ids]
@@ -80,7 +80,7 @@ def test_a_batch_of_one_lane_asks_what_the_global_batch_asks(store):
 def test_a_lane_with_a_single_sample_has_no_other_image_to_give(store):
     data = mixture_of(store, OrderConfig(global_batch=4, num_lanes=4, window=20))
     with pytest.raises(ConfigError) as caught:
-        PretextLoader(data, CONFIG, seed=0, place=Place(0, 1))
+        PretextLoader(data, CONFIG, seed=0, place=RankInfo(0, 1))
     assert str(caught.value) == (
         "max_foreign_tiles (=2) needs two samples of a lane in a step, but global_batch / num_lanes"
         " is 1; raise global_batch or lower num_lanes."

@@ -8,8 +8,8 @@ from PIL import Image
 from pipeline.dali.graph import GraphOptions
 from pipeline.dali.tiles import tile_graph
 from pipeline.dali.whole import whole_graph
-from pipeline.draws import Draws
-from pipeline.loader import central_squares
+from pipeline.loading.draws import Draws
+from pipeline.loading.loader import central_squares
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
 from pipeline.pretext.plan import GRAY, RGB
 from pipeline.reference import crop_view, tile_views

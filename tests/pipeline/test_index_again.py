@@ -13,10 +13,10 @@ import pytest
 from foreign_shards import contents, index, picture, read_indexes, tar_of
 
 from pipeline.config import ConfigError
-from pipeline.shards.indexing import run_here
-from pipeline.shards.listing import list_shards
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
+from pipeline.shards.third_party.indexing import run_here
+from pipeline.shards.third_party.listing import list_shards
 
 
 def test_only_new_and_changed_shards_are_scanned_again(crawl, tmp_path):
@@ -99,7 +99,7 @@ def test_a_call_stopped_at_any_moment_leaves_what_was_complete_and_goes_on(crawl
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.shards.indexing import index_shards, run_here
+from pipeline.shards.third_party.indexing import index_shards, run_here
 
 folder, out, number = sys.argv[1:]
 calls = iter(range(int(number)))

@@ -5,7 +5,7 @@ import pytest
 from foreign_shards import index, picture, tar_of
 from PIL import Image
 
-from pipeline.crawl.config import ShardConfig
+from pipeline.ingest.config import ShardConfig
 from pipeline.shards.store import Store
 from pipeline.upkeep.inspection import _bins, inspect
 from pipeline.upkeep.purge import purge

@@ -10,9 +10,9 @@ from nvidia.dali import fn, pipeline_def
 from PIL import Image
 
 from pipeline.shards.index import read_index
-from pipeline.shards.indexing import index_shards, run_here
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
+from pipeline.shards.third_party.indexing import index_shards, run_here
 
 # WebDataset leaves the files it reads to the garbage collector.
 pytestmark = [

@@ -3,7 +3,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.crawl.jpeg_markers import find_segments
+from pipeline.ingest.gate.kernels import find_segments
 
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # Not a stuffed zero, not a restart.
 PIECES = st.sampled_from(

@@ -12,13 +12,13 @@ from near_photos import near_of
 from near_photos import photo as near_photo
 from PIL import Image
 
-from pipeline.crawl import judge as judge_module
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.judge import decode, judge
-from pipeline.crawl.luma import luma
-from pipeline.crawl.near_hash import near_words
-from pipeline.crawl.refusal import RefusedError
 from pipeline.dali.decode import decode_rgb
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.gate import judge as judge_module
+from pipeline.ingest.gate.decoded import RefusedError
+from pipeline.ingest.gate.judge import decode, judge
+from pipeline.ingest.gate.kernels import luma
+from pipeline.ingest.near.hash import near_words
 
 CONFIG = ShardConfig(near_duplicates=False)
 DATA = Path(__file__).parents[3] / "shared/data"

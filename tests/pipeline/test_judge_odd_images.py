@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from made_images import JPEG, PNG, encoded, photo
 from PIL import Image
 
-from pipeline.bench.memory import memory_mib
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.examiner import Examiner
-from pipeline.crawl.judge import judge
-from pipeline.dali.decode import decode_rgb
+from pipeline.bench.machine import memory_mib
+from pipeline.dali.decode import decode_rgb, decoded_size
 from pipeline.dali.graph import GraphOptions
-from pipeline.dali.header import decoded_size
 from pipeline.dali.whole import whole_graph
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.gate.judge import judge
+from pipeline.ingest.gate.sandbox import Sandbox
 
 DATA = Path(__file__).parents[3] / "shared/data"
 ODD, CALTECH = DATA / "odd_images", DATA / "caltech101"
@@ -98,7 +97,7 @@ def test_no_bytes_raise(start, rest):
 @pytest.mark.skipif(not ODD.is_dir(), reason="the odd images are not here")
 def test_the_odd_images_end_in_a_verdict_and_what_is_accepted_trains():
     accepted, slowest = [], 0.0
-    with Examiner(WIDE) as examiner:
+    with Sandbox(WIDE) as examiner:
         examiner.examine([b""])
         pid = examiner.pid
         for file in sorted(path for path in ODD.rglob("*") if path.is_file()):

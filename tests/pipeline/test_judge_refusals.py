@@ -22,9 +22,9 @@ from made_images import (
 )
 from PIL import Image
 
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.judge import hash_content, judge
 from pipeline.dali.decode import decode_rgb
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.gate.judge import hash_content, judge
 
 CONFIG = ShardConfig(near_duplicates=False)
 SMALL = ShardConfig(near_duplicates=False, max_metadata_bytes=1000, max_scans=3)

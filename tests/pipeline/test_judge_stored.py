@@ -21,11 +21,11 @@ from made_images import (
 )
 from PIL import Image
 
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.exif import exif_orientation
-from pipeline.crawl.judge import judge
-from pipeline.crawl.reduce import stored_size, thumbnail_of
 from pipeline.dali.decode import decode_rgb
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.gate.decoded import exif_orientation
+from pipeline.ingest.gate.encode import stored_size, thumbnail_of
+from pipeline.ingest.gate.judge import judge
 
 CONFIG = ShardConfig(near_duplicates=False)
 EXIF_6 = b"Exif\0\0" + bytes.fromhex("4d4d002a00000008 0001 0112000300000001 00060000 00000000")
@@ -245,7 +245,7 @@ def test_what_is_encoded_again_obeys_the_configuration():
 
 
 def test_near_words_are_those_of_the_luma_of_what_is_stored():
-    from pipeline.crawl.near_hash import WORDS, near_words
+    from pipeline.ingest.near.hash import WORDS, near_words
 
     again = near_words(np.asarray(photo().convert("L")))
     blocks = simplejpeg.decode_jpeg(JPEG, "GRAY", min_width=40, min_height=30)[:, :, 0]

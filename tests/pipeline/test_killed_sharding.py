@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from crawls import contents, encoded
 
-from pipeline.crawl.build import read_report
+from pipeline.ingest.write import read_report
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("killed_sharding.py")

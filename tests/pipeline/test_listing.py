@@ -2,7 +2,7 @@ import fsspec
 import pytest
 
 from pipeline.config import ConfigError
-from pipeline.shards.listing import list_shards
+from pipeline.shards.third_party.listing import list_shards
 
 
 @pytest.fixture

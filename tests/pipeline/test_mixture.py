@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import ConfigError
-from pipeline.crawl.config import ShardConfig
 from pipeline.dali.graph import GraphOptions
-from pipeline.draws import Draws
-from pipeline.loader import PretextLoader
-from pipeline.mixture import DataSet, Mixture, Place, orders
-from pipeline.order import Order, OrderConfig
+from pipeline.ingest.config import ShardConfig
+from pipeline.loading.draws import Draws
+from pipeline.loading.loader import PretextLoader
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo, orders
+from pipeline.loading.order import Order, OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
 from pipeline.shards.store import Store
 
@@ -64,7 +64,7 @@ def test_each_set_gives_its_exact_share_and_passes_through_its_own_epochs(made):
     starts = np.cumsum([0, *(one.order.num_samples for one in mixture.sets)])
     seen = [{} for _ in weights]
     for t in range(2 * mixture.steps_per_epoch):
-        share = mixture.share(*divmod(t, mixture.steps_per_epoch), Place(0, 1))
+        share = mixture.share(*divmod(t, mixture.steps_per_epoch), RankInfo(0, 1))
         owners = np.searchsorted(starts, share.sample_ids, side="right") - 1
         assert len(owners) == config.global_batch
         for number, weight in enumerate(weights):
@@ -83,11 +83,11 @@ def test_any_number_of_ranks_shares_the_same_global_batches(made, data):
     mixture, _, config = made
     world_size = data.draw(st.integers(1, config.num_lanes))
     step = data.draw(st.integers(0, mixture.steps_per_epoch - 1))
-    places = [Place(rank, world_size) for rank in range(world_size)]
+    places = [RankInfo(rank, world_size) for rank in range(world_size)]
     parts = [mixture.share(3, step, place) for place in places]
     for place, part in zip(places, parts, strict=True):
         assert len(part.sample_ids) == mixture.batch_size(place)
-    whole = mixture.share(3, step, Place(0, 1))
+    whole = mixture.share(3, step, RankInfo(0, 1))
     together = np.concatenate([part.sample_ids for part in parts])
     assert sorted(together.tolist()) == sorted(whole.sample_ids.tolist())
     # The same sample is replaced by the same spare, whichever rank owns it.
@@ -103,7 +103,9 @@ def test_a_mixture_of_one_is_the_set_alone():
     order = Order(np.array([20, 30]), config, seed=4)
     assert mixture.fingerprint == "0"
     for step in range(order.steps_per_epoch):
-        assert (mixture.share(2, step, Place(0, 1)).sample_ids == order.global_batch(2, step)).all()
+        assert (
+            mixture.share(2, step, RankInfo(0, 1)).sample_ids == order.global_batch(2, step)
+        ).all()
 
 
 def test_a_share_that_is_no_whole_number_for_every_lane_is_refused():
@@ -136,7 +138,7 @@ def test_views_and_labels_of_two_sets_are_those_of_their_own_plans(
     counts = [store.manifest.shard_counts for store in stores]
     made = orders(counts, [2, 1], config, seed=0)
     data = Mixture([DataSet(s, o) for s, o in zip(stores, made, strict=True)])
-    loader = PretextLoader(data, JIGSAW, seed=0, place=Place(0, 1))
+    loader = PretextLoader(data, JIGSAW, seed=0, place=RankInfo(0, 1))
     options = GraphOptions(max_batch=12, num_threads=1, device_id=None, prefetch=2)
     with closing(loader.batches(options)) as batches:
         taken = list(islice(batches, 25))  # The small set is in its third epoch then.

@@ -3,8 +3,8 @@ import pytest
 from near_photos import cropped, photo, resized, with_quality, words_of
 from PIL import Image, ImageDraw
 
-from pipeline.crawl.near_check import LOW, WINDOWS, is_flat, open_words, shows, spectra
-from pipeline.crawl.near_hash import SIDE
+from pipeline.ingest.near.check import LOW, WINDOWS, is_flat, open_words, shows, spectra
+from pipeline.ingest.near.hash import SIDE
 
 
 def thumb(image):

@@ -8,9 +8,9 @@ from near_photos import changes, cropped, near_of, photo, words_of
 from PIL import Image
 
 from pipeline.bench.plan_growth import photo_like
-from pipeline.crawl import near_duplicates
-from pipeline.crawl.near_duplicates import BUCKET, TESTS
-from pipeline.crawl.near_hash import SIDE, WORDS, cosines
+from pipeline.ingest.near import search as near_duplicates
+from pipeline.ingest.near.hash import SIDE, WORDS, cosines
+from pipeline.ingest.near.search import BUCKET, TESTS
 
 CALTECH = Path(__file__).parents[3] / "shared/data/caltech101"
 NUM_PHOTOS = 40

@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipeline.crawl.near_hash import SIDE, WORDS, near_words
+from pipeline.ingest.near.hash import SIDE, WORDS, near_words
 
 CELLS = 48
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from uniform import assert_uniform
 
 from pipeline.config import ConfigError
-from pipeline.order import Order, OrderConfig
+from pipeline.loading.order import Order, OrderConfig
 
 SEEDS = st.integers(0, 2**63)
 LAWS = settings(max_examples=60, deadline=None)

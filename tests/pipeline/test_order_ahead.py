@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.order import Order, OrderConfig
+from pipeline.loading.order import Order, OrderConfig
 
 
 @st.composite

@@ -12,12 +12,11 @@ from PIL import Image
 from pipeline.config import ConfigError
 from pipeline.dali.decode import decode_rgb
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import whole_batches
-from pipeline.shards import pack as packing
+from pipeline.loading.loader import whole_batches
+from pipeline.shards import labelled as packing
 from pipeline.shards.damage import DamageError
+from pipeline.shards.labelled import Packed, content_key, pack
 from pipeline.shards.manifest import read_manifest
-from pipeline.shards.pack import content_key, pack
-from pipeline.shards.packed import Packed
 from pipeline.shards.store import Store
 
 CLASSES = ("a", "b")

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from pipeline.config import ConfigError
-from pipeline.pictures.permutations import draw_permutations
-from pipeline.pretext import permutations
+from pipeline.explain.pictures.permutations import draw_permutations
+from pipeline.pretext import permutation_set as permutations
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.permutations import (
+from pipeline.pretext.permutation_set import (
     distances,
     make_permutations,
     max_mean_hamming_set,

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uniform import assert_uniform
 
-from pipeline.order import permute
+from pipeline.loading.order import permute
 
 
 @settings(max_examples=60, deadline=None)

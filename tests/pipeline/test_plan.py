@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ConfigError
-from pipeline.crawl import left_out_rows, spread
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.exchange import exchange
-from pipeline.crawl.near_rows import rank
-from pipeline.crawl.parts import SCHEMA
-from pipeline.crawl.plan import cut, make_plan, rows_of
+from pipeline.ingest import left_out_rows, spread
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.exchange import exchange
+from pipeline.ingest.near_rows import rank
+from pipeline.ingest.parts import SCHEMA
+from pipeline.ingest.plan import cut, make_plan, rows_of
 from pipeline.shards.manifest import Ledger
 
 CONFIG = ShardConfig(samples_per_shard=4)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import PretextLoader
-from pipeline.mixture import DataSet, Mixture, Place
-from pipeline.order import Order, OrderConfig
+from pipeline.loading.loader import PretextLoader
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo
+from pipeline.loading.order import Order, OrderConfig
 from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import MultitaskConfig
@@ -40,7 +40,7 @@ def store(shards):
 def loader_of(store, pretext, *, rank=0, world_size=1):
     order = Order(store.manifest.shard_counts, ORDER, seed=0)
     data = Mixture([DataSet(store, order)])
-    return PretextLoader(data, pretext, seed=0, place=Place(rank, world_size))
+    return PretextLoader(data, pretext, seed=0, place=RankInfo(rank, world_size))
 
 
 def take(loader, num):

@@ -4,19 +4,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import DataConfig
-from pipeline.explain import explain_step, open_subject
-from pipeline.mixture import Place
-from pipeline.order import OrderConfig
-from pipeline.pictures.preview import DETAIL_PX, MAGNIFIED, image_parts, magnified, measure_parts
-from pipeline.pictures.sheets import TileSheet, sheet_of
-from pipeline.pictures.source import Square, arrow_between
+from pipeline.explain.countermeasures import Measure, Untouched, measures_of
+from pipeline.explain.pictures.countermeasures import (
+    DETAIL_PX,
+    MAGNIFIED,
+    image_parts,
+    magnified,
+    measure_parts,
+)
+from pipeline.explain.pictures.sheets import TileSheet, sheet_of
+from pipeline.explain.pictures.source import Square, arrow_between
+from pipeline.explain.step import explain_step, open_subject
+from pipeline.loading.data import DataConfig
+from pipeline.loading.mixture import RankInfo
+from pipeline.loading.order import OrderConfig
 from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import MultitaskConfig
-from pipeline.pretext.permutations import permutations_of
+from pipeline.pretext.permutation_set import permutations_of
 from pipeline.pretext.rotation import RotationConfig
-from pipeline.preview import Measure, Untouched, measures_of
 
 JIGSAW = JigsawConfig(
     name="jigsaw",
@@ -48,7 +54,7 @@ PLAIN = JigsawConfig(
 def explained(shards, pretext):
     order = OrderConfig(global_batch=24, num_lanes=6, window=20)
     subject = open_subject(DataConfig(manifest=str(shards)), order, pretext, seed=0)
-    return explain_step(subject, 0, 0, Place(0, 1))
+    return explain_step(subject, 0, 0, RankInfo(0, 1))
 
 
 def cut(sheet: TileSheet, image: Image.Image, count):

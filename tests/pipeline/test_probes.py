@@ -8,10 +8,10 @@ from pipeline.audit.blocks import probe_blocks
 from pipeline.audit.chroma import add_aberration, color_shifts, probe_chroma
 from pipeline.audit.edges import probe_edges
 from pipeline.audit.moments import probe_moments
-from pipeline.audit.places import probe_places
+from pipeline.audit.position import probe_places
 from pipeline.audit.probing import nothing
+from pipeline.audit.rotation_cues import probe_turns
 from pipeline.audit.spectrum import probe_spectrum
-from pipeline.audit.turns import probe_turns
 from pipeline.pretext.plan import GRAY
 from pipeline.pretext.rotation import RotationConfig
 

@@ -6,14 +6,13 @@ import xxhash
 
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import PretextLoader
-from pipeline.mixture import DataSet, Mixture, Place
-from pipeline.order import Order, OrderConfig
+from pipeline.loading.loader import PretextLoader
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo
+from pipeline.loading.order import Order, OrderConfig
+from pipeline.loading.quarantine import DamagePolicy
 from pipeline.pretext.rotation import RotationConfig
-from pipeline.quarantine import DamagePolicy
-from pipeline.shards.manifest import read_manifest
+from pipeline.shards.manifest import TOMBSTONES_NAME, read_manifest, read_tombstones
 from pipeline.shards.store import Store
-from pipeline.shards.tombstones import FILE_NAME, read_tombstones
 from pipeline.upkeep.purge import purge, read_hashes
 
 OPTIONS = GraphOptions(max_batch=12, num_threads=1, device_id=None, prefetch=1)
@@ -33,7 +32,7 @@ def loader_of(folder, ledger, *, rank=0, world_size=1):
     order = OrderConfig(global_batch=12, num_lanes=6, window=20)
     data = Mixture([DataSet(store, Order(store.manifest.shard_counts, order, seed=0))])
     policy = DamagePolicy("error", 0.0, ledger)
-    return PretextLoader(data, ROTATION, seed=0, place=Place(rank, world_size), policy=policy)
+    return PretextLoader(data, ROTATION, seed=0, place=RankInfo(rank, world_size), policy=policy)
 
 
 def ids_of_epoch(loader, batches, epoch):
@@ -117,7 +116,7 @@ def test_a_purged_sample_has_no_label_for_a_transfer(own_shards):
 
 def test_the_tombstones_hold_no_image_and_no_path(own_shards):
     bury(own_shards, Store(own_shards).keys()[0])
-    (line,) = (own_shards / FILE_NAME).read_text().splitlines()
+    (line,) = (own_shards / TOMBSTONES_NAME).read_text().splitlines()
     assert set(json.loads(line)) == {"shard", "row", "key", "hash", "asked", "time"}
     assert read_manifest(own_shards).num_samples == 198  # The shards stay as they are.
 
@@ -142,14 +141,14 @@ def test_a_list_may_have_comments_names_and_repeats(tmp_path):
 
 @pytest.mark.parametrize("line", ["{", '{"shard": 1}', '{"shard": "x.tar", "row": 0}'])
 def test_damaged_tombstones_stop_a_run(own_shards, line):
-    (own_shards / FILE_NAME).write_text(line + "\n")
+    (own_shards / TOMBSTONES_NAME).write_text(line + "\n")
     with pytest.raises(ConfigError, match="damaged in line 1"):
         next(loader_of(own_shards, None).batches(OPTIONS))
 
 
 def test_tombstones_of_other_shards_stop_a_run(own_shards):
     bury(own_shards, Store(own_shards).keys()[0])
-    path = own_shards / FILE_NAME
+    path = own_shards / TOMBSTONES_NAME
     path.write_text(path.read_text().replace("shard-000000", "shard-000009"))
     with pytest.raises(ConfigError, match="the manifest beside them does not"):
         next(loader_of(own_shards, None).batches(OPTIONS))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import PretextLoader
-from pipeline.mixture import DataSet, Mixture, Place
-from pipeline.order import Order, OrderConfig
+from pipeline.loading.loader import PretextLoader
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo
+from pipeline.loading.order import Order, OrderConfig
+from pipeline.loading.quarantine import DamagePolicy, EpochCounts
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.quarantine import DamagePolicy, EpochCounts
 from pipeline.shards.damage import DamageError
 from pipeline.shards.index import read_index
 from pipeline.shards.manifest import read_manifest
@@ -24,7 +24,7 @@ def loader_of(folder, *, rank=0, world_size=1, ledger=None, share=0.5, order=ORD
     store = Store(folder)
     data = Mixture([DataSet(store, Order(store.manifest.shard_counts, order, seed=0))])
     policy = DamagePolicy("quarantine", share, ledger)
-    return PretextLoader(data, JIGSAW, seed=0, place=Place(rank, world_size), policy=policy)
+    return PretextLoader(data, JIGSAW, seed=0, place=RankInfo(rank, world_size), policy=policy)
 
 
 def take(loader, num, prefetch=2):

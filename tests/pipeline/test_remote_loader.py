@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.config import parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.data import DataConfig, open_loader
-from pipeline.mixture import Place
-from pipeline.order import OrderConfig
+from pipeline.loading.data import DataConfig, open_loader
+from pipeline.loading.mixture import RankInfo
+from pipeline.loading.order import OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.remote.cache import CacheConfig, ShardCache
 from pipeline.shards.damage import DamageError
@@ -34,7 +34,7 @@ def location(server, shards):
 def take(location, cache, num, ledger=None, **changes):
     raw = {"manifest": str(location), "cache": {"folder": cache, "fetch": FAST}, **changes}
     data = parse(DataConfig, raw, "config")
-    loader = open_loader(data, ORDER, JIGSAW, seed=0, place=Place(0, 1), ledger=ledger)
+    loader = open_loader(data, ORDER, JIGSAW, seed=0, place=RankInfo(0, 1), ledger=ledger)
     options = GraphOptions(max_batch=12, num_threads=1, device_id=None, prefetch=2)
     with closing(loader), closing(loader.batches(options)) as batches:
         taken = list(islice(batches, num))

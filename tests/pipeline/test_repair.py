@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.bench.memory import memory_mib
-from pipeline.crawl.config import ShardConfig
+from pipeline.bench.machine import memory_mib
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import PretextLoader, whole_batches
-from pipeline.mixture import DataSet, Mixture, Place
-from pipeline.order import Order, OrderConfig
+from pipeline.ingest.config import ShardConfig
+from pipeline.loading.loader import PretextLoader, whole_batches
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo
+from pipeline.loading.order import Order, OrderConfig
+from pipeline.loading.quarantine import DamagePolicy
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.quarantine import DamagePolicy
 from pipeline.shards.damage import DamageError
 from pipeline.shards.index import read_index
 from pipeline.shards.manifest import read_manifest
@@ -43,7 +43,7 @@ def order_of(folder, config=ORDER):
 def loader_of(folder, *, on_damage="quarantine", ledger=None, config=ORDER):
     data = Mixture([DataSet(Store(folder), order_of(folder, config))])
     policy = DamagePolicy(on_damage, 0.9, ledger)
-    return PretextLoader(data, JIGSAW, seed=0, place=Place(0, 1), policy=policy)
+    return PretextLoader(data, JIGSAW, seed=0, place=RankInfo(0, 1), policy=policy)
 
 
 def deliver(loader, num, prefetch=3):

@@ -4,9 +4,9 @@ import torch
 from PIL import Image
 
 from pipeline.config import ConfigError, parse
-from pipeline.draws import Draws
+from pipeline.loading.draws import Draws
+from pipeline.pretext.normalize import normalize, quarter_turns, see
 from pipeline.pretext.rotation import RotationConfig, plan_rotation
-from pipeline.seen import normalize, quarter_turns, see
 
 
 def many(num=4000, size=(300, 400), **changes):

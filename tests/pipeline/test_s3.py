@@ -8,7 +8,7 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 from pipeline.remote import transport
-from pipeline.remote.cache import CacheConfig, ShardCache, Wanted
+from pipeline.remote.cache import CacheConfig, FileRequest, ShardCache
 from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file, read_bytes
 
 QUICK = FetchConfig(attempts=3, backoff=0.01, timeout=5)
@@ -73,7 +73,7 @@ def test_objects_arrive_in_ranges(bucket, tmp_path, known):
 
 
 def test_objects_are_cached(bucket, tmp_path):
-    wanted = Wanted("s3://shards/set/a b#1.tar", len(bucket), sha256(bucket))
+    wanted = FileRequest("s3://shards/set/a b#1.tar", len(bucket), sha256(bucket))
     with ShardCache(CacheConfig(folder=tmp_path, fetch=QUICK)) as cache:
         for _ in range(2):
             with cache.get(wanted.url, num_bytes=None, sha256=wanted.sha256) as pin:

@@ -12,18 +12,18 @@ from crawls import CONFIG, build, chunks_of, contents, encoded, job_of, make_cra
 from PIL import Image
 
 from pipeline.config import ConfigError
-from pipeline.crawl import room
-from pipeline.crawl.config import ShardConfig
-from pipeline.crawl.lock import lock_folder
-from pipeline.crawl.parts import close_examiner
-from pipeline.crawl.stage import UnfinishedError
+from pipeline.ingest import folder as room
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.lock import lock_folder
+from pipeline.ingest.parts import close_examiner
+from pipeline.ingest.stage import UnfinishedError
 from pipeline.shards.manifest import Ledger, Manifest, read_manifest, write_manifest
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline.crawl.lock import lock_folder
+from pipeline.ingest.lock import lock_folder
 with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -4,8 +4,7 @@ from hypothesis import strategies as st
 from made_images import photo
 from PIL import Image
 
-from pipeline.crawl.luma import luma
-from pipeline.crawl.shrink import shrink
+from pipeline.ingest.gate.kernels import luma, shrink
 
 
 @st.composite

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.bench.soak import ORDER, _commit, _result, soak
-from pipeline.order import Order
+from pipeline.loading.order import Order
 
 
 @pytest.fixture

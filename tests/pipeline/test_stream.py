@@ -15,15 +15,15 @@ from children import children
 
 from pipeline.config import ConfigError, parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.draws import Draws
-from pipeline.mixture import Place
-from pipeline.order import OrderConfig
+from pipeline.loading.draws import Draws
+from pipeline.loading.mixture import RankInfo
+from pipeline.loading.order import OrderConfig
+from pipeline.loading.quarantine import STOP_AT_DAMAGE
+from pipeline.loading.stream import StreamConfig, StreamLoader
+from pipeline.loading.unindexed import sample_id
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
-from pipeline.quarantine import STOP_AT_DAMAGE
 from pipeline.reference import tile_views
 from pipeline.shards.store import Store
-from pipeline.stream import StreamConfig, StreamLoader
-from pipeline.unindexed import sample_id
 from training.pretrain import train
 from training.run import RunConfig, pretraining_of
 
@@ -39,7 +39,7 @@ def tars(folder):
 
 def loader_of(urls, *, rank=0, world_size=1, shuffle=0, order=ORDER):
     config = StreamConfig(url=urls, samples_per_epoch=198, shuffle=shuffle)
-    place = Place(rank, world_size)
+    place = RankInfo(rank, world_size)
     return StreamLoader(config, order, JIGSAW, seed=0, place=place, policy=STOP_AT_DAMAGE)
 
 
@@ -248,11 +248,11 @@ def test_paths_become_absolute_and_nothing_else():
 READ_STANDARD_INPUT = """
 from cluster.errors import clear_errors
 from pipeline.dali.graph import GraphOptions
-from pipeline.mixture import Place
-from pipeline.order import OrderConfig
+from pipeline.loading.mixture import Place
+from pipeline.loading.order import OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.quarantine import STOP_AT_DAMAGE
-from pipeline.stream import StreamConfig, StreamLoader
+from pipeline.loading.quarantine import STOP_AT_DAMAGE
+from pipeline.loading.stream import StreamConfig, StreamLoader
 
 loader = StreamLoader(
     StreamConfig(url="-", samples_per_epoch=1000, shuffle=50),

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from pipeline.dali.graph import GraphOptions
-from pipeline.mixture import Place
-from pipeline.order import OrderConfig
+from pipeline.loading.mixture import RankInfo
+from pipeline.loading.order import OrderConfig
+from pipeline.loading.quarantine import STOP_AT_DAMAGE, DamagePolicy
+from pipeline.loading.stream import StreamConfig, StreamLoader
+from pipeline.loading.unindexed import sample_id
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.quarantine import STOP_AT_DAMAGE, DamagePolicy
 from pipeline.shards.damage import DamageError
-from pipeline.stream import StreamConfig, StreamLoader
-from pipeline.unindexed import sample_id
 
 JIGSAW = JigsawConfig(name="jigsaw", crop_px=33, tile_px=9, num_permutations=20)
 ORDER = OrderConfig(global_batch=12, num_lanes=1, window=1)
@@ -27,7 +27,7 @@ def tars(folder):
 
 def loader_of(urls, *, policy=STOP_AT_DAMAGE):
     config = StreamConfig(url=urls, samples_per_epoch=198, shuffle=0)
-    return StreamLoader(config, ORDER, JIGSAW, seed=0, place=Place(0, 1), policy=policy)
+    return StreamLoader(config, ORDER, JIGSAW, seed=0, place=RankInfo(0, 1), policy=policy)
 
 
 def take(loader, num, prefetch=2):

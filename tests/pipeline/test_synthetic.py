@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from pipeline.config import ConfigError
-from pipeline.crawl import synthetic
-from pipeline.crawl.synthetic import file_bytes, plan_crawl, render_crawl
-from pipeline.crawl.synthetic_objects import CLASSES, draw_object
-from pipeline.crawl.synthetic_scene import render_picture
+from pipeline.synthetic import crawl as synthetic
+from pipeline.synthetic.crawl import file_bytes, plan_crawl, render_crawl
+from pipeline.synthetic.objects import CLASSES, draw_object
+from pipeline.synthetic.scene import render_picture
 
 NUM_IMAGES = 120
 SEED = 3

@@ -4,7 +4,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.shards.tar_writer import write_samples
+from pipeline.shards.writer import write_samples
 
 # A name of more than 100 bytes, or beyond ASCII, needs a header of its own.
 KEYS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="."), min_size=1)

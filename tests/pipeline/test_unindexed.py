@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from pipeline.mixture import Place
+from pipeline.loading.mixture import RankInfo
+from pipeline.loading.unindexed import Unindexed, shards_of_pass
 from pipeline.shards.damage import DamageError
-from pipeline.unindexed import Unindexed, shards_of_pass
 
-ALONE = Place(0, 1)
+ALONE = RankInfo(0, 1)
 
 
 def read(urls, num=None, *, place=ALONE, first_pass=0, ledger=None):
@@ -93,7 +93,7 @@ def test_the_ranks_share_every_pass(num, world_size):
     passes = []
     for number in range(4):
         ranks = [
-            shards_of_pass(urls, number, seed=5, place=Place(rank, world_size))
+            shards_of_pass(urls, number, seed=5, place=RankInfo(rank, world_size))
             for rank in range(world_size)
         ]
         assert sorted(chain(*ranks)) == sorted(urls)
@@ -104,7 +104,7 @@ def test_the_ranks_share_every_pass(num, world_size):
 
 def test_ranks_read_disjoint_samples_and_together_all(shards):
     urls = tars(shards)
-    parts = [{s.key for s in read(urls, place=Place(rank, 2))} for rank in range(2)]
+    parts = [{s.key for s in read(urls, place=RankInfo(rank, 2))} for rank in range(2)]
     assert all(parts)
     assert not parts[0] & parts[1]
     assert parts[0] | parts[1] == {s.key for s in read(urls)}

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.crawl.config import ShardConfig
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import PretextLoader
-from pipeline.mixture import DataSet, Mixture, Place
-from pipeline.order import Order, OrderConfig
+from pipeline.ingest.config import ShardConfig
+from pipeline.loading.loader import PretextLoader
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo
+from pipeline.loading.order import Order, OrderConfig
+from pipeline.loading.quarantine import DamagePolicy
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.quarantine import DamagePolicy
 from pipeline.shards.damage import DamageError
 from pipeline.shards.index import read_index
 from pipeline.shards.manifest import read_manifest
@@ -43,7 +43,7 @@ def loader_of(folder, *, rank=0, world_size=1, on_damage="quarantine"):
     store = Store(folder)
     data = Mixture([DataSet(store, Order(store.manifest.shard_counts, ORDER, seed=0))])
     policy = DamagePolicy(on_damage, 0.9, None)
-    return PretextLoader(data, JIGSAW, seed=0, place=Place(rank, world_size), policy=policy)
+    return PretextLoader(data, JIGSAW, seed=0, place=RankInfo(rank, world_size), policy=policy)
 
 
 def rows_of(loader, num, prefetch=3):

@@ -5,9 +5,9 @@ import pytest
 
 from pipeline.config import ConfigError
 from pipeline.shards.index import read_index
-from pipeline.shards.indexing import run_here
 from pipeline.shards.manifest import Manifest, read_manifest, write_manifest
 from pipeline.shards.store import Store
+from pipeline.shards.third_party.indexing import run_here
 from pipeline.upkeep.repair import repair
 from pipeline.upkeep.verify import verify
 

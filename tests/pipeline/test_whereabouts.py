@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ConfigError
-from pipeline.explain import explain_sample, explain_step
-from pipeline.mixture import Place
-from pipeline.order import Order, OrderConfig
-from pipeline.pictures.step import CONTACT_SHEET, save_pictures
+from pipeline.explain.locate import find_sample, place_of, sample_id_of
+from pipeline.explain.pictures.step import CONTACT_SHEET, save_pictures
+from pipeline.explain.step import explain_sample, explain_step
+from pipeline.loading.mixture import RankInfo
+from pipeline.loading.order import Order, OrderConfig
 from pipeline.shards.store import Store
-from pipeline.whereabouts import find_sample, place_of, sample_id_of
 
 
 @settings(max_examples=80, deadline=None)
@@ -68,7 +68,7 @@ def test_a_key_of_two_samples_is_refused(shards):
 
 
 def test_a_key_that_is_a_path_names_one_file(shards, tmp_path):
-    explained = explain_step(subject_of(shards), 0, 0, Place(0, 6))
+    explained = explain_step(subject_of(shards), 0, 0, RankInfo(0, 6))
     first, second = explained.samples
     samples = (dataclasses.replace(first, key="../a b/c"), second)
     save_pictures(tmp_path, dataclasses.replace(explained, samples=samples), JIGSAW, "Data set")

@@ -10,11 +10,11 @@ import torch
 
 from pipeline.config import parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.data import open_loader
-from pipeline.mixture import Place
+from pipeline.loading.data import open_loader
+from pipeline.loading.mixture import RankInfo
 from training.ddp import joined
-from training.models.pretext_model import Answer
-from training.pretrain import _Clock, _Job, _step
+from training.models.pretext_model import HeadOutput
+from training.pretrain import _Clock, _step, _TrainState
 from training.run import RunConfig, pretraining_of
 
 CONFIG = {
@@ -44,7 +44,7 @@ class MeanColours(torch.nn.Module):
     def forward(self, views, labels):
         means = views.double().mean(dim=(2, 3)).flatten(1) / 255
         logits = self.linear(means).repeat_interleave(labels.shape[1], dim=0)
-        return [Answer(logits, labels.flatten())]
+        return [HeadOutput(logits, labels.flatten())]
 
 
 def main(shards, out):
@@ -52,7 +52,7 @@ def main(shards, out):
         parse(RunConfig, {**CONFIG, "out": out, "data": {"manifest": shards}}, "config")
     )
     with joined() as ranks:
-        place = Place(ranks.rank, ranks.world_size)
+        place = RankInfo(ranks.rank, ranks.world_size)
         loader = open_loader(run.data, run.order, run.pretext, seed=0, place=place, ledger=None)
         options = GraphOptions(
             max_batch=loader.max_batch, num_threads=1, device_id=None, prefetch=1
@@ -63,7 +63,7 @@ def main(shards, out):
         model = MeanColours()
         optimizer = torch.optim.SGD(model.parameters(), lr=1)
         clock = _Clock(run.train, ranks, loader.steps_per_epoch, 0)
-        job = _Job(run, ranks, loader, model, optimizer, 0, clock)
+        job = _TrainState(run, ranks, loader, model, optimizer, 0, clock)
         _step(job, ranks.wrap(model), batch, 0.1)
 
         images = ranks.sum(torch.tensor([float(len(batch.sample_ids)), 1.0]))

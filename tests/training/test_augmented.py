@@ -5,11 +5,11 @@ import pytest
 import torch
 from labelled_stripes import PX, multi_label, setting_of, striped_task
 
-from pipeline.crops import CropConfig
-from pipeline.loader import central_squares
+from pipeline.loading.crops import CropConfig
+from pipeline.loading.loader import central_squares
+from pipeline.pretext.normalize import normalize
 from pipeline.reference import crop_view
-from pipeline.seen import normalize
-from training.transfer.augmented import evaluation_batches, steps_of, train_batches
+from training.transfer.images.augmented import evaluation_batches, steps_of, train_batches
 
 CROPS = CropConfig(min_area=0.3)
 

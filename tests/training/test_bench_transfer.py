@@ -12,11 +12,11 @@ from labelled_stripes import CLASSES, multi_label, striped_task, stripes
 from rich.console import Console
 
 from pipeline.config import ConfigError
-from pipeline.crawl.config import ShardConfig
+from pipeline.ingest.config import ShardConfig
 from training.bench import classifiers
 from training.bench.classifiers import measure_svms
 from training.bench.extraction import Turns, bound
-from training.bench.plain import Pictures, keep_features, write_files
+from training.bench.peers import Pictures, keep_features, write_files
 from training.bench.transfer import (
     QUICK,
     Effort,
@@ -26,10 +26,10 @@ from training.bench.transfer import (
     make_options,
     svm_table,
 )
-from training.bench.work import POOLINGS, SVM, Work, first_classes
+from training.bench.work import POOLINGS, SVM, ExtractionWork, first_classes
 from training.bench.worker import answers
-from training.transfer.features import layer_rows
-from training.transfer.svm import Sides, scaled, score_layer
+from training.transfer.frozen.features import layer_rows
+from training.transfer.frozen.svm import LayerFeatures, scaled, score_layer
 
 ROOT = Path(__file__).parents[2]
 BLINK = Effort(
@@ -75,7 +75,7 @@ def work(make_shards, tmp_path):
     assert len(task.classes) == 3
 
     def make(trunk):
-        made = Work(
+        made = ExtractionWork(
             shards=str(tmp_path / "shards"),
             folder=str(tmp_path / "scratch"),
             trunk=trunk,
@@ -204,7 +204,7 @@ def test_both_solvers_agree_on_the_same_features(work, tmp_path):
     for row in found["layers"]:
         train, test = (np.load(out / f"{side}.{row['layer']}.npy") for side in ("train", "test"))
         rows = scaled(train, test, setting.device, multi_label=False)
-        sides = Sides(*rows, setting.task.train.targets, setting.task.test.targets)
+        sides = LayerFeatures(*rows, setting.task.train.targets, setting.task.test.targets)
         assert row["svm_on_theirs"] == score_layer(sides, SVM).score
         assert row["sklearn_score"] == pytest.approx(row["svm_on_theirs"], abs=17)  # Two of 12.
     assert found["sklearn_score"] == pytest.approx(found["svm_on_theirs"], abs=5)

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchmetrics.detection import MeanAveragePrecision
 
-from training.transfer.box_ap import Found, Truth, coco_box_ap, overlaps, voc_box_ap
+from training.transfer.dense.box_ap import Detections, Truth, coco_box_ap, overlaps, voc_box_ap
 
 A, B, C = (0, 0, 10, 10), (20, 0, 30, 10), (40, 0, 50, 10)
 FAR = (80, 80, 90, 90)
@@ -30,7 +30,7 @@ def truth(*boxes, labels=None, difficult=None):
 
 def found(*scored, labels=None):
     """Boxes with scores: (score, box)."""
-    return Found(
+    return Detections(
         np.array([box for _, box in scored], np.float32).reshape(-1, 4),
         np.array(labels or [0] * len(scored), np.int64),
         np.array([score for score, _ in scored], np.float32),

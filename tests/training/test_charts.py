@@ -4,8 +4,18 @@ from itertools import pairwise
 
 import pytest
 
-from training.charts import Line, Series, line_chart, number, ticks
-from training.report_charts import Reach, Steps, dot_chart, own_styles, score_chart
+from training.report.charts import (
+    Line,
+    ScoreRange,
+    Series,
+    Steps,
+    dot_chart,
+    line_chart,
+    number,
+    own_styles,
+    score_chart,
+    ticks,
+)
 
 
 def _line(values, label="a", style=2):
@@ -91,8 +101,8 @@ def test_curves_of_several_runs_share_their_axes_and_are_told_apart():
 
 def test_dots_stand_where_their_scores_are():
     scores = {
-        "svm": {"random": Reach(10.0, 5.0, 20.0), "a": Reach(40.0, 40.0, 40.0)},
-        "knn": {"a": Reach(20.0, 20.0, 20.0)},  # The random trunk has failed.
+        "svm": {"random": ScoreRange(10.0, 5.0, 20.0), "a": ScoreRange(40.0, 40.0, 40.0)},
+        "knn": {"a": ScoreRange(20.0, 20.0, 20.0)},  # The random trunk has failed.
     }
     chart = dot_chart(scores, {"random": 0, "a": 2})
     svm, knn = chart.rows
@@ -105,7 +115,7 @@ def test_dots_stand_where_their_scores_are():
 
 def test_a_score_that_is_lacking_breaks_the_line():
     steps = Steps("x", "Layers", ["1", "2", "3", "4"], chance=0.0)
-    whole = {place: Reach(float(place), float(place), float(place)) for place in steps.places}
+    whole = {place: ScoreRange(float(place), float(place), float(place)) for place in steps.places}
     part = {place: reach for place, reach in whole.items() if place != "2"}
     chart = score_chart(steps, {"a": whole, "b": part}, {"a": 2, "b": 3})
     assert [curve.path.count("M") for curve in chart.curves] == [1, 2]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import load
-from pipeline.crawl.config import ShardConfig
+from pipeline.ingest.config import ShardConfig
 from training.run import RunConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"

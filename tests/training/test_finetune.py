@@ -15,10 +15,10 @@ from torch import nn
 
 from pipeline.config import ConfigError, parse
 from training.optimizer import AdamWConfig, SgdConfig, build_optimizer, set_rate
-from training.transfer.classification import judge, loss_of, merge_views
-from training.transfer.classifier import fresh_head
-from training.transfer.finetune import FinetuneConfig, run_finetune
-from training.transfer.fitting import FitConfig, fit, lr_factor_of, make_classifier, rate_at
+from training.transfer.tuned.classification import judge, loss_of, merge_views
+from training.transfer.tuned.classifier import fresh_head
+from training.transfer.tuned.finetune import FinetuneConfig, run_finetune
+from training.transfer.tuned.train import FitConfig, fit, lr_factor_of, make_classifier, rate_at
 
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 

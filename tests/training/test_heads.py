@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.draws import Draws
+from pipeline.loading.draws import Draws
 from pipeline.pretext.context import ContextConfig, neighbours
 from pipeline.pretext.jigsaw import JigsawConfig, draw_foreign
 from pipeline.pretext.multitask import MultitaskConfig

@@ -16,9 +16,15 @@ from labelled_stripes import (
 
 from pipeline.config import ConfigError
 from training.models.trunks import TrunkConfig, build_trunk
-from training.transfer.augmented import evaluation_batches, train_batches
-from training.transfer.linear import LinearConfig, linear_head, run_linear
-from training.transfer.pooled import kept_features, pool_stages, pooled_stages
+from training.transfer.frozen.linear import (
+    LinearConfig,
+    kept_features,
+    linear_head,
+    pool_stages,
+    pooled_stages,
+    run_linear,
+)
+from training.transfer.images.augmented import evaluation_batches, train_batches
 
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from training.metrics import FILE_NAME, MetricsWriter, Record, last_record, read_metrics
+from training.metrics import FILE_NAME, MetricsRecord, MetricsWriter, last_record, read_metrics
 
-RECORD = Record(0, 0, 0.5, 1.0, 4.25, 0.125, 0.001, 200.0, 0.01)
+RECORD = MetricsRecord(0, 0, 0.5, 1.0, 4.25, 0.125, 0.001, 200.0, 0.01)
 
 
 @pytest.mark.parametrize("count", [1, 3, 200])  # 200 records exceed the tail that is read.

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.permutations import max_min_hamming_set
-from pipeline.seen import normalize
+from pipeline.pretext.normalize import normalize
+from pipeline.pretext.permutation_set import max_min_hamming_set
 from training.models.heads import JigsawHead
 from training.models.pretext_model import build_model
 from training.models.trunks import TrunkConfig

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from pipeline.config import ConfigError, parse
-from pipeline.pretext.permutations import make_permutations, permutations_hash
+from pipeline.pretext.permutation_set import make_permutations, permutations_hash
 from training.metrics import read_metrics
 from training.optimizer import learning_rate
 from training.pretrain import PretrainResult, check, train

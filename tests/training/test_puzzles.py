@@ -9,18 +9,18 @@ from PIL import Image
 
 from pipeline.config import parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.data import open_loader
-from pipeline.mixture import Place
-from pipeline.pictures.sheets import seen_tiles
+from pipeline.explain.pictures.sheets import seen_tiles
+from pipeline.loading.data import open_loader
+from pipeline.loading.mixture import RankInfo
 from pipeline.pretext.context import ContextConfig, neighbours
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import tasks_of
-from pipeline.pretext.permutations import permutations_of
+from pipeline.pretext.normalize import split_labels, split_views
+from pipeline.pretext.permutation_set import permutations_of
 from pipeline.pretext.rotation import RotationConfig
-from pipeline.seen import split_labels, split_views
-from training.curves import Recorded, curves, several_tasks
-from training.metrics import Record
-from training.puzzles import puzzles
+from training.metrics import MetricsRecord
+from training.report.curves import Recorded, curves, several_tasks
+from training.report.pictures import puzzles
 from training.run import RunConfig, pretraining_of
 
 PRETEXTS = {
@@ -45,7 +45,7 @@ def run_of(shards, name):
 def test_puzzles_show_what_training_takes(shards, name):
     run = run_of(shards, name)
     loader = open_loader(
-        run.data, run.order, run.pretext, seed=run.seed, place=Place(0, 1), ledger=None
+        run.data, run.order, run.pretext, seed=run.seed, place=RankInfo(0, 1), ledger=None
     )
     options = GraphOptions(max_batch=64, num_threads=1, device_id=None, prefetch=1)
     batch = next(loader.batches(options))
@@ -91,7 +91,7 @@ def test_an_arrow_stands_between_the_patches_of_the_pair(shards):
 def test_each_of_several_tasks_has_its_curve(shards):
     pretext = run_of(shards, "multitask").pretext
     records = [
-        Record(
+        MetricsRecord(
             n, 0, 0.0, 1.0, 5.0, 0.5, 0.1, 10.0, 0.0, accuracy_of={"jigsaw": 0.2, "context": 0.8}
         )
         for n in (1, 2)

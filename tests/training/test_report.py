@@ -22,8 +22,8 @@ from PIL import Image
 
 from pipeline.config import ConfigError
 from pipeline.shards.manifest import Ledger, read_manifest
-from training.report import write_report
-from training.results import read_results
+from training.report.page import write_report
+from training.report.results import read_results
 
 NAMES = ("trunk", "layer", "train_images", "test_images")
 SCORES = ("score", "low", "high")
@@ -211,7 +211,7 @@ def test_each_source_has_its_own_ledger(run, monkeypatch):
     ours = Ledger(inputs=10, accepted=4, quarantined={"empty": 1}, filtered={"a": 2}, duplicate=3)
     sources = {"first <b>": ours, "second": manifest.ledger}
     told = manifest.model_copy(update={"sources": sources})
-    monkeypatch.setattr("training.results.read_manifest", lambda _: told)
+    monkeypatch.setattr("training.report.results.read_manifest", lambda _: told)
     page = Page(write_report(run, lambda _: None).read_text(encoding="utf-8"))
     assert ["first <b>", "10", "4", "1", "2", "3", "40.0\N{NO-BREAK SPACE}%"] in page.rows
 

@@ -2,7 +2,7 @@ import pytest
 from browser import Browser, find_chromium
 from finished_run import JIGSAW, ROTATION, finish_run, shards_with_losses
 
-from training.report import write_report
+from training.report.page import write_report
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(

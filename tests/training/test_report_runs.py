@@ -9,10 +9,9 @@ from finished_run import JIGSAW, ROTATION, finish_run, shards_with_losses
 from page import Page
 
 from pipeline.config import ConfigError
-from training.report import write_report
-from training.report_entries import differences
-from training.report_scores import scores_of
-from training.results import JOBS, read_results
+from training.report.page import write_report
+from training.report.results import JOBS, read_results
+from training.report.scores import differences, scores_of
 from training.transfer.config import Job
 
 KNN = [{"name": "knn", "neighbours": [1, 5]}]

@@ -13,8 +13,7 @@ from voc_layout import VocFolder, gray
 
 from pipeline.config import ConfigError, parse
 from training.models.trunks import TrunkConfig, build_trunk
-from training.transfer.job import NamedTrunk, Setting
-from training.transfer.masks import (
+from training.transfer.dense.masks import (
     VOID,
     count_pixels,
     fitted_mask,
@@ -22,8 +21,12 @@ from training.transfer.masks import (
     read_mask,
     read_masked,
 )
-from training.transfer.segmentation import SegmentationConfig, run_segmentation
-from training.transfer.segmentation_model import dilate_last_stage
+from training.transfer.dense.segmentation import (
+    SegmentationConfig,
+    dilate_last_stage,
+    run_segmentation,
+)
+from training.transfer.job import NamedTrunk, Setting
 
 COLORS = {"blue": (30, 60, 220), "red": (220, 40, 30)}
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import ConfigError
-from training.transfer.split import SplitRule, split_by_hash
+from training.transfer.images.split import SplitRule, split_by_hash
 
 KEYS = [f"{n:020x}" for n in range(400)]
 LABELS = np.arange(400) % 4

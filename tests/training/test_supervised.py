@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import ConfigError, parse
-from pipeline.crawl.config import ShardConfig
-from pipeline.data import DataConfig
-from pipeline.draws import Draws
-from pipeline.labels import with_classes
+from pipeline.ingest.config import ShardConfig
+from pipeline.loading.data import DataConfig, with_classes
+from pipeline.loading.draws import Draws
 from pipeline.pretext.supervised import (
     NO_CLASS,
     SupervisedConfig,
@@ -20,12 +19,12 @@ from pipeline.pretext.supervised import (
     taught_classes,
 )
 from pipeline.shards.store import Store
-from training.models.pretext_model import Answer, build_model
+from training.models.pretext_model import HeadOutput, build_model
 from training.models.trunks import TrunkConfig
 from training.pretrain import _loss, _right, check, train
 from training.run import RunConfig, pretraining_of
 from training.transfer.evaluate import open_transfer, transfer
-from training.transfer.split import hash_keys
+from training.transfer.images.split import hash_keys
 
 CPU = torch.device("cpu")
 
@@ -72,15 +71,15 @@ def test_a_view_is_a_square_inside_and_a_label_is_taught_or_not(batch, seed, hol
 def test_what_is_not_taught_counts_nothing_and_all_of_it_is_no_loss():
     logits = torch.randn(6, 3, requires_grad=True)
     targets = torch.tensor([0, 1, NO_CLASS, 2, NO_CLASS, 1])
-    loss = _loss(Answer(logits, targets))
+    loss = _loss(HeadOutput(logits, targets))
     taught = targets != NO_CLASS
     alone = torch.nn.functional.cross_entropy(logits[taught], targets[taught])
     assert float(loss.detach()) == pytest.approx(float(alone.detach()) * 4 / 6)
     loss.backward()
     assert not logits.grad[~taught].any()
-    nothing = Answer(logits, torch.full((6,), NO_CLASS))
+    nothing = HeadOutput(logits, torch.full((6,), NO_CLASS))
     assert (float(_loss(nothing).detach()), float(_right(nothing))) == (0, 0)
-    right = Answer(torch.eye(3), torch.tensor([0, NO_CLASS, 1]))
+    right = HeadOutput(torch.eye(3), torch.tensor([0, NO_CLASS, 1]))
     assert float(_right(right)) == 0.5
 
 

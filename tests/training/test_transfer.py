@@ -11,7 +11,13 @@ from training.pretrain import export_trunk
 from training.run import RunConfig, absolute
 from training.transfer.config import TransferConfig
 from training.transfer.evaluate import make_features, open_transfer, transfer
-from training.transfer.features import GAP, LARGE, Pooling, extract_features, frozen_features
+from training.transfer.frozen.features import (
+    GAP,
+    LARGE,
+    Pooling,
+    extract_features,
+    frozen_features,
+)
 
 CPU = torch.device("cpu")
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")

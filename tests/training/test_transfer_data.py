@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import ConfigError
-from pipeline.shards.pack import content_key, pack
-from pipeline.shards.packed import Packed
+from pipeline.shards.labelled import Packed, content_key, pack
 from pipeline.shards.store import Store
-from training.transfer.data import TaskOptions, open_task
-from training.transfer.overlap import Contents, contents_of, count_shared
-from training.transfer.split import SplitRule
+from training.transfer.images.data import TaskOptions, open_task
+from training.transfer.images.pool import Contents, contents_of, count_shared
+from training.transfer.images.split import SplitRule
 
 
 def task_of(location, folder, *, pretrain=None, **rule):
@@ -48,7 +47,7 @@ def counted(task):
 
 
 def test_a_tree_is_split_by_content_as_the_shards_of_a_crawl(tmp_path, make_shards):
-    from pipeline.crawl.config import ShardConfig
+    from pipeline.ingest.config import ShardConfig
 
     tree = tree_of(tmp_path / "tree", {"a": 12, "b": 12})
     make_shards(tree, tmp_path / "crawl", ShardConfig(min_side=8))
@@ -154,7 +153,7 @@ def test_limits_hold_for_a_split_that_was_given(tmp_path):
 def test_overlap_with_the_pretraining_is_found_though_images_were_encoded_again(
     tmp_path, make_shards
 ):
-    from pipeline.crawl.config import ShardConfig
+    from pipeline.ingest.config import ShardConfig
 
     crawl = tree_of(tmp_path / "crawl", {"x": 8})
     for number in range(3):  # The crawl stores these as JPEG, the task as they are.

@@ -7,7 +7,7 @@ from training.models.trunks import TrunkConfig, build_trunk
 from training.pretrain import export_trunk
 from training.run import RunConfig
 from training.transfer.evaluate import open_transfer
-from training.transfer.features import GAP, Pooling, frozen_features
+from training.transfer.frozen.features import GAP, Pooling, frozen_features
 
 CPU = torch.device("cpu")
 

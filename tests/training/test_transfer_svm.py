@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 
-from training.transfer.linear_svm import fit_svms, main_axes, objective, with_constant
-from training.transfer.low_shot import draw_costs
-from training.transfer.svm import (
-    Sides,
+from training.transfer.frozen.linear_svm import fit_svms, main_axes, objective, with_constant
+from training.transfer.frozen.low_shot import draw_costs
+from training.transfer.frozen.svm import (
+    LayerFeatures,
     SvmConfig,
     mean_class_accuracy,
     scaled,
@@ -34,7 +34,7 @@ def score(rows, targets, *, test=None, **changes):
     multi_label = targets.ndim == 2
     both = scaled(rows[train], rows[tested], CPU, multi_label=multi_label)
     config = SvmConfig(name="svm", **{"costs": (0.01,), **changes})
-    return score_layer(Sides(*both, targets[train], targets[tested]), config)
+    return score_layer(LayerFeatures(*both, targets[train], targets[tested]), config)
 
 
 def test_classes_that_a_plane_parts_are_told_apart():

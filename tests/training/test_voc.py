@@ -6,8 +6,8 @@ from PIL import Image
 from voc_layout import VocFolder, annotation, gray
 
 from pipeline.config import ConfigError
-from training.transfer.voc import absent_classes, read_voc, targets_of
-from training.transfer.voc_annotation import AnnotationError, read_annotation, usable_boxes
+from training.transfer.images.voc import absent_classes, read_voc, targets_of
+from training.transfer.images.voc_annotation import AnnotationError, read_annotation, usable_boxes
 
 CAT = ("cat", (11, 6, 30, 25), 0)
 DOG = ("dog", (1, 1, 60, 40), 0)

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from training.bench.extraction import Step
-from training.bench.plain import rows_of
+from training.bench.peers import rows_of
 from training.bench.work import POOLINGS, SVM
-from training.transfer.features import frozen_features
+from training.transfer.frozen.features import frozen_features
+from training.transfer.frozen.linear import LinearConfig, run_linear
+from training.transfer.frozen.svm import LayerFeatures, run_svm, scaled, score_layer
 from training.transfer.job import NamedTrunk, Progress, Setting
-from training.transfer.linear import LinearConfig, run_linear
-from training.transfer.svm import Sides, run_svm, scaled, score_layer
 
 _PATIENCE_S = 300.0
 """With scikit-learn in a round: of 100 classes it takes minutes a layer, and an hour the last."""
@@ -122,14 +122,14 @@ def _ours_on(folder: Path, layer: str, setting: Setting) -> float:
     """Score a layer of the torchvision loop with our solver, percent."""
     task = setting.task
     rows = scaled(*rows_of(folder, layer), setting.device, multi_label=False)
-    return score_layer(Sides(*rows, task.train.targets, task.test.targets), SVM).score
+    return score_layer(LayerFeatures(*rows, task.train.targets, task.test.targets), SVM).score
 
 
 def _by_sklearn(
     folder: Path, layers: Sequence[str], setting: Setting, within: Step
 ) -> list[_Timed]:
     """Score one layer after the other with scikit-learn; none begins after `_PATIENCE_S`."""
-    from training.bench.sklearn_peer import score_layer as score  # What it imports is not timed.
+    from training.bench.peers import score_layer as score  # What it imports is not timed.
 
     found: list[_Timed] = []
     for layer in layers:

@@ -12,7 +12,7 @@ from pipeline.bench.measure import Stretch, speeds
 from pipeline.bench.process import Process, running
 from pipeline.bench.table import Row, ratio
 from pipeline.config import ConfigError
-from training.bench.work import Work
+from training.bench.work import ExtractionWork
 from training.bench.worker import Name
 
 Step = Callable[[str], None]
@@ -45,7 +45,7 @@ class _Standing:
     rounds: list[Stretch] = field(default_factory=list)
 
 
-def hold(work: Work, turns: Turns, kept: Path, step: Step) -> list[Row]:
+def hold(work: ExtractionWork, turns: Turns, kept: Path, step: Step) -> list[Row]:
     """Measure the contenders in turn; then let the torchvision loop keep its features in a folder.
 
     Raises:
@@ -95,7 +95,7 @@ def bound(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _start(stack: ExitStack, name: Name, work: Work) -> Process:
+def _start(stack: ExitStack, name: Name, work: ExtractionWork) -> Process:
     command = ["training.bench.worker", name, json.dumps(asdict(work))]
     return stack.enter_context(running(command, name, Path(work.folder)))
 

@@ -17,10 +17,10 @@ from pipeline.bench.table import Row, load_note, measure_table, speed_cells
 from pipeline.config import ConfigError
 from training.bench.classifiers import measure_probes, measure_svms
 from training.bench.extraction import TITLES, Turns, bound, hold
-from training.bench.plain import write_files
-from training.bench.work import TrunkName, Work
+from training.bench.peers import write_files
+from training.bench.work import ExtractionWork, TrunkName
 from training.transfer.config import TransferConfig
-from training.transfer.prepare import prepare
+from training.transfer.images.prepare import prepare
 
 _TURNS_OF_ALL = 2
 """Steps beside the rounds: features of either side."""
@@ -168,12 +168,12 @@ def _measure(
 
 def _open(
     options: TransferBench, scratch: Path, on_progress: Callable[[str, int, int], None]
-) -> Work:
+) -> ExtractionWork:
     """Pack the images where they are no shards."""
     effort = options.effort
     sets = (TransferConfig().train_set, TransferConfig().test_set)
     places = prepare(options.data, scratch, sets=sets, on_progress=on_progress).places
-    return Work(
+    return ExtractionWork(
         shards=places["all"] if "all" in places else str(Path(places["train"]).parent),
         folder=str(scratch),
         trunk=options.trunk,
@@ -186,7 +186,7 @@ def _open(
     )
 
 
-def extraction_table(work: Work, turns: Turns, rows: list[Row]) -> Table:
+def extraction_table(work: ExtractionWork, turns: Turns, rows: list[Row]) -> Table:
     """Show the extraction beside what holds it up."""
     title = (
         f"Features of all stages of {work.trunk} at {work.view_px} px\nbatches of {work.batch} on "

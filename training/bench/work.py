@@ -10,10 +10,10 @@ import torch
 from pipeline.config import ConfigError
 from training.models.trunks import Trunk, TrunkConfig
 from training.transfer.config import TransferConfig, TrunkSource
-from training.transfer.data import TaskOptions, open_task
+from training.transfer.frozen.svm import SvmConfig
+from training.transfer.images.data import TaskOptions, open_task
+from training.transfer.images.split import SplitRule
 from training.transfer.job import Labelled, NamedTrunk, Setting, Task
-from training.transfer.split import SplitRule
-from training.transfer.svm import SvmConfig
 from training.transfer.trunks import named_trunks
 
 TrunkName = Literal["resnet18", "small"]
@@ -24,7 +24,7 @@ POOLINGS = SVM.poolings(multi_label=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class ExtractionWork:
     """Views of labelled images into features of all stages of a random trunk."""
 
     shards: str

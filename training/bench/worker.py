@@ -16,11 +16,11 @@ from pipeline.bench.measure import run
 from pipeline.bench.process import serve
 from pipeline.bench.work import Batches
 from pipeline.dali.graph import GraphOptions
-from pipeline.loader import whole_batches
-from pipeline.seen import normalize
-from training.bench.plain import endless_loop, keep_features
-from training.bench.work import POOLINGS, Work
-from training.transfer.features import extract_features, layer_rows
+from pipeline.loading.loader import whole_batches
+from pipeline.pretext.normalize import normalize
+from training.bench.peers import endless_loop, keep_features
+from training.bench.work import POOLINGS, ExtractionWork
+from training.transfer.frozen.features import extract_features, layer_rows
 from training.transfer.job import Labelled
 
 Name = Literal["tessera", "loader", "forward", "torchvision"]
@@ -34,11 +34,11 @@ _KEPT = 4
 def main() -> None:
     """Serve one contender until standard input ends."""
     name: Any = sys.argv[1]
-    work = Work(**json.loads(sys.argv[2]))
+    work = ExtractionWork(**json.loads(sys.argv[2]))
     serve(lambda commands: answers(name, work, commands))
 
 
-def answers(name: Name, work: Work, commands: Iterable[str]) -> Iterator[dict[str, Any]]:
+def answers(name: Name, work: ExtractionWork, commands: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Answer each command; the first answer says that the imports are done.
 
     {"warm", "seconds"} asks for a stretch of batches, {"keep"} for the features of all images in a
@@ -64,7 +64,7 @@ def answers(name: Name, work: Work, commands: Iterable[str]) -> Iterator[dict[st
             batches.close()
 
 
-def open_batches(name: Name, work: Work) -> Batches:
+def open_batches(name: Name, work: ExtractionWork) -> Batches:
     """Yield batches of what a contender makes of the training images, for ever."""
     torch.set_num_threads(work.cores)
     match name:
@@ -80,14 +80,14 @@ def open_batches(name: Name, work: Work) -> Batches:
             assert_never(name)
 
 
-def _extraction(work: Work) -> Batches:
+def _extraction(work: ExtractionWork) -> Batches:
     setting = work.setting()
     images = _for_ever(setting.task.train)
     for rows in extract_features(work.net(), images, setting, POOLINGS, lambda done: None):
         yield next(iter(rows.values()))
 
 
-def _views(work: Work) -> Batches:
+def _views(work: ExtractionWork) -> Batches:
     setting = work.setting()
     images = _for_ever(setting.task.train)
     options = GraphOptions(
@@ -97,7 +97,7 @@ def _views(work: Work) -> Batches:
         yield batch.views
 
 
-def _forward(work: Work) -> Batches:
+def _forward(work: ExtractionWork) -> Batches:
     kept = [normalize(views) for views in islice(_views(work), _KEPT)]
     net = work.net()
     for images in cycle(kept):

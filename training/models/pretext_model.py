@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from pipeline.loading.views import PretextConfig
 from pipeline.pretext.multitask import tasks_of
-from pipeline.seen import see, split_labels, split_views
-from pipeline.views import PretextConfig
+from pipeline.pretext.normalize import see, split_labels, split_views
 from training.models.heads import build_head
 from training.models.trunks import Trunk, TrunkConfig, build_trunk
 
 
-class Answer(NamedTuple):
+class HeadOutput(NamedTuple):
     """What a task's head says; a tuple, because DDP looks for tensors in what a module returns."""
 
     logits: Tensor
@@ -30,7 +30,7 @@ class PretextModel(nn.Module):
         self.heads = nn.ModuleList(build_head(task, trunk.width) for task in self.tasks)
         self._pretext = pretext
 
-    def forward(self, views: Tensor, labels: Tensor) -> list[Answer]:
+    def forward(self, views: Tensor, labels: Tensor) -> list[HeadOutput]:
         """Answer each task.
 
         Args:
@@ -43,7 +43,7 @@ class PretextModel(nn.Module):
             self.tasks, self.heads, views_of, labels_of, strict=True
         ):
             features = self.trunk(see(task, part)).unflatten(0, (len(views), -1))
-            answers.append(Answer(*head(features, asked)))
+            answers.append(HeadOutput(*head(features, asked)))
         return answers
 
 

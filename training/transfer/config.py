@@ -7,17 +7,17 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
 from pipeline.config import Config
-from pipeline.data import Location
+from pipeline.loading.data import Location
 from training.precision import Precision
-from training.transfer.detection import DetectionConfig
-from training.transfer.finetune import FinetuneConfig
-from training.transfer.knn import KnnConfig
-from training.transfer.linear import LinearConfig
-from training.transfer.lock import LockConfig
-from training.transfer.low_shot import LowShotConfig
-from training.transfer.retrieval import RetrievalConfig
-from training.transfer.segmentation import SegmentationConfig
-from training.transfer.svm import SvmConfig
+from training.transfer.dense.detection import DetectionConfig
+from training.transfer.dense.segmentation import SegmentationConfig
+from training.transfer.frozen.knn import KnnConfig
+from training.transfer.frozen.linear import LinearConfig
+from training.transfer.frozen.low_shot import LowShotConfig
+from training.transfer.frozen.retrieval import RetrievalConfig
+from training.transfer.frozen.svm import SvmConfig
+from training.transfer.tuned.finetune import FinetuneConfig
+from training.transfer.tuned.lock import LockConfig
 
 Job = (
     SvmConfig

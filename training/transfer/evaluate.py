@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from pipeline.config import ConfigError
-from pipeline.data import open_store
+from pipeline.loading.data import open_store
 from training.models.trunks import require_view
 from training.run import RunConfig, record_transfer, versions
 from training.transfer.config import FROZEN, Job, TransferConfig
-from training.transfer.data import TaskOptions, open_task
-from training.transfer.features import fingerprint_of, frozen_features
+from training.transfer.frozen.features import fingerprint_of, frozen_features
+from training.transfer.frozen.retrieval import PICTURE_FILE, RetrievalConfig, draw_neighbours
+from training.transfer.images.data import TaskOptions, open_task
+from training.transfer.images.split import SplitRule
 from training.transfer.job import NamedTrunk, Progress, Score, Setting
 from training.transfer.jobs import run_job
 from training.transfer.record import (
@@ -32,14 +34,7 @@ from training.transfer.record import (
     write_summary,
     write_table,
 )
-from training.transfer.retrieval import (
-    PICTURE_FILE,
-    RetrievalConfig,
-    draw_neighbours,
-)
-from training.transfer.split import SplitRule
-from training.transfer.supervision import supervised_overlap
-from training.transfer.trunks import RANDOM_PROTOCOL, named_trunks
+from training.transfer.trunks import RANDOM_PROTOCOL, named_trunks, supervised_overlap
 
 RESULT_FILE = SUMMARY_FILE
 
@@ -59,17 +54,19 @@ class Opened:
     trunks: Sequence[NamedTrunk]
 
     @property
-    def parts(self) -> tuple["Part", ...]:
+    def parts(self) -> tuple["JobOnTrunk", ...]:
         """Each job on each trunk, a trunk's jobs in a row."""
         return tuple(
-            Part(job.name, trunk.name) for trunk in self.trunks for job in self.config.all_jobs
+            JobOnTrunk(job.name, trunk.name)
+            for trunk in self.trunks
+            for job in self.config.all_jobs
         )
 
-    def parts_on(self, trunk: str) -> tuple["Part", ...]:
+    def parts_on(self, trunk: str) -> tuple["JobOnTrunk", ...]:
         """Return the parts of one trunk."""
         return tuple(part for part in self.parts if part.trunk == trunk)
 
-    def is_frozen(self, part: "Part") -> bool:
+    def is_frozen(self, part: "JobOnTrunk") -> bool:
         """Whether a part looks at frozen features."""
         return isinstance(self.job(part.job), FROZEN)
 
@@ -81,7 +78,7 @@ class Opened:
         """Return the trunk of a name."""
         return next(trunk for trunk in self.trunks if trunk.name == name)
 
-    def key(self, part: "Part") -> str:
+    def key(self, part: "JobOnTrunk") -> str:
         """Name all that the scores of a part depend on."""
         task, trunk = self.setting.task, self.trunk(part.trunk)
         depends = {
@@ -95,13 +92,13 @@ class Opened:
         }
         return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
 
-    def finished(self, part: "Part") -> list[Score] | None:
+    def finished(self, part: "JobOnTrunk") -> list[Score] | None:
         """Return the scores of a part that was finished before."""
         return read_part(part_file(self.run.out, part.job, part.trunk), self.key(part))
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class JobOnTrunk:
     """One job on one trunk: what is run, kept, and run again by itself."""
 
     job: str
@@ -212,7 +209,7 @@ def make_features(opened: Opened, trunk: str, on_progress: Progress) -> None:
         frozen_features(opened.setting, named, seed, tuple(poolings), on_progress)
 
 
-def run_part(opened: Opened, part: Part, on_progress: Progress) -> None:
+def run_part(opened: Opened, part: JobOnTrunk, on_progress: Progress) -> None:
     """Run one job on one trunk and keep its scores, but where they are kept already."""
     if opened.finished(part) is None:
         scores = run_job(
@@ -228,7 +225,9 @@ def finish(opened: Opened, failures: Mapping[str, Exception]) -> Outcome:
     entries = []
     notes = list(task.notes)
     for job in opened.config.all_jobs:
-        scores = {t.name: opened.finished(Part(job.name, t.name)) or [] for t in opened.trunks}
+        scores = {
+            t.name: opened.finished(JobOnTrunk(job.name, t.name)) or [] for t in opened.trunks
+        }
         ours = [entry_of(score, task) for found in scores.values() for score in found]
         if not ours:
             continue

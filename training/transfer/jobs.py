@@ -3,16 +3,16 @@
 from typing_extensions import assert_never
 
 from training.transfer.config import Job
-from training.transfer.detection import DetectionConfig, run_detection
-from training.transfer.finetune import FinetuneConfig, run_finetune
+from training.transfer.dense.detection import DetectionConfig, run_detection
+from training.transfer.dense.segmentation import SegmentationConfig, run_segmentation
+from training.transfer.frozen.knn import KnnConfig, run_knn
+from training.transfer.frozen.linear import LinearConfig, run_linear
+from training.transfer.frozen.low_shot import LowShotConfig, run_low_shot
+from training.transfer.frozen.retrieval import RetrievalConfig, run_retrieval
+from training.transfer.frozen.svm import SvmConfig, run_svm
 from training.transfer.job import NamedTrunk, Progress, Score, Setting
-from training.transfer.knn import KnnConfig, run_knn
-from training.transfer.linear import LinearConfig, run_linear
-from training.transfer.lock import LockConfig, run_lock
-from training.transfer.low_shot import LowShotConfig, run_low_shot
-from training.transfer.retrieval import RetrievalConfig, run_retrieval
-from training.transfer.segmentation import SegmentationConfig, run_segmentation
-from training.transfer.svm import SvmConfig, run_svm
+from training.transfer.tuned.finetune import FinetuneConfig, run_finetune
+from training.transfer.tuned.lock import LockConfig, run_lock
 
 
 def run_job(job: Job, setting: Setting, trunk: NamedTrunk, on_progress: Progress) -> list[Score]:

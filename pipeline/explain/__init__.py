@@ -1,0 +1,1 @@
+"""What a step of a run showed, and what each countermeasure does."""

@@ -1,0 +1,148 @@
+"""A stored image with the crop, the tiles and the direction that are asked of it drawn in."""
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pipeline.explain.describe import AnyDraws, ContextDraws, Pair, cells_of
+from pipeline.explain.pictures.lettering import PAPER, font
+from pipeline.pretext.multitask import Task
+
+_CROP, _TILE, _PAIR, _RIM = "#ff7a00", "#ffffff", "#ffd400", "#3a3a3a"
+_HEAD = math.radians(28)
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """A square of an image, px."""
+
+    left: float
+    top: float
+    side: float
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """x, y."""
+        return self.left + self.side / 2, self.top + self.side / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Arrow:
+    """A line that ends in a head, px."""
+
+    tail: tuple[float, float]
+    tip: tuple[float, float]
+    head: tuple[tuple[float, float], tuple[float, float]]
+    """The far ends of the two strokes of the head."""
+
+
+def squares_of(task: Task, draws: AnyDraws, scale: float) -> tuple[Square, ...]:
+    """Place an image's tiles on it, in reading order; `scale` is px drawn for a stored px."""
+    top, left, side = draws.crop
+    per_px = side / task.tiles.crop_px
+    anchors = cells_of(task) + np.array(draws.tiles)
+    far = task.tiles.tile_px * per_px * scale
+    return tuple(
+        Square((left + x * per_px) * scale, (top + y * per_px) * scale, far)
+        for y, x in anchors.tolist()
+    )
+
+
+def arrow_between(first: Square, second: Square) -> Arrow:
+    """Point from the middle of one square to the middle of another, short of both."""
+    (x0, y0), (x1, y1) = first.middle, second.middle
+    away, angle = math.hypot(x1 - x0, y1 - y0), math.atan2(y1 - y0, x1 - x0)
+    cut = min(0.22 * first.side, away / 4)
+    tip = (x1 - cut * math.cos(angle), y1 - cut * math.sin(angle))
+    long = 0.22 * away
+    left, right = (
+        (tip[0] - long * math.cos(turned), tip[1] - long * math.sin(turned))
+        for turned in (angle - _HEAD, angle + _HEAD)
+    )
+    tail = (x0 + cut * math.cos(angle), y0 + cut * math.sin(angle))
+    return Arrow(tail, tip, (left, right))
+
+
+def asked_first(draws: AnyDraws) -> Pair | None:
+    """Return the first pair that is asked of an image, where pairs are."""
+    return draws.pairs[0] if isinstance(draws, ContextDraws) else None
+
+
+def fitted(
+    image: Image.Image, draws: AnyDraws, task: Task, box: tuple[int, int], *, numbers: bool
+) -> Image.Image:
+    """Fit a stored image into a box, what lies outside of its crop faded, the tiles outlined."""
+    scale = min(box[0] / image.width, box[1] / image.height)
+    framed = Image.new("RGB", box, PAPER)
+    marked = marked_image(image, draws, task, scale, numbers=numbers)
+    framed.paste(marked, (0, (box[1] - marked.height) // 2))
+    return framed
+
+
+def marked_image(
+    image: Image.Image, draws: AnyDraws, task: Task, scale: float, *, numbers: bool
+) -> Image.Image:
+    """Resize an image, fade what lies outside of its crop, and draw in what is asked."""
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    resized = image.resize(size, Image.Resampling.LANCZOS)
+    top, left, side = (v * scale for v in draws.crop)
+    marked = Image.blend(resized, Image.new("RGB", size, PAPER), 0.55)
+    inside = (round(left), round(top), round(left + side), round(top + side))
+    marked.paste(resized.crop(inside), inside[:2])
+    pen = ImageDraw.Draw(marked)
+    thick = 2 if numbers else 1
+    squares, pair = squares_of(task, draws, scale), asked_first(draws)
+    alone = len(squares) == 1  # The square of rotation is the crop itself.
+    for number, square in enumerate(() if alone else squares):
+        asked = pair is not None and number in (pair.first, pair.second)
+        corners = _corners(square)
+        _outline(pen, corners, _PAIR if asked else _TILE, thick + asked)
+        if numbers:
+            _tag(pen, corners[:2], str(number + 1))
+    _outline(pen, (*inside[:2], inside[2] - 1, inside[3] - 1), _CROP, thick + 1)
+    if pair is not None:
+        _draw_arrow(pen, arrow_between(squares[pair.first], squares[pair.second]), 2 * thick)
+    return marked
+
+
+def decoded(payload: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
+    """Decode what is stored; gray of that size where Pillow refuses what the graph accepted."""
+    try:
+        with Image.open(io.BytesIO(payload.tobytes())) as image:
+            return image.convert("RGB")
+    except OSError:
+        return Image.new("RGB", size, "#808080")
+
+
+def _corners(square: Square) -> tuple[int, int, int, int]:
+    right, bottom = square.left + square.side, square.top + square.side
+    return round(square.left), round(square.top), round(right) - 1, round(bottom) - 1
+
+
+def _draw_arrow(pen: ImageDraw.ImageDraw, arrow: Arrow, thick: int) -> None:
+    for color, width in ((_RIM, thick + 3), (_PAIR, thick)):
+        lines = [(arrow.tail, arrow.tip), (arrow.head[0], arrow.tip, arrow.head[1])]
+        for line in lines:
+            pen.line(list(line), fill=color, width=width, joint="curve")
+
+
+def _outline(
+    pen: ImageDraw.ImageDraw, square: tuple[int, int, int, int], color: str, thick: int
+) -> None:
+    """Draw a frame with a dark rim, so that it shows on any image."""
+    x0, y0, x1, y1 = square
+    if x1 - x0 <= 2 * thick or y1 - y0 <= 2 * thick:
+        return
+    pen.rectangle((x0, y0, x1, y1), outline=color, width=thick)
+    pen.rectangle((x0 + thick, y0 + thick, x1 - thick, y1 - thick), outline=_RIM)
+
+
+def _tag(pen: ImageDraw.ImageDraw, corner: tuple[int, ...], text: str) -> None:
+    x, y = corner[0] + 3, corner[1] + 3
+    right = x + 5 + pen.textlength(text, font(11))
+    pen.rectangle((x, y, right, y + 13), fill=_RIM)
+    pen.text((x + 3, y), text, "#ffffff", font(11))

@@ -1,0 +1,1 @@
+"""One verdict for each image: accepted, quarantined or filtered, with its reason."""

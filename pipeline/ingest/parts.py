@@ -1,0 +1,254 @@
+"""A chunk of a crawl becomes a part: what is stored of each image, and a table of all inputs.
+
+A part is whole or not there: its table is written last and names the size of its payload file.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from pipeline.atomic import open_atomic
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.gate.sandbox import ROOM, Sandbox
+from pipeline.ingest.item import Item, Verdict
+from pipeline.ingest.sources.chunks import read_chunk
+from pipeline.ingest.sources.inputs import Chunk
+from pipeline.shards.damage import DamageError
+
+FORMAT_VERSION = 7
+"""Raise when equal inputs and settings would give other bytes: older parts and shards are made
+again."""
+
+HASH = pa.binary(16)
+SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("source", pa.string()),
+        ("outcome", pa.string()),
+        ("reason", pa.string()),
+        ("content_hash", HASH),  # big-endian; null where it was not read
+        ("part", HASH),
+        ("offset", pa.int64()),  # of the stored image, or else the thumbnail, in the payloads
+        ("size", pa.int64()),
+        ("stored_hash", pa.uint64()),  # of these bytes
+        ("format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("stored_width", pa.int32()),
+        ("stored_height", pa.int32()),
+        ("as_is", pa.bool_()),
+        ("notes", pa.list_(pa.string())),
+        ("label", pa.string()),
+        ("caption", pa.string()),
+        ("metadata", pa.string()),  # JSON
+        ("near_words", pa.binary()),  # little-endian uint64; null where it was not asked for
+    ]
+)
+_ROWS_PER_BATCH = 1024
+
+_GROUP_INPUTS = 16
+
+Examine = Callable[[Sequence[bytes]], Sequence[Verdict]]
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """Everything that decides a part, and where it goes."""
+
+    folder: Path
+    chunk: Chunk
+    config: ShardConfig
+
+    @functools.cached_property
+    def id(self) -> str:
+        """32 hex digits: equal ids give equal parts."""
+        text = json.dumps([FORMAT_VERSION, self.config.model_dump(), self.chunk.id])
+        return xxhash.xxh3_128_hexdigest(text.encode())
+
+    @property
+    def table_path(self) -> Path:
+        """The table of its inputs."""
+        return self.folder / f"{self.id}.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class PartReport:
+    """Where the inputs of a part went, before duplicates are known."""
+
+    inputs: int
+    accepted: int
+    quarantined: int
+    filtered: int
+
+
+def payload_path(folder: Path, part: str) -> Path:
+    """Name the file that holds what a part stores."""
+    return folder / f"{part}.bin"
+
+
+def read_payload(file: BinaryIO, row: Mapping[str, Any], name: str) -> bytes:
+    """Read what a part stores of an input.
+
+    Args:
+        file: The part's payloads.
+        row: Its offset, size and stored_hash.
+        name: Of the input, for the message.
+
+    Raises:
+        DamageError: It is not what was written; the part is given up, so that a resumed run makes
+            it anew.
+    """
+    file.seek(row["offset"])
+    data = file.read(row["size"])
+    if xxhash.xxh3_64_intdigest(data) != row["stored_hash"]:
+        Path(file.name).with_suffix(".parquet").unlink(missing_ok=True)
+        raise DamageError(
+            f"{file.name}: the {row['size']} bytes at {row['offset']} ({name}) are not what was "
+            "written there. Run the same command again with --resume."
+        )
+    return data
+
+
+def make_part(spec: PartSpec, examine: Examine | None = None) -> PartReport:
+    """Read, judge and store the inputs of a chunk, or return at once when the part is there.
+
+    Args:
+        spec: What is read, and how it is judged.
+        examine: Judges the bytes of a few inputs; by default in an isolated process that is kept
+            between calls.
+    """
+    done = finished_report(spec)
+    if done is not None:
+        return done
+    examine = examine or _examiner(spec.config).examine
+    items = read_chunk(spec.chunk, max_bytes=spec.config.max_bytes)
+    payloads = payload_path(spec.folder, spec.id)
+    with open_atomic(payloads, lasting=False) as file:  # `read_payload` checks it.
+        batches = list(_batches(_rows(items, examine, spec, file)))
+    table = pa.Table.from_batches(batches, SCHEMA)
+    counts = _count(table)
+    about = {"payload_bytes": payloads.stat().st_size, **counts}
+    table = table.replace_schema_metadata({"part": json.dumps(about)})
+    with open_atomic(spec.table_path) as file:
+        pq.write_table(table, file, compression="zstd", write_statistics=False)
+    return PartReport(**counts)
+
+
+def finished_report(spec: PartSpec) -> PartReport | None:
+    """Read the report of a part that is there and whole."""
+    try:
+        about = json.loads(pq.read_schema(spec.table_path).metadata[b"part"])
+        num_bytes = payload_path(spec.folder, spec.id).stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if about.pop("payload_bytes", None) != num_bytes:
+        return None
+    return PartReport(**about)
+
+
+def close_examiner() -> None:
+    """End the isolated process that calls of `make_part` in this process have left, if any."""
+    for examiner in _open:
+        examiner.close()
+    _open.clear()
+    _examiner.cache_clear()
+
+
+_open: list[Sandbox] = []
+
+
+@functools.lru_cache(maxsize=1)
+def _examiner(config: ShardConfig) -> Sandbox:
+    while _open:
+        _open.pop().close()  # Of another configuration.
+    _open.append(Sandbox(config))
+    return _open[0]
+
+
+def _rows(
+    items: Iterable[Item], examine: Examine, spec: PartSpec, file: BinaryIO
+) -> Iterator[dict[str, Any]]:
+    part = bytes.fromhex(spec.id)
+    for item, judged in _judged(items, examine):
+        picture = judged.stored or judged.thumbnail
+        yield {
+            "part": part,
+            "source": spec.chunk.source,
+            "offset": file.tell(),
+            "size": len(picture),
+            "stored_hash": xxhash.xxh3_64_intdigest(picture),
+            **_describe(item, judged),
+        }
+        file.write(picture)
+
+
+def _judged(items: Iterable[Item], examine: Examine) -> Iterator[tuple[Item, Verdict]]:
+    for group in _groups(items):
+        verdicts = iter(examine([item.data for item in group if not item.problem]))
+        for item in group:
+            problem = item.problem
+            yield item, Verdict("quarantined", problem) if problem else next(verdicts)
+
+
+def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Take as many at a time as are judged in one exchange."""
+    group: list[Item] = []
+    size = 0
+    for item in items:
+        size += len(item.data)
+        if group and (len(group) == _GROUP_INPUTS or size > ROOM):
+            yield group
+            group, size = [], len(item.data)
+        group.append(item)
+    if group:
+        yield group
+
+
+def _describe(item: Item, judged: Verdict) -> dict[str, Any]:
+    words = judged.near_words
+    metadata = dict(sorted(item.metadata.items()))
+    return {
+        "name": item.name,
+        "outcome": judged.outcome,
+        "reason": judged.reason,
+        "content_hash": bytes.fromhex(judged.content_hash) or None,
+        "format": judged.image_format,
+        "width": judged.width,
+        "height": judged.height,
+        "stored_width": judged.stored_width,
+        "stored_height": judged.stored_height,
+        "as_is": judged.as_is,
+        "notes": sorted(judged.notes),
+        "label": _plain(item.label),
+        "caption": _plain(item.caption),
+        "metadata": json.dumps(metadata) if metadata else None,
+        "near_words": None if words is None else words.astype("<u8").tobytes(),
+    }
+
+
+def _plain(text: str | None) -> str | None:
+    """Write halves of surrogate pairs, which UTF-8 has no bytes for, as escapes."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+    waiting: list[dict[str, Any]] = []
+    for row in rows:
+        waiting.append(row)
+        if len(waiting) == _ROWS_PER_BATCH:
+            yield pa.RecordBatch.from_pylist(waiting, SCHEMA)
+            waiting = []
+    yield pa.RecordBatch.from_pylist(waiting, SCHEMA)
+
+
+def _count(table: pa.Table) -> dict[str, int]:
+    outcomes = table.column("outcome").to_pylist()
+    verdicts = ("accepted", "quarantined", "filtered")
+    return {"inputs": len(outcomes), **{verdict: outcomes.count(verdict) for verdict in verdicts}}

@@ -1,0 +1,1 @@
+"""Folders, archives and tables of a crawl, read as inputs one by one."""

@@ -1,0 +1,126 @@
+"""Names of inputs: unique among all, and plain Unicode."""
+
+import fnmatch
+import os
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+
+def is_wanted(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Tell whether `path` matches one of `include`, where there are any, and none of `exclude`.
+
+    A `*` stays within a folder, `**` does not, `?` is one character, `[ab]` one of several. A
+    pattern without a slash is about the last part of the path, one that ends in a slash about
+    everything below.
+
+    >>> is_wanted("a/b/1.jpg", ["*.jpg"], ["thumbs/"]), is_wanted("a/b/1.jpg", ["a/*.jpg"], [])
+    (True, False)
+    """
+    if include and not any(_matches(path, pattern) for pattern in include):
+        return False
+    return not any(_matches(path, pattern) for pattern in exclude)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    subject = path if "/" in pattern else path.rpartition("/")[2]
+    return _compile(pattern)(subject) is not None
+
+
+@lru_cache(1024)
+def _compile(pattern: str) -> Callable[[str], re.Match[str] | None]:
+    whole = pattern + "**" if pattern.endswith("/") else pattern
+    pieces = re.split(r"(\*\*/?|\*|\?|\[[^\]]+\])", whole)
+    return re.compile("".join(map(_translate, pieces)), re.DOTALL).fullmatch
+
+
+def _translate(piece: str) -> str:
+    if len(piece) > 2 and piece[0] == "[":
+        return fnmatch.translate(piece).removeprefix("(?s:").rpartition(")")[0]
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return known.get(piece) or re.escape(piece)
+
+
+def escape(path: str) -> str:
+    r"""Write a path as plain Unicode, reversibly: other bytes become \xNN, a backslash doubles.
+
+    >>> escape("caf\udce9/1.jpg") == r"caf\xe9/1.jpg"
+    True
+    """
+    return os.fsencode(path).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+
+
+def member_name(archive: str, member: str) -> str:
+    r"""Name a member behind its archive.
+
+    No member's name begins with @: that is how places in an archive are named.
+
+    >>> member_name("a.tar", "./x/1.jpg"), member_name("a.tar", "@5")
+    ('a.tar!x/1.jpg', 'a.tar!\\x405')
+    """
+    plain = escape(re.sub(r"^(\./+)+(?=.)", "", member))
+    return f"{archive}!" + (rf"\x40{plain[1:]}" if plain.startswith("@") else plain)
+
+
+def place_name(archive: str, offset: int) -> str:
+    """Name what lies at a place of an archive and has no name: a byte, a row, a member's number."""
+    return f"{archive}!@{offset}"
+
+
+def is_unsafe(member: str) -> bool:
+    """Tell whether a member's name leads out of a folder it would be extracted to.
+
+    >>> [is_unsafe(name) for name in ("a/../../b.jpg", "/etc/passwd", "a/..b.jpg")]
+    [True, True, False]
+    """
+    return member.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", member)
+
+
+def folder_label(path: str) -> str | None:
+    """Name of the last folder of an escaped path below a source, None where there is none.
+
+    >>> folder_label("site/cat/1.jpg"), folder_label("1.jpg")
+    ('cat', None)
+    """
+    return path.rpartition("/")[0].rpartition("/")[2] or None
+
+
+def plain_text(text: str) -> str:
+    """Escape halves of characters, which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+class Names:
+    """Hands out names and never one twice: the second x becomes x#2."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def take(self, name: str) -> str:
+        """Return `name` where it is free, else with the smallest number behind it that is."""
+        if name not in self._counts:
+            self._counts[name] = 1
+            return name
+        count = self._counts[name] + 1
+        while f"{name}#{count}" in self._counts:
+            count += 1
+        self._counts[name] = count
+        self._counts[f"{name}#{count}"] = 1
+        return f"{name}#{count}"
+
+
+def shortest_tails(paths: Sequence[str]) -> list[str]:
+    """Name each path by its shortest tail that tells it from the others; equal ones get numbers.
+
+    >>> shortest_tails(["/x/images", "/y/images"]), shortest_tails(["/x", "/x"])
+    (['x/images', 'y/images'], ['x', 'x#2'])
+    """
+    parts = [path.split("/") for path in paths]
+    distinct = len(set(paths))
+    longest = max((len(part) for part in parts), default=0)
+    for depth in range(1, longest + 1):
+        tails = ["/".join(part[-depth:]) for part in parts]
+        if len(set(tails)) == distinct:
+            break
+    names = Names()
+    return [names.take(tail or "/") for tail in tails] if paths else []

@@ -1,0 +1,186 @@
+"""The shard stage: chunks of the sources into parts, a plan, shards."""
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from pipeline.config import ConfigError
+from pipeline.ingest.folder import (
+    ShardRequest,
+    abandon_folder,
+    check_place,
+    check_started,
+    finish_folder,
+    finished_manifest,
+    remove_others,
+    remove_partials,
+    require_disk_space,
+    start_folder,
+)
+from pipeline.ingest.lock import lock_folder
+from pipeline.ingest.parts import PartReport, PartSpec, make_part
+from pipeline.ingest.plan import Plan, make_plan
+from pipeline.ingest.sources.chunks import list_chunks
+from pipeline.ingest.sources.inputs import Chunk
+from pipeline.ingest.write import ShardReport, shard_specs, write_shard
+from pipeline.shards.damage import DamageError
+from pipeline.shards.manifest import Ledger, Manifest
+from pipeline.shards.third_party.indexing import Run
+
+_NAMED = 5
+"""Failures that a message names."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class UnfinishedError(RuntimeError):
+    """Parts or shards failed though their inputs may be well; what was finished stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardProgress:
+    """How far the stage is, in images."""
+
+    phase: Literal["examine", "plan", "write"]
+    done: int
+    total: int | None
+    """None while it is not known: only reading tells what an archive holds."""
+    accepted: int
+    quarantined: int
+    filtered: int
+    duplicate: int
+    """0 until the plan is made."""
+
+
+Progress = Callable[[ShardProgress], None]
+
+
+def make_shards(job: ShardRequest, run: Run, *, resume: bool, on_progress: Progress) -> Manifest:
+    """Turn sources into shards; the bytes do not depend on how `run` works.
+
+    Stopped at any moment, it leaves only whole parts and shards, and `resume` goes on.
+
+    Args:
+        job: What is made, and where.
+        run: How parts and shards are made: `run_here`, or on more processes.
+        resume: Whether the folder may hold an earlier run with equal settings.
+        on_progress: Called after every part and shard.
+
+    Raises:
+        ConfigError: A source or the folder cannot be used as it is, or no image is usable.
+        UnfinishedError: Parts or shards failed for another reason; names them.
+        OSError: The disk is full.
+    """
+    check_place(job.out, job.sources)
+    chunks = list_chunks(job.sources)
+    with lock_folder(job.out):
+        check_started(job, resume=resume)
+        made = finished_manifest(job, chunks)
+        return made or shard_chunks(chunks, job, run, on_progress)
+
+
+def shard_chunks(
+    chunks: Sequence[Chunk], job: ShardRequest, run: Run, on_progress: Progress
+) -> Manifest:
+    """Make the shards of `chunks`, whose order and number do not matter; the folder is locked."""
+    start_folder(job)
+    try:
+        require_disk_space(job.out, chunks, job.config)
+        num_inputs, specs = _examine(chunks, job, run, on_progress)
+        try:
+            plan = make_plan([spec.table_path for spec in specs], num_inputs, job.plan, job.config)
+        except ConfigError:
+            abandon_folder(job)
+            raise
+        reports = _write(plan, job, run, on_progress)
+        return finish_folder(job, plan, reports, chunks)
+    finally:
+        remove_partials(job)
+
+
+def _examine(
+    chunks: Sequence[Chunk], job: ShardRequest, run: Run, on_progress: Progress
+) -> tuple[int, list[PartSpec]]:
+    """Make the parts; return the number of inputs, and what was made."""
+    specs = [PartSpec(job.parts, chunk, job.config) for chunk in chunks]
+    remove_others(job, parts=[spec.id for spec in specs])
+    known = [chunk.num_inputs for chunk in chunks]
+    total = None if None in known else sum(number or 0 for number in known)
+    sofar = ShardProgress("examine", 0, total, 0, 0, 0, 0)
+    names = [f"{spec.chunk.source} {spec.id}" for spec in specs]
+    for report in _run_all(make_part, specs, run, job, ("parts", names)):
+        assert isinstance(report, PartReport)
+        sofar = replace(
+            sofar,
+            done=sofar.done + report.inputs,
+            accepted=sofar.accepted + report.accepted,
+            quarantined=sofar.quarantined + report.quarantined,
+            filtered=sofar.filtered + report.filtered,
+        )
+        on_progress(sofar)
+    on_progress(replace(sofar, phase="plan", total=sofar.done))
+    return sofar.done, specs
+
+
+def _write(plan: Plan, job: ShardRequest, run: Run, on_progress: Progress) -> list[ShardReport]:
+    specs = shard_specs(plan, job.out, job.parts, job.config)
+    names = [spec.stem for spec in specs]
+    remove_others(job, shards=names)
+    reports: list[ShardReport] = []
+    sofar = _written(plan.ledger)
+    for report in _run_all(write_shard, specs, run, job, ("shards", names)):
+        reports.append(report)
+        sofar = replace(sofar, done=sofar.done + report.num_samples)
+        on_progress(sofar)
+    return reports
+
+
+def _written(ledger: Ledger) -> ShardProgress:
+    return ShardProgress(
+        phase="write",
+        done=0,
+        total=ledger.accepted,
+        accepted=ledger.accepted,
+        quarantined=ledger.num_quarantined,
+        filtered=ledger.num_filtered,
+        duplicate=ledger.duplicate,
+    )
+
+
+@dataclass(slots=True)
+class _Failures:
+    causes: list[Exception] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+def _run_all(
+    call: Callable[[Any], Any],
+    specs: Sequence[Any],
+    run: Run,
+    job: ShardRequest,
+    named: tuple[str, Sequence[str]],
+) -> Iterator[Any]:
+    """Yield what `call` returns for each of `specs`; raise for those that failed in the end."""
+    what, names = named
+    failed = _Failures()
+    with closing(run(call, specs)) as ended:
+        for position, result in ended:
+            if not isinstance(result, Exception):
+                yield result
+                continue
+            if isinstance(result, ConfigError | DamageError):
+                raise result
+            if isinstance(result, OSError) and result.errno in _NO_ROOM:
+                raise OSError(result.errno, result.strerror, str(job.out))
+            failed.causes.append(result)
+            failed.names.append(names[position])
+    if failed.causes:
+        first = failed.causes[0]
+        listed = sorted(failed.names)
+        more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+        raise UnfinishedError(
+            f"{len(listed)} of {len(specs)} {what} failed: {', '.join(listed[:_NAMED])}{more} "
+            f"({type(first).__name__}: {first}). "
+            "Run the same command again with --resume; what is finished is kept."
+        ) from first

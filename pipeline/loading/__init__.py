@@ -1,0 +1,1 @@
+"""Shards into batches: order, draws, damage, graph."""

@@ -1,0 +1,192 @@
+"""Push plans through a graph that runs ahead; build it anew where an image does not decode."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.dali.decode import decoded_size
+from pipeline.dali.graph import Arrays, Feed, Graph
+from pipeline.loading.counters import LoaderCounters
+from pipeline.pretext.plan import TilePlan
+from pipeline.shards.damage import DamageError
+from pipeline.shards.store import Samples
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBatch:
+    """A batch before its pixels exist."""
+
+    epoch: int
+    step: int
+    sample_ids: NDArray[np.int64]
+    """(B,), whose bytes are read."""
+    replaced: int
+    """How many of them took the place of a damaged sample."""
+    samples: Samples
+    labels: NDArray[np.int64]
+    tasks: tuple[TilePlan, ...]
+    """What was drawn for each task of the pretext; none in an evaluation."""
+    arrays: tuple[Arrays, ...]
+    """What the graph is fed."""
+    purged: int = 0
+    """How many samples took the place of a purged one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A batch that holds images without views."""
+
+    planned: PlannedBatch
+    positions: tuple[int, ...]
+    """Of those images, at least one."""
+    lasting: bool
+    """Whether no view of them can be made, or only this one was tried."""
+
+
+Repair = Callable[[Failure], PlannedBatch]
+
+
+def run_plans(
+    plans: Iterator[PlannedBatch],
+    build: Callable[[Feed], Graph],
+    repair: Repair,
+    counters: LoaderCounters,
+) -> Iterator[tuple[PlannedBatch, Tensor]]:
+    """Yield each plan with its views, in order.
+
+    A graph whose batch fails is thrown away: what it still held is fed to a new one, the failed
+    batch first, as `repair` returns it. An error of `plans` is raised behind the last good batch.
+    """
+    plans = (_parsed(planned, repair) for planned in plans)
+    again: deque[PlannedBatch] = deque()
+    pending: Exception | None = None
+    while True:
+        ahead: deque[PlannedBatch] = deque()
+        feed = _Feed(plans, again, ahead, counters, pending)
+        graph = build(feed)
+        try:
+            yield from _run(graph, feed, ahead, counters)
+        except RuntimeError as error:
+            if error is feed.error or not ahead:
+                raise
+            pending = feed.error  # Of a later plan: the batch that failed is to be named first.
+            first, *rest = ahead
+            failure = Failure(first, _failing(first, build, error), lasting=False)
+            again.extendleft(reversed([_parsed(repair(failure), repair), *rest]))
+            counters.rebuilds += 1
+        else:
+            return
+
+
+def _run(
+    graph: Graph, feed: "_Feed", ahead: deque[PlannedBatch], counters: LoaderCounters
+) -> Iterator[tuple[PlannedBatch, Tensor]]:
+    while True:
+        asked, fed = time.perf_counter(), feed.seconds
+        try:
+            views = graph.run()
+        except StopIteration:
+            if feed.error is not None:
+                raise feed.error from None
+            return
+        finally:
+            waited = time.perf_counter() - asked - (feed.seconds - fed)
+            counters.decode_wait_s += waited
+        done = ahead.popleft()
+        counters.in_flight = len(ahead)
+        counters.batches += 1
+        counters.images += len(done.sample_ids)
+        counters.bytes_read += done.samples.num_bytes
+        counters.replaced += done.replaced
+        given = time.perf_counter()
+        yield done, views
+        counters.consumer_s += time.perf_counter() - given
+
+
+class _Feed:
+    """The graph's source: first what must be run again, then new plans."""
+
+    def __init__(
+        self,
+        plans: Iterator[PlannedBatch],
+        again: deque[PlannedBatch],
+        ahead: deque[PlannedBatch],
+        counters: LoaderCounters,
+        error: Exception | None,
+    ) -> None:
+        self._plans, self._again, self._ahead = plans, again, ahead
+        self._counters = counters
+        self.seconds = 0.0
+        self.error = error
+        """What ended the plans."""
+
+    def __call__(self) -> tuple[Arrays, ...]:
+        started = time.perf_counter()
+        try:
+            if self.error is not None and not self._again:
+                raise self.error
+            # The StopIteration of `next` ends the graph behind the last batch.
+            planned = self._again.popleft() if self._again else next(self._plans)
+        except StopIteration:
+            raise
+        except Exception as error:  # Raised once the batches before it are delivered.
+            self.error = error
+            raise StopIteration from error
+        finally:
+            self.seconds += time.perf_counter() - started
+        self._ahead.append(planned)
+        return planned.arrays
+
+
+def _failing(
+    planned: PlannedBatch, build: Callable[[Feed], Graph], error: Exception
+) -> tuple[int, ...]:
+    """Find the images of a failed batch that have no view, by the graph itself, one by one.
+
+    Only a part of an image is decoded, and whether that part is whole must not depend on what else
+    is in a batch.
+
+    Raises:
+        DamageError: Each image alone has a view: the graph failed for another reason.
+    """
+    failing, next_one, batch = [], 0, len(planned.sample_ids)
+    while next_one < batch:
+        graph = build(_one_by_one(planned, next_one))
+        try:
+            while next_one < batch:
+                graph.run()
+                next_one += 1
+        except RuntimeError:
+            failing.append(next_one)
+            next_one += 1
+    if not failing:
+        place = f"epoch {planned.epoch}, step {planned.step}"
+        raise DamageError(f"the graph failed at {place}: {error}") from error
+    return tuple(failing)
+
+
+def _one_by_one(planned: PlannedBatch, first: int) -> Feed:
+    batches = (
+        tuple(array[n : n + 1] for array in planned.arrays)
+        for n in range(first, len(planned.sample_ids))
+    )
+    return lambda: next(batches)
+
+
+def _parsed(planned: PlannedBatch, repair: Repair) -> PlannedBatch:
+    """Plan again while the batch holds what DALI would not survive, see `decoded_size`."""
+    while misread := _misread(planned):
+        planned = repair(Failure(planned, tuple(misread), lasting=True))
+    return planned
+
+
+def _misread(planned: PlannedBatch) -> list[int]:
+    samples = planned.samples
+    sizes = zip(samples.heights.tolist(), samples.widths.tolist(), strict=True)
+    pairs = zip(samples.payloads, sizes, strict=True)
+    return [n for n, (payload, size) in enumerate(pairs) if decoded_size(payload) != size]

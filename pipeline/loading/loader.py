@@ -1,0 +1,277 @@
+"""Order + store + draws + graph -> batches; the whole state is (epoch, step)."""
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config import ConfigError
+from pipeline.dali.graph import GraphOptions
+from pipeline.dali.whole import whole_graph
+from pipeline.loading.counters import LoaderCounters
+from pipeline.loading.draws import Draws
+from pipeline.loading.graph_runner import Failure, PlannedBatch, run_plans
+from pipeline.loading.mixture import Mixture, RankInfo, Share
+from pipeline.loading.quarantine import STOP_AT_DAMAGE, DamagePolicy, EpochCounts, Quarantine
+from pipeline.loading.views import PretextConfig, check_lanes, plan_views, view_graph
+from pipeline.remote.cache import ShardCache
+from pipeline.shards.damage import Damage, DamageError
+from pipeline.shards.store import Samples, Store
+
+_MAX_SPARES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's share of a step, or one batch of an evaluation."""
+
+    epoch: int
+    step: int
+    sample_ids: NDArray[np.int64]
+    """(B,)."""
+    views: Tensor
+    """uint8, batch first, as the graph emits them, on the graph's device."""
+    labels: NDArray[np.int64]
+    """(B, ...): what the pretext asks, or the class numbers in an evaluation."""
+
+
+class Loader(Protocol):
+    """What training asks of a loader."""
+
+    counters: LoaderCounters
+    cache: ShardCache | None
+    """Of remote shards."""
+
+    @property
+    def max_batch(self) -> int:
+        """Size of this rank's share of a step."""
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step over all ranks."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch, the same on every rank."""
+
+    @property
+    def remainder(self) -> int:
+        """Samples of an epoch that fill no step."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the position behind the last batch that was taken."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to a position."""
+
+    def batches(self, options: GraphOptions) -> Iterator[Batch]:
+        """Yield batches for ever, from the current position on."""
+
+    def close(self) -> None:
+        """Let go of shards, threads and files."""
+
+
+class PretextLoader:
+    """Batches of a pretext, from any position, in the same order on any number of ranks.
+
+    Iterating never ends: epochs follow each other. `state()` is the position behind the last batch
+    that was taken, whatever was computed ahead. A damaged sample stops the run, or is replaced by a
+    sample that the order names for its place.
+    """
+
+    def __init__(
+        self,
+        data: Mixture,
+        pretext: PretextConfig,
+        *,
+        seed: int,
+        place: RankInfo,
+        policy: DamagePolicy = STOP_AT_DAMAGE,
+    ) -> None:
+        self.max_batch = data.batch_size(place)  # Refuses more ranks than lanes at once.
+        check_lanes(pretext, data)
+        self.global_batch, self.remainder = data.global_batch, data.remainder
+        self.steps_per_epoch = data.steps_per_epoch
+        self.counters = LoaderCounters()
+        self.cache: ShardCache | None = None
+        self._data, self._pretext, self._seed, self._place = data, pretext, seed, place
+        self._quarantine = Quarantine(policy, place.rank)
+        self._epoch, self._step = 0, 0
+        self._counts = EpochCounts(first_step=0)
+        self._asked_for = (-1, -1)
+        self._obeyed = -1
+        """Epoch that the tombstones were read for."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the position and what it belongs to; under 256 bytes of JSON."""
+        return {"epoch": self._epoch, "step": self._step, **self._identity()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to a position, whatever the number of ranks that left it.
+
+        Raises:
+            ConfigError: The state belongs to other shards, another seed or another order.
+        """
+        for key, ours in self._identity().items():
+            if state[key] != ours:
+                raise ConfigError(
+                    f"{key} (={ours}) differs from the checkpoint's (={state[key]}): the order of "
+                    "samples would change in the middle of a run. Start a new run."
+                )
+        self._epoch, self._step = state["epoch"], state["step"]
+        self._counts = EpochCounts(first_step=self._step)
+
+    def batches(self, options: GraphOptions) -> Iterator[Batch]:
+        """Yield batches for ever, from the current position on."""
+        for done, views in self._run(self._positions(), options):
+            self._advance(done)
+            yield Batch(done.epoch, done.step, done.sample_ids, views, done.labels)
+
+    def one_step(self, epoch: int, step: int, options: GraphOptions) -> tuple[PlannedBatch, Tensor]:
+        """Plan and run one step as `batches` does; the position stays where it is."""
+        with closing(self._run(iter([(epoch, step)]), options)) as steps:
+            return next(steps)
+
+    def close(self) -> None:
+        """Let go of all shards, and of the cache."""
+        self._data.close()
+        if self.cache is not None:
+            self.cache.close()
+
+    def _run(
+        self, positions: Iterator[tuple[int, int]], options: GraphOptions
+    ) -> Generator[tuple[PlannedBatch, Tensor], None, None]:
+        plans = (self._plan(epoch, step) for epoch, step in positions)
+        build = lambda feed: view_graph(feed, self._pretext, options)  # noqa: E731
+        yield from run_plans(plans, build, self._repair, self.counters)
+
+    def _plan(self, epoch: int, step: int) -> PlannedBatch:
+        started, read_before = time.perf_counter(), self.counters.read_s
+        if epoch != self._obeyed:  # What is purged in an epoch is gone from the next on.
+            self._quarantine.purge(self._data.purged())
+            self._obeyed = epoch
+        share = self._data.share(epoch, step, self._place)
+        self._fetch_early(share, epoch, step)
+        ids, samples = self._read_whole(share, epoch, step)
+        draws = Draws(self._seed, share.epochs, ids)
+        plan = plan_views(self._pretext, samples, draws, self._data.mates(share))
+        spent = time.perf_counter() - started
+        self.counters.plan_s += spent - (self.counters.read_s - read_before)
+        others = share.sample_ids[ids != share.sample_ids].tolist()
+        purged = sum(map(self._quarantine.is_purged, others))
+        made = (samples, plan.labels, plan.tasks, plan.arrays)
+        return PlannedBatch(epoch, step, ids, len(others) - purged, *made, purged)
+
+    def _read_whole(self, share: Share, epoch: int, step: int) -> tuple[NDArray[np.int64], Samples]:
+        """Read a step's samples, with others in the place of damaged ones."""
+        ids, attempts = share.sample_ids.copy(), [0] * len(share.sample_ids)
+        bad, epochs = self._quarantine, share.epochs.tolist()
+        started = time.perf_counter()
+        while True:
+            for position in range(len(ids)) if bad else ():
+                while (sample := (int(ids[position]), epochs[position])) in bad:
+                    if bad.is_purged(sample[0]):
+                        bad.record_purged(sample[0], epoch=epoch, step=step)
+                    if attempts[position] == _MAX_SPARES:
+                        raise DamageError(f"no whole sample found in {_MAX_SPARES} places.")
+                    ids[position] = self._data.spare(share, position, attempts[position])
+                    attempts[position] += 1
+            samples = self._data.read(ids)
+            if not samples.damaged:
+                break
+            for damage in samples.damaged.values():
+                self._quarantine.admit(damage, epoch=epoch, step=step)
+        self.counters.read_s += time.perf_counter() - started
+        return ids, samples
+
+    def _repair(self, failure: Failure) -> PlannedBatch:
+        """Plan a step again without the images that have no view."""
+        epoch, step = failure.planned.epoch, failure.planned.step
+        epochs = self._data.share(epoch, step, self._place).epochs
+        for position, damage in zip(failure.positions, _named(self._data, failure), strict=True):
+            view_of = None if failure.lasting else int(epochs[position])
+            self._quarantine.admit(damage, epoch=epoch, step=step, view_of=view_of)
+        return self._plan(epoch, step)
+
+    def _advance(self, done: PlannedBatch) -> None:
+        counts, steps = self._counts, self._data.steps_per_epoch
+        counts.delivered += len(done.sample_ids) - done.replaced - done.purged
+        counts.replaced += done.replaced
+        counts.purged += done.purged
+        self._quarantine.judge(counts, samples_per_epoch=steps * self.max_batch)
+        self._epoch, self._step = self._after(done.epoch, done.step)
+        if self._epoch != done.epoch:
+            counts.close(done.epoch, planned=(steps - counts.first_step) * self.max_batch)
+            self._counts = EpochCounts(first_step=0)
+
+    def _fetch_early(self, share: Share, epoch: int, step: int) -> None:
+        """Ask for remote shards each time a lane of the first set enters another window."""
+        config = self._data.sets[0].order.config
+        window = (epoch, step * config.lane_share // config.window)
+        if window != self._asked_for:
+            self._data.prefetch(share, self._place)
+            self._asked_for = window
+
+    def _positions(self) -> Iterator[tuple[int, int]]:
+        epoch, step = self._epoch, self._step
+        while True:
+            yield epoch, step
+            epoch, step = self._after(epoch, step)
+
+    def _after(self, epoch: int, step: int) -> tuple[int, int]:
+        return (epoch, step + 1) if step + 1 < self._data.steps_per_epoch else (epoch + 1, 0)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self._data.fingerprint,
+            "seed": self._seed,
+            "global_batch": self._data.global_batch,
+            "num_lanes": self._data.num_lanes,
+            "window": self._data.sets[0].order.config.window,
+        }
+
+
+def whole_batches(
+    store: Store, sample_ids: NDArray[np.int64], options: GraphOptions, *, px: int
+) -> Iterator[Batch]:
+    """Yield the given samples in the given order, each once, the last batch short.
+
+    A view is the central square of the image, resized to `px`: uint8 (B, px, px, 3). An evaluation
+    replaces nothing.
+
+    Raises:
+        DamageError: A sample is damaged or does not decode.
+    """
+
+    def plans() -> Iterator[PlannedBatch]:
+        for step, start in enumerate(range(0, len(sample_ids), options.max_batch)):
+            ids = sample_ids[start : start + options.max_batch]
+            samples = store.read(ids).require_whole()
+            crops = central_squares(samples.heights, samples.widths)
+            arrays = (samples.payloads, crops)
+            yield PlannedBatch(0, step, ids, 0, samples, samples.labels, (), arrays)
+
+    def stop(failure: Failure) -> PlannedBatch:
+        raise DamageError("; ".join(str(damage) for damage in _named(store, failure)))
+
+    build = lambda feed: whole_graph(feed, options, px=px)  # noqa: E731
+    for done, views in run_plans(plans(), build, stop, LoaderCounters()):
+        yield Batch(done.epoch, done.step, done.sample_ids, views, done.labels)
+
+
+def central_squares(heights: NDArray[np.int32], widths: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the largest central square of each image, int32 (B, 4): top, left, height, width."""
+    side = np.minimum(heights, widths)
+    return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
+
+
+def _named(data: Mixture | Store, failure: Failure) -> list[Damage]:
+    """Name the images of a batch that have no view."""
+    detail = "the image does not decode, though its bytes are those that were written."
+    ids = [int(failure.planned.sample_ids[position]) for position in failure.positions]
+    return [data.damage(sample_id, "decode", detail) for sample_id in ids]

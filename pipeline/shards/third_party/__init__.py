@@ -1,0 +1,1 @@
+"""Shards that others wrote: listed, scanned and indexed where they lie."""

@@ -1,0 +1,213 @@
+"""One shard that others wrote: its members, samples, images and labels into an index."""
+
+import hashlib
+import mmap
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from pipeline.config import ConfigError
+from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file
+from pipeline.remote.location import is_remote, redact_url
+from pipeline.shards.headers import HeaderError, read_size
+from pipeline.shards.index import ShardIndex, hash_spans
+from pipeline.shards.samples import RawSample, group_members, read_label
+from pipeline.shards.tar import Member, shard_error, walk_tar
+from pipeline.shards.third_party.listing import ask_filesystem
+from pipeline.shards.third_party.record import ShardRecord, read_record, write_record
+
+_GZIP = b"\x1f\x8b"
+_TAGS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "blob_id")
+"""What the file systems of fsspec call that which changes with a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanSpec:
+    """Everything that decides what a scan gives, and where it goes."""
+
+    name: str
+    """Absolute path or URL."""
+    folder: Path
+    """Of records and indexes."""
+    fast: bool
+    """Read the tar's headers only; the loader does the rest when it first reads the shard."""
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Columns of an index, as they grow."""
+
+    keys: list[str] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    images: list[tuple[int, int]] = field(default_factory=list)
+    """Offset and size."""
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    """Width and height, px."""
+    hashes: list[int] = field(default_factory=list)
+    labels: list[int | str | None] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What is known of a shard now."""
+
+    record: ShardRecord
+    is_new: bool
+    """Whether the shard was read for it; it was known and unchanged otherwise."""
+
+
+def scan_shard(spec: ScanSpec) -> Scan:
+    """Scan the shard of `spec` and write index and record, unless it is unchanged since.
+
+    Raises:
+        ShardError: The shard is damaged; nothing was written.
+        ConfigError: It is missing or changes, or its labels cannot be used.
+        OSError: It cannot be read now.
+    """
+    stamp = _read_stamp(spec.name)
+    known = read_record(spec.folder, spec.name)
+    if known is not None and stamp and (known.stamp, known.fast) == (stamp, spec.fast):
+        return Scan(known, is_new=False)
+    buffer = _read_shard(spec.name)
+    record, index = _scan(buffer, spec, stamp)
+    if _read_stamp(spec.name) != stamp:
+        raise ConfigError(
+            f"shard (={redact_url(spec.name)}) changed while it was read; wait for it."
+        )
+    return Scan(write_record(spec.folder, record, index), is_new=True)
+
+
+def _read_stamp(name: str) -> str:
+    """Tell a shard from its later versions without reading it; empty where that cannot be done.
+
+    Raises:
+        ConfigError: There is no such file.
+        OSError: It cannot be asked for now.
+    """
+    if not is_remote(name):
+        try:
+            status = Path(name).stat()
+        except OSError as error:
+            raise ConfigError(f"shard (={name}) cannot be read: {error.strerror}.") from None
+        return f"{status.st_size} {status.st_mtime_ns}"
+    info = ask_filesystem(name, "info")
+    tags = [f"{tag}={info[tag]}" for tag in _TAGS if info.get(tag)]
+    return f"{info.get('size')} {' '.join(tags)}" if tags else ""
+
+
+def _read_shard(name: str) -> memoryview:
+    """Map a shard; a remote one is fetched first, into a file that ends with its mapping."""
+    if is_remote(name):
+        with tempfile.TemporaryDirectory(prefix="tessera-index-") as folder:
+            path = Path(folder) / "shard.tar"
+            try:
+                fetch_file(name, path, num_bytes=None, sha256=None, config=FetchConfig())
+            except FetchError as error:
+                raise OSError(str(error)) from error
+            return _map(path)
+    return _map(Path(name))
+
+
+def _map(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        try:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except ValueError:  # An empty file cannot be mapped.
+            return memoryview(b"")
+
+
+def _scan(buffer: memoryview, spec: ScanSpec, stamp: str) -> tuple[ShardRecord, ShardIndex]:
+    if buffer[:2] == _GZIP:
+        raise shard_error(spec.name, 0, "it is compressed; unpack it to read single samples")
+    members = list(walk_tar(buffer, spec.name))
+    samples = group_members(members, spec.name)
+    rows = _Rows()
+    for sample in samples:
+        _add(rows, sample, buffer, spec)
+    names, numbers = _number_labels(rows.labels, spec.name)
+    counts = any(isinstance(label, int) for label in rows.labels)
+    record = ShardRecord(
+        version=1,
+        name=spec.name,
+        stamp=stamp,
+        fast=spec.fast,
+        num_bytes=len(buffer),
+        sha256=None if spec.fast else hashlib.sha256(buffer).hexdigest(),
+        num_members=len(members),
+        num_inputs=len(samples),
+        num_samples=len(rows.keys),
+        index="",
+        index_sha256="",
+        names=names,
+        numbers=tuple(range(len(names))),
+        num_classes=1 + max(numbers) if counts else 0,
+        left_out=tuple(rows.left_out),
+    )
+    return record, _make_index(rows, numbers, buffer, fast=spec.fast)
+
+
+def _add(rows: _Rows, sample: RawSample, buffer: memoryview, spec: ScanSpec) -> None:
+    """Add a sample to the index, or to what is left out."""
+    key = plain_key(sample.key)
+    image = sample.find_image()
+    if not isinstance(image, Member):
+        rows.left_out.append((key, image))
+        return
+    size, digest = (0, 0), 0
+    if not spec.fast:
+        payload = buffer[image.offset : image.offset + image.size]
+        try:
+            size = read_size(payload)
+        except HeaderError as error:
+            rows.left_out.append((key, error.reason))
+            return
+        digest = xxhash.xxh3_64_intdigest(payload)
+    rows.keys.append(key)
+    rows.starts.append(sample.start)
+    rows.images.append((image.offset, image.size))
+    rows.sizes.append(size)
+    rows.hashes.append(digest)
+    rows.labels.append(read_label(buffer, sample, spec.name))
+
+
+def _number_labels(labels: list[int | str | None], shard: str) -> tuple[tuple[str, ...], list[int]]:
+    """Return the class names, sorted, and the number of every label, -1 where there is none."""
+    names = tuple(sorted({label for label in labels if isinstance(label, str)}))
+    if not names:
+        return (), [label if isinstance(label, int) else -1 for label in labels]
+    if any(isinstance(label, int) for label in labels):
+        raise ConfigError(
+            f"shard (={shard}) has both numbers and names as labels; write it with one of them."
+        )
+    position = {name: number for number, name in enumerate(names)}
+    return names, [position[label] if isinstance(label, str) else -1 for label in labels]
+
+
+def _make_index(rows: _Rows, labels: list[int], buffer: memoryview, *, fast: bool) -> ShardIndex:
+    starts = np.array(rows.starts, np.int64)
+    starts[:1] = 0  # What lies before the first sample belongs to it, so that spans cover the tar.
+    offsets, bytes_ = np.array(rows.images, np.int64).reshape(-1, 2).T
+    widths, heights = np.array(rows.sizes, np.int32).reshape(-1, 2).T
+    has_spans = len(starts) > 0 and not fast
+    return ShardIndex(
+        keys=tuple(rows.keys),
+        starts=starts,
+        offsets=offsets,
+        sizes=bytes_,
+        widths=widths,
+        heights=heights,
+        hashes=np.array(rows.hashes, np.uint64),
+        span_hashes=hash_spans(buffer, starts) if has_spans else np.zeros(len(starts), np.uint64),
+        labels=np.array(labels, np.int32),
+    )
+
+
+def plain_key(key: str) -> str:
+    r"""Write bytes that are not UTF-8 as \xNN, which tables and JSON can hold."""
+    if key.isascii():
+        return key
+    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,1 @@
+"""The demo's crawl: rendered pictures of ten kinds of objects."""

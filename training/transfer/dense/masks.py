@@ -1,0 +1,196 @@
+"""Segmentation masks of PASCAL VOC as they lie on the disk, and how well others agree with them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.config import ConfigError
+from pipeline.shards.headers import HeaderError, read_size
+from training.transfer.images.voc import class_names, image_files, listed
+from training.transfer.images.voc_annotation import Problems
+
+# Shapes: K classes with the background, H/W size of an image.
+
+
+BACKGROUND = "background"
+VOID = 255
+"""Of pixels that belong to no class: borders of objects, and difficult ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedImage:
+    """An image and its mask."""
+
+    id: str
+    path: Path
+    mask: Path
+    """PNG whose palette index, or gray value, is the class: 0 the background, 255 none."""
+    width: int
+    """In px, of both."""
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedSet:
+    """The images of a set that can be used, in its order."""
+
+    images: tuple[MaskedImage, ...]
+    classes: tuple[str, ...]
+    """Names of the K classes, the background first."""
+    problems: dict[str, int]
+    """How often what was odd, see `read_masked`."""
+
+
+def read_masked(folder: Path, image_set: str) -> MaskedSet:
+    """Read a set of ImageSets/Segmentation.
+
+    Counted, and left out: `missing_image`, `unreadable_image`, `missing_mask`, `unreadable_mask`,
+    `size_differs` (image and mask have other sizes), `listed_twice` (the second time).
+
+    Args:
+        folder: VOCdevkit/VOC2012. Its class files in ImageSets/Main name the classes, in
+            alphabetical order; where there are none, classes have the numbers of all masks.
+        image_set: train, val, trainval.
+
+    Raises:
+        ConfigError: The folder holds no masks, has no such set, or no image of it can be used.
+    """
+    if not (folder / "SegmentationClass").is_dir() or not (folder / "JPEGImages").is_dir():
+        raise ConfigError(
+            f"voc (={folder}) holds no SegmentationClass beside JPEGImages: there is nothing to "
+            "segment. Give a folder with masks, or leave the job segmentation out."
+        )
+    files, problems, images = image_files(folder), Problems(), []
+    seen: set[str] = set()
+    for image_id in listed(folder, image_set, "Segmentation"):
+        found: MaskedImage | str = "listed_twice"
+        if image_id not in seen:
+            found = _read_one(folder, image_id, files.get(image_id))
+        seen.add(image_id)
+        if isinstance(found, str):
+            problems.add(found, image_id)
+        else:
+            images.append(found)
+    if not images:
+        odd = ", ".join(f"{count} {kind}" for kind, count in problems.counts.items())
+        raise ConfigError(
+            f"image set (={image_set}) has no image that can be used in voc (={folder}): {odd}. "
+            "Add what is missing."
+        )
+    names = class_names(folder) or _numbers(folder)
+    return MaskedSet(tuple(images), (BACKGROUND, *names), dict(problems.counts))
+
+
+def read_mask(image: MaskedImage, num_classes: int) -> NDArray[np.uint8]:
+    """Read the class of every pixel: uint8 (H, W), 255 for none.
+
+    Raises:
+        ConfigError: It names a class that there is not, or is no palette or gray PNG.
+    """
+    indexes = read_indexes(image.mask)
+    wrong = np.unique(indexes[(indexes >= num_classes) & (indexes != VOID)])
+    if len(wrong):
+        raise ConfigError(
+            f"mask (={image.mask}) names class {wrong[0]} of {num_classes} with the background; "
+            "add the class to ImageSets/Main or mend the mask."
+        )
+    return indexes
+
+
+def read_indexes(path: Path) -> NDArray[np.uint8]:
+    """Read a mask as it is: uint8 (H, W).
+
+    Raises:
+        ConfigError: It is no palette or gray PNG, or does not decode.
+    """
+    try:
+        with Image.open(path) as mask:
+            mode, indexes = mask.mode, np.array(mask)
+    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: a broken chunk.
+        raise ConfigError(f"mask (={path}) does not decode: {error}; mend or unlist it.") from None
+    if mode not in ("P", "L"):
+        raise ConfigError(
+            f"mask (={path}) has pixels of mode {mode}, not the index of a class; give PNGs with a "
+            "palette, as VOC has them, or with one gray channel."
+        )
+    return indexes.astype(np.uint8)
+
+
+def fitted_mask(
+    indexes: NDArray[np.uint8], size: tuple[int, int], *, mirrored: bool
+) -> NDArray[np.uint8]:
+    """Resize a mask to (height, width) by the nearest pixel, then exchange left and right."""
+    height, width = size
+    resized = np.asarray(Image.fromarray(indexes).resize((width, height), Image.Resampling.NEAREST))
+    return resized[:, ::-1] if mirrored else resized
+
+
+def count_pixels(
+    truth: NDArray[np.uint8], guess: NDArray[np.integer[Any]], num_classes: int
+) -> NDArray[np.int64]:
+    """Count pixels by class: int64 (K, K), rows the truth, columns the guess; void ones are not.
+
+    Args:
+        truth: (H, W), 255 where void.
+        guess: (H, W), 0..K - 1.
+        num_classes: K.
+    """
+    there = truth != VOID
+    pairs = truth[there].astype(np.int64) * num_classes + guess[there]
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def overlaps_of_classes(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the intersection over union of each class, float64 (K,), 0 to 1.
+
+    The intersection are the pixels of the class, in all images together, that are guessed to be of
+    it; the union adds those of the class that are not, and those that are guessed to be of it and
+    are not. Undefined (NaN) for a class without a pixel in the truth.
+
+    Args:
+        counts: (K, K), as `count_pixels` gives them, of all images.
+    """
+    both = np.diag(counts).astype(np.float64)
+    true, guessed = counts.sum(axis=1), counts.sum(axis=0)
+    union = true + guessed - both
+    shares: NDArray[np.float64] = np.full_like(both, np.nan)
+    np.divide(both, union, out=shares, where=true > 0)
+    return shares
+
+
+def _read_one(folder: Path, image_id: str, path: Path | None) -> MaskedImage | str:
+    """Read the sizes of an image and its mask, or say what is wrong with them."""
+    mask = folder / "SegmentationClass" / f"{image_id}.png"
+    if path is None:
+        return "missing_image"
+    if not mask.is_file():
+        return "missing_mask"
+    size, of_mask = _size_of(path), _size_of(mask)
+    if size is None or of_mask is None:
+        return "unreadable_mask" if size else "unreadable_image"
+    return MaskedImage(image_id, path, mask, *size) if size == of_mask else "size_differs"
+
+
+def _numbers(folder: Path) -> list[str]:
+    """Name classes by their numbers, up to the largest of any mask of the folder that is whole."""
+    largest = max((int(i[i != VOID].max(initial=0)) for i in _all_indexes(folder)), default=0)
+    return [str(number) for number in range(1, largest + 1)]
+
+
+def _all_indexes(folder: Path) -> Iterator[NDArray[np.uint8]]:
+    for path in sorted((folder / "SegmentationClass").glob("*.png")):
+        if _size_of(path) is not None:
+            yield read_indexes(path)
+
+
+def _size_of(path: Path) -> tuple[int, int] | None:
+    """Return width and height of an image that is whole, else None."""
+    try:
+        return read_size(memoryview(path.read_bytes()))
+    except (HeaderError, OSError):
+        return None

@@ -1,0 +1,360 @@
+"""PASCAL VOC as it lies on the disk: images, boxes and classes of an image set.
+
+Every listed image is in the result or counted in its problems, and so is every object.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import ConfigError
+from pipeline.shards.headers import HeaderError, read_size
+from training.transfer.images.voc_annotation import (
+    Annotation,
+    AnnotationError,
+    Boxes,
+    Problems,
+    read_annotation,
+    usable_boxes,
+)
+
+# Shapes: N images, C classes.
+
+
+_CLASS_SETS = ("trainval", "train", "val", "test")
+_TOLD = {"1": 1, "-1": 0, "0": -1}  # shown, not shown, shown but difficult
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def image_sets(part: Path, task: str = "Main") -> list[str]:
+    """Name the image sets of a folder in VOC layout; class files are none.
+
+    Args:
+        part: VOCdevkit/VOC2007.
+        task: Main, Segmentation.
+    """
+    paths = sorted((part / "ImageSets" / task).glob("*.txt"))
+    return [path.stem for path in paths if _class_of(path) is None]
+
+
+def listed(part: Path, image_set: str, task: str = "Main") -> list[str]:
+    """Return the ids of a set, in its order.
+
+    Raises:
+        ConfigError: There is no such set, it is empty, or it names an image outside of the folder.
+    """
+    path = part / "ImageSets" / task / f"{image_set}.txt"
+    if not path.is_file() or "/" in image_set:
+        there = ", ".join(image_sets(part, task)) or "none"
+        raise ConfigError(
+            f"image set (={image_set}) is not in {path.parent}, which has: {there}. Name one of "
+            "them."
+        )
+    ids = [line.split()[0] for line in _lines(path)]
+    if not ids:
+        raise ConfigError(f"image set (={image_set}) lists no image in {path}; name another set.")
+    for image_id in ids:
+        if "/" in image_id or "\\" in image_id or image_id.startswith("."):
+            raise ConfigError(
+                f"image set (={image_set}) names {image_id!r} in {path}, which is no name of a "
+                "file in JPEGImages; give ids without folder and suffix."
+            )
+    return ids
+
+
+def image_files(part: Path) -> dict[str, Path]:
+    """Find the images of a folder by their ids: JPEG, PNG and WebP by their suffix."""
+    paths = sorted((part / "JPEGImages").iterdir())
+    return {path.stem: path for path in paths if path.suffix.lower() in _SUFFIXES}
+
+
+def class_names(part: Path) -> list[str]:
+    """Name the classes that have a class file in ImageSets/Main, in alphabetical order."""
+    paths = (part / "ImageSets" / "Main").glob("*_*.txt")
+    return sorted({name for name in map(_class_of, paths) if name is not None})
+
+
+def class_targets(
+    part: Path, image_set: str, ids: Sequence[str], classes: Sequence[str], unlisted: int
+) -> NDArray[np.int64]:
+    """Read what the class files of a set say of images.
+
+    Returns:
+        int64 (N, C): 1 shown, 0 not shown, -1 shown but difficult, `unlisted` where the file of the
+        class does not name the image or is not there.
+
+    Raises:
+        ConfigError: A class file holds other than -1, 0 and 1.
+    """
+    targets = np.full((len(ids), len(classes)), unlisted, np.int64)
+    for column, name in enumerate(classes):
+        path = part / "ImageSets" / "Main" / f"{name}_{image_set}.txt"
+        told = _told(path) if path.is_file() else {}
+        for row, image_id in enumerate(ids):
+            targets[row, column] = told.get(image_id, unlisted)
+    return targets
+
+
+def _told(path: Path) -> dict[str, int]:
+    told = {}
+    for line in _lines(path):
+        image_id, *rest = line.split()
+        if len(rest) != 1 or rest[0] not in _TOLD:
+            raise ConfigError(
+                f"class file (={path}) has the line {line!r}; each must be an id, then -1 (not "
+                "shown), 0 (difficult) or 1 (shown)."
+            )
+        told[image_id] = _TOLD[rest[0]]
+    return told
+
+
+def _class_of(path: Path) -> str | None:
+    """Return the class whose file this is, None where it lists a whole set."""
+    for name in _CLASS_SETS:
+        class_name = path.stem.removesuffix(f"_{name}")
+        if class_name not in (path.stem, ""):
+            first = _lines(path)[:1]
+            return class_name if first and len(first[0].split()) == 2 else None
+    return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"image set (={path}) cannot be read: {error}.") from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
+# Shapes: N images, C classes, n objects of an image.
+
+
+UNLISTED = -2
+"""In `VocSet.listed`: no class file names the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class VocImage:
+    """An image and its objects."""
+
+    id: str
+    path: Path
+    width: int
+    """In px, of the file as stored, whatever the annotation says."""
+    height: int
+    boxes: NDArray[np.float32]
+    """(n, 4), left, top, right, bottom in px from 0, right and bottom excluded: the devkit's
+    1-based xmin, ymin, xmax, ymax with the last pixel inside are (xmin - 1, ymin - 1, xmax,
+    ymax)."""
+    labels: NDArray[np.int64]
+    """(n,), class numbers."""
+    difficult: NDArray[np.bool_]
+    """(n,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class VocSet:
+    """The images of an image set that can be used, in its order."""
+
+    images: tuple[VocImage, ...]
+    classes: tuple[str, ...]
+    """Names of the C classes, the same for all sets of a folder."""
+    problems: dict[str, int]
+    """How often what was odd; see `usable_boxes` and `read_voc`."""
+    notes: tuple[str, ...]
+    """The problems and the classes that are absent, a line each, with examples."""
+    listed: NDArray[np.int64] | None = None
+    """(N, C), what the class files of the set say, as `targets_of` gives it; -2 where no class file
+    names the image; None where there are none."""
+
+
+def read_voc(folder: Path, image_set: str, *, classes: Sequence[str] | None = None) -> VocSet:
+    """Read an image set with its boxes.
+
+    Counted, and left out: `missing_image`, `unreadable_image` (no JPEG, PNG or WebP, or cut),
+    `missing_annotation`, `unreadable_annotation`, `listed_twice` (the second time). Counted only:
+    `image_in_no_set` (in JPEGImages, and in no set of the folder), `class_file_differs` (an image
+    of which the class files say other than its boxes; the class files win in `targets_of`). And
+    what `usable_boxes` counts.
+
+    Args:
+        folder: Holds JPEGImages, Annotations and ImageSets/Main: VOCdevkit/VOC2007. Or holds such
+            folders by year: VOCdevkit.
+        image_set: Name of a file of ImageSets/Main: train, val, trainval, test. Of a VOCdevkit,
+            years and sets, joined by plus: "2007_trainval+2012_trainval", for which "07+12" is
+            short.
+        classes: Names in the order of their numbers; those of the class files of ImageSets/Main, in
+            alphabetical order, where they are left out, and where there are no such files, those of
+            all annotations.
+
+    Raises:
+        ConfigError: There is no such folder, set or class, no image of the set can be used, a class
+            file holds other than -1, 0 and 1, or an annotation declares a document type.
+    """
+    parts = _parts(folder, image_set)
+    if classes is None:
+        known = {name for part, _ in parts for name in _classes_of(part)}
+        classes = sorted(known)
+    if not classes:
+        raise ConfigError(
+            f"voc (={folder}) names no class: ImageSets/Main has no class files and Annotations no "
+            "objects. Give the folder of a labelled set."
+        )
+    problems = Problems()
+    images: list[VocImage] = []
+    tables = []
+    for part, name in parts:
+        found = _read_images(part, name, classes, problems)
+        images += found
+        tables.append(class_targets(part, name, [image.id for image in found], classes, UNLISTED))
+    if not images:
+        raise ConfigError(
+            f"image set (={image_set}) has no image that can be used in voc (={folder}): "
+            f"{'; '.join(describe(problems, images, ()))}. Add what is missing."
+        )
+    told = np.concatenate(tables)
+    _compare(told, images, len(classes), problems)
+    return VocSet(
+        tuple(images),
+        tuple(classes),
+        dict(problems.counts),
+        describe(problems, images, classes),
+        None if (told == UNLISTED).all() else told,
+    )
+
+
+def targets_of(voc: VocSet) -> NDArray[np.int64]:
+    """Return what each image shows: int64 (N, C), 1 shown, 0 not shown, -1 shown but difficult.
+
+    The class files say so (their 1, -1 and 0), and the boxes where no class file names the image:
+    -1 where all boxes of the class are difficult.
+    """
+    told = _from_boxes(voc.images, len(voc.classes))
+    return told if voc.listed is None else np.where(voc.listed == UNLISTED, told, voc.listed)
+
+
+def describe(
+    problems: Problems, images: Sequence[VocImage], classes: Sequence[str]
+) -> tuple[str, ...]:
+    """Write what was odd, a line each: how often, what, and where for example."""
+    lines = [
+        f"{problems.counts[kind]} {kind} ({', '.join(problems.examples[kind])}"
+        f"{', ...' if problems.counts[kind] > len(problems.examples[kind]) else ''})"
+        for kind in sorted(problems.counts)
+    ]
+    absent = absent_classes(images, classes)
+    if absent:
+        lines.append(
+            f"no object that is not difficult of: {', '.join(absent)}; average precision is "
+            "undefined there and left out of means"
+        )
+    return tuple(lines)
+
+
+def absent_classes(images: Sequence[VocImage], classes: Sequence[str]) -> list[str]:
+    """Name the classes without an object that is not difficult."""
+    labels = [image.labels[~image.difficult] for image in images]
+    there = set(np.concatenate(labels).tolist()) if labels else set()
+    return [name for number, name in enumerate(classes) if number not in there]
+
+
+def _parts(folder: Path, image_set: str) -> list[tuple[Path, str]]:
+    if (folder / "JPEGImages").is_dir():
+        return [(folder, image_set)]
+    years = sorted(p.name[3:] for p in folder.glob("VOC2*") if (p / "JPEGImages").is_dir())
+    if not years:
+        raise ConfigError(
+            f"voc (={folder}) holds no JPEGImages; give a folder in VOC layout: VOCdevkit/VOC2007, "
+            "or a VOCdevkit that holds such folders."
+        )
+    names = "2007_trainval+2012_trainval" if image_set == "07+12" else image_set
+    parts = [name.partition("_") for name in names.split("+")]
+    if any(year not in years or not name for year, _, name in parts):
+        raise ConfigError(
+            f"image set (={image_set}) must name years and sets of voc (={folder}), which has "
+            f"{', '.join(years)}; for example {years[0]}_trainval."
+        )
+    return [(folder / f"VOC{year}", name) for year, _, name in parts]
+
+
+def _classes_of(part: Path) -> list[str]:
+    names = class_names(part)
+    if names:
+        return names
+    found = set()
+    for path in sorted((part / "Annotations").glob("*.xml")):
+        annotation = _annotation(path)
+        found |= set(annotation.names) if isinstance(annotation, Annotation) else set()
+    return sorted(found - {""})
+
+
+def _read_images(
+    part: Path, name: str, classes: Sequence[str], problems: Problems
+) -> list[VocImage]:
+    files = image_files(part)
+    for lost in sorted(set(files) - {i for s in image_sets(part) for i in listed(part, s)}):
+        problems.add("image_in_no_set", lost)
+    seen: set[str] = set()
+    images = []
+    for image_id in listed(part, name):
+        if image_id in seen:
+            problems.add("listed_twice", image_id)
+            continue
+        seen.add(image_id)
+        found = _read_image(part, image_id, files.get(image_id), classes, problems)
+        if isinstance(found, str):
+            problems.add(found, image_id)
+        else:
+            images.append(found)
+    return images
+
+
+def _read_image(
+    part: Path, image_id: str, path: Path | None, classes: Sequence[str], problems: Problems
+) -> VocImage | str:
+    """Read one image, or say what is wrong with it."""
+    if path is None:
+        return "missing_image"
+    try:
+        width, height = read_size(memoryview(path.read_bytes()))
+    except (HeaderError, OSError):
+        return "unreadable_image"
+    annotation = _annotation(part / "Annotations" / f"{image_id}.xml")
+    if isinstance(annotation, str):
+        return annotation
+    boxes, odd = usable_boxes(annotation, classes, (width, height), image_id)
+    problems.update(odd)
+    return voc_image(image_id, path, (width, height), boxes)
+
+
+def voc_image(image_id: str, path: Path, size: tuple[int, int], boxes: Boxes) -> VocImage:
+    """Put an image together; `size` is its width and height in px."""
+    return VocImage(image_id, path, *size, boxes.boxes, boxes.labels, boxes.difficult)
+
+
+def _annotation(path: Path) -> Annotation | str:
+    try:
+        return read_annotation(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return "missing_annotation"
+    except (AnnotationError, OSError):
+        return "unreadable_annotation"
+
+
+def _from_boxes(images: Sequence[VocImage], num_classes: int) -> NDArray[np.int64]:
+    targets = np.zeros((len(images), num_classes), np.int64)
+    for row, image in zip(targets, images, strict=True):
+        row[image.labels[image.difficult]] = -1
+        row[image.labels[~image.difficult]] = 1
+    return targets
+
+
+def _compare(
+    told: NDArray[np.int64], images: Sequence[VocImage], num_classes: int, problems: Problems
+) -> None:
+    differs = (told != UNLISTED) & (told != _from_boxes(images, num_classes))
+    for row in np.flatnonzero(differs.any(axis=1)):
+        problems.add("class_file_differs", images[int(row)].id)

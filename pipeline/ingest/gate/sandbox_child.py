@@ -73,11 +73,7 @@ def _load(judge: str, config: ShardConfig) -> Callable[[bytes, ShardConfig], Ver
     """Import the function `module:name`, and what it would import, and compile, for an image."""
     module, _, name = judge.partition(":")
     loaded: Callable[[bytes, ShardConfig], Verdict] = getattr(importlib.import_module(module), name)
-    for late in (
-        "jpeg_markers",
-        "shrink",
-        *(("luma", "near_hash") if config.near_duplicates else ()),
-    ):
+    for late in ("gate.kernels", *(("near.hash",) if config.near_duplicates else ())):
         importlib.import_module(f"pipeline.ingest.{late}")
     return loaded
 

@@ -3,24 +3,28 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import xxhash
+from filelock import FileLock, Timeout
 
 from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.excluded import write_ledger, write_pictures
+from pipeline.ingest.excluded import ledger_lines, write_pictures
 from pipeline.ingest.plan import Plan
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.ingest.sources.source_list import SourceList
-from pipeline.ingest.write import ShardReport, read_report
 from pipeline.remote.location import is_remote, local_path
 from pipeline.shards import manifest
-from pipeline.shards.manifest import Manifest, ShardInfo, read_manifest
+from pipeline.shards.manifest import Manifest, read_manifest
+from pipeline.shards.writer import ShardReport, read_report
 
 _COPIES = 2  # Parts and shards lie side by side until the end.
 _MARGIN = 1.2
@@ -63,6 +67,7 @@ def estimate(chunks: Iterable[Chunk], config: ShardConfig) -> float:
 
 
 SETTINGS_NAME = "shard_config.json"
+_LOCK_NAME = ".lock"
 _PARTS_NAME = ".parts"
 _INPUTS_NAME = ".inputs"
 
@@ -118,6 +123,49 @@ def check_place(out: Path, sources: SourceList) -> None:
         raise ConfigError(f"out (={out}) is no folder that can be written; choose another one.")
 
 
+@contextmanager
+def lock_folder(out: Path) -> Iterator[None]:
+    """Hold `out` for this process, and make it where it is missing.
+
+    The kernel drops the lock with the process, however that ends; what a dead one left behind is
+    taken over. A folder that was made here and is empty in the end is removed again.
+
+    Raises:
+        ConfigError: Another process holds the folder; names it.
+    """
+    made = [path for path in (out, *out.parents) if not path.exists()]  # Innermost first.
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / _LOCK_NAME
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"out (={out}) is in use by {_holder(path)}; wait for it or choose another folder."
+            ) from None
+        try:
+            started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            about = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+            path.write_text(json.dumps(about), encoding="utf-8")
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # While it is held: nobody else's can be meant.
+            lock.release()
+    finally:
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _holder(path: Path) -> str:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {known['pid']} on {known['host']} since {known['started']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
 def check_started(job: ShardRequest, *, resume: bool) -> None:
     """Refuse a folder that holds something else; it is locked.
 
@@ -125,7 +173,7 @@ def check_started(job: ShardRequest, *, resume: bool) -> None:
         ConfigError: It is not empty without `resume`, or was started with other settings.
     """
     out = job.out
-    if not any(path.name != ".lock" for path in out.iterdir()):
+    if not any(path.name != _LOCK_NAME for path in out.iterdir()):
         return
     if not resume:
         raise ConfigError(
@@ -151,7 +199,8 @@ def finished_manifest(job: ShardRequest, chunks: Sequence[Chunk]) -> Manifest | 
         made = read_manifest(job.out)
     except (OSError, ConfigError):
         return None
-    reports = (read_report((job.out / shard.name).with_suffix(".json")) for shard in made.shards)
+    paths = ((job.out / shard.name).with_suffix(".json") for shard in made.shards)
+    reports = (read_report(path, ShardReport) for path in paths)
     is_whole = known == _name_inputs(chunks) and all(
         report is not None and report.sha256 == shard.sha256
         for report, shard in zip(reports, made.shards, strict=True)
@@ -198,22 +247,18 @@ def finish_folder(
     job: ShardRequest, plan: Plan, reports: Iterable[ShardReport], chunks: Sequence[Chunk]
 ) -> Manifest:
     """Write the ledger and then the manifest, which completes the folder; remove the parts."""
-    write_ledger(plan.left_out, job.out)
     write_pictures(plan.left_out, job.parts, job.out)
     write_atomic(job.out / _INPUTS_NAME, _name_inputs(chunks).encode())
-    by_name = sorted(reports, key=lambda report: report.name)
     made = Manifest(
         version=2,
-        shards=tuple(
-            ShardInfo(**r.model_dump(include=set(ShardInfo.model_fields))) for r in by_name
-        ),
+        shards=tuple(report.info for report in sorted(reports, key=lambda report: report.name)),
         classes=plan.classes,
         ledger=plan.ledger,
         sources=plan.sources,
         notes=plan.notes,
         config=job.settings,
     )
-    manifest.write_manifest(job.out, made)
+    manifest.finish_folder(job.out, made, ledger_lines(plan.left_out))
     assert read_manifest(job.out) == made
     shutil.rmtree(job.parts)
     return made

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from pipeline.atomic import write_atomic
+from pipeline.atomic import open_atomic, write_atomic
 from pipeline.config import Config, ConfigError, parse
 from pipeline.remote.fetch import FetchConfig, FetchError, is_remote, read_bytes
 from pipeline.remote.location import join, redact_url
 from pipeline.shards.damage import Damage
 
 FILE_NAME = "manifest.json"
+LEDGER_NAME = "ledger.jsonl"
 
 
 class Ledger(Config):
@@ -78,6 +79,11 @@ class Ledger(Config):
             f"{self.num_filtered} filtered{reasons(self.filtered)} + "
             f"{self.duplicate} duplicate{near}"
         )
+
+    @classmethod
+    def all_accepted(cls, num: int) -> Self:
+        """Account for inputs that are all in the shards."""
+        return cls(inputs=num, accepted=num, quarantined={}, filtered={}, duplicate=0)
 
     @classmethod
     def sum(cls, ledgers: Iterable[Self]) -> Self:
@@ -228,6 +234,30 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into `folder`, whole or not at all."""
     raw = {**manifest.model_dump(mode="json"), "fingerprint": manifest.fingerprint}
     write_atomic(folder / FILE_NAME, json.dumps(raw, indent=1).encode())
+
+
+def ledger_line(row: Mapping[str, Any]) -> bytes:
+    """Serialise what `ledger.jsonl` says of one input, without what is null or false."""
+    said = {key: value for key, value in row.items() if value is not None and value is not False}
+    return (json.dumps(said) + "\n").encode()
+
+
+def finish_folder(
+    out: Path, manifest: Manifest, ledger: Iterable[bytes], stale: Iterable[Path] = ()
+) -> None:
+    """Write the ledger and then the manifest, which completes the folder; then remove `stale`.
+
+    Args:
+        out: Holds the shards, or their indexes.
+        manifest: Names them.
+        ledger: Lines on the inputs that no shard holds.
+        stale: Files that belong to no shard of the manifest.
+    """
+    with open_atomic(out / LEDGER_NAME) as file:
+        file.writelines(ledger)
+    write_manifest(out, manifest)
+    for path in stale:
+        path.unlink(missing_ok=True)
 
 
 def require_empty(out: Path) -> None:

@@ -52,6 +52,18 @@ class RawSample:
         return images[0] if images[0].size else "empty"
 
 
+def plain_text(text: str) -> str:
+    """Escape halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def plain_key(name: str) -> str:
+    r"""Write the bytes of a name that are not UTF-8 as \xNN, which tables and JSON can hold."""
+    if name.isascii():
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def split_name(name: str) -> tuple[str, str]:
     """Split a member's name into key and ending, both empty where there is no key.
 
@@ -136,7 +148,7 @@ def _parse_label(raw: bytes) -> int | str | None:
         return None
     if isinstance(label, int):
         return label
-    return label.encode("utf-8", "backslashreplace").decode() or None  # JSON has half characters.
+    return plain_text(label) or None
 
 
 def _check_label(label: int | None, shown: str, sample: RawSample, shard: str) -> int:

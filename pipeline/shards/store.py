@@ -16,7 +16,7 @@ from pipeline.config import ConfigError
 from pipeline.remote.cache import FileRequest, ShardCache
 from pipeline.remote.fetch import FetchError, is_remote, join
 from pipeline.shards.damage import Damage, DamageError, Reason
-from pipeline.shards.index import ShardIndex, read_index
+from pipeline.shards.index import ShardIndex, complete_index, read_index
 from pipeline.shards.manifest import (
     Manifest,
     ShardInfo,
@@ -26,7 +26,6 @@ from pipeline.shards.manifest import (
     read_manifest,
 )
 from pipeline.shards.samples import split_span
-from pipeline.shards.third_party.lazy_index import complete_index
 
 
 @dataclass(frozen=True, slots=True)

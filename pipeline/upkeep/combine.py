@@ -108,12 +108,11 @@ def split(
             shards.append(_place(out / name, folder, info, index, len(shards)))
             done += 1
             on_progress(done, len(made.shards), name)
-        held = sum(info.num_samples for info in shards)
         part = Manifest(
             version=2,
             shards=tuple(shards),
             classes=made.classes,
-            ledger=Ledger(inputs=held, accepted=held, quarantined={}, filtered={}, duplicate=0),
+            ledger=Ledger.all_accepted(sum(info.num_samples for info in shards)),
             config={"split": location, "part": name, "shares": dict(shares), "seed": seed},
         )
         ours = {info.name for info in shards}

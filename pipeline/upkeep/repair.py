@@ -1,12 +1,10 @@
 """Damaged shards into a new set: what is whole is kept byte for byte, what is not is listed."""
 
-import hashlib
 import io
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,19 +19,22 @@ from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.fetch import FetchError
 from pipeline.remote.location import is_remote, join, local_path
-from pipeline.shards.index import ShardIndex, encode_index, hash_spans, read_index
+from pipeline.shards.index import ShardIndex, hash_spans, read_index
 from pipeline.shards.manifest import (
+    LEDGER_NAME,
     Ledger,
     Manifest,
     ShardInfo,
+    finish_folder,
     folder_of,
+    ledger_line,
     read_manifest,
     require_empty,
-    write_manifest,
 )
 from pipeline.shards.tar import ShardError, walk_tar
-from pipeline.shards.third_party.indexing import LEDGER_NAME, Progress, Run
+from pipeline.shards.third_party.indexing import Progress, Run
 from pipeline.shards.third_party.scan import ScanSpec, scan_shard
+from pipeline.shards.writer import write_tar
 from pipeline.upkeep.verify import CheckSpec, Problem, check_shard, open_index, opened, whole_rows
 
 _BLOCK = 512
@@ -113,8 +114,7 @@ def repair(location: str, out: Path, run: Run, *, on_progress: Progress) -> Repa
         for key in one.lost
     ]
     made = _new_manifest(manifest, [one.info for one in mended if one.info], len(lost))
-    _write_ledger(folder, out, lost)
-    write_manifest(out, made)
+    finish_folder(out, made, _ledger(folder, lost))
     return Repaired(
         manifest=made,
         num_mended=sum(bool(one.problems) and one.info is not None for one in mended),
@@ -215,31 +215,25 @@ def _write(
     spans = [bytes(tar[int(index.starts[row]) : int(ends[row])]) for row in kept]
     if kept[-1] == len(index) - 1:  # The last span holds the mark that ends the tar.
         spans[-1] = _without_end(spans[-1], spec.info.name)
-    data = b"".join([*spans, _END])
     starts = np.cumsum([0, *map(len, spans[:-1])]).astype(np.int64)
-    moved = ShardIndex(
-        keys=tuple(index.keys[row] for row in kept),
-        starts=starts,
-        offsets=index.offsets[kept] - index.starts[kept] + starts,
-        sizes=index.sizes[kept],
-        widths=index.widths[kept],
-        heights=index.heights[kept],
-        hashes=index.hashes[kept],
-        span_hashes=hash_spans(memoryview(data), starts),
-        labels=index.labels[kept],
-    )
-    stem, encoded = _stem(spec), encode_index(moved)
-    write_atomic(spec.out / f"{stem}.parquet", encoded)
-    write_atomic(spec.out / f"{stem}.tar", data)
-    return ShardInfo(
-        name=f"{stem}.tar",
-        index=f"{stem}.parquet",
-        num_samples=len(kept),
-        num_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        index_sha256=hashlib.sha256(encoded).hexdigest(),
-        ledger=_carry_ledger(spec, moved.keys),
-    )
+
+    def moved(tar: memoryview) -> ShardIndex:
+        return ShardIndex(
+            keys=tuple(index.keys[row] for row in kept),
+            starts=starts,
+            offsets=index.offsets[kept] - index.starts[kept] + starts,
+            sizes=index.sizes[kept],
+            widths=index.widths[kept],
+            heights=index.heights[kept],
+            hashes=index.hashes[kept],
+            span_hashes=hash_spans(tar, starts),
+            labels=index.labels[kept],
+        )
+
+    path = spec.out / f"{_stem(spec)}.tar"
+    info = write_tar(path, lambda file: file.writelines([*spans, _END]), moved)
+    ledger = _carry_ledger(spec, [index.keys[row] for row in kept])
+    return info.model_copy(update={"ledger": ledger})
 
 
 def _without_end(span: bytes, shard: str) -> bytes:
@@ -277,16 +271,10 @@ def _new_manifest(old: Manifest, shards: Sequence[ShardInfo], num_lost: int) -> 
     )
 
 
-def _write_ledger(folder: str, out: Path, lost: Sequence[tuple[str, str]]) -> None:
+def _ledger(folder: str, lost: Sequence[tuple[str, str]]) -> Iterator[bytes]:
     """Carry the ledger over, and add a line for every sample that is lost."""
-    rows = [
-        {"path": f"{shard}/{key}", "verdict": "quarantined", "reason": "damaged"}
-        for shard, key in lost
-    ]
-    try:
-        with opened(folder, LEDGER_NAME) as raw:
-            text = bytes(raw)
-    except (FileNotFoundError, FetchError):
-        text = b""
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomic(out / LEDGER_NAME, text + lines.encode())
+    with suppress(FileNotFoundError, FetchError), opened(folder, LEDGER_NAME) as raw:
+        yield bytes(raw)
+    for shard, key in lost:
+        row = {"path": f"{shard}/{key}", "verdict": "quarantined", "reason": "damaged"}
+        yield ledger_line(row)

@@ -20,10 +20,9 @@ from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file
 from pipeline.remote.location import is_remote, join, local_path
 from pipeline.shards.index import ShardIndex, hash_spans, read_index
 from pipeline.shards.manifest import Manifest, ShardInfo, folder_of, read_manifest
-from pipeline.shards.samples import split_name
+from pipeline.shards.samples import plain_key, split_name
 from pipeline.shards.tar import ShardError, walk_tar
 from pipeline.shards.third_party.indexing import Progress, Run
-from pipeline.shards.third_party.scan import plain_key
 
 # What is stored has passed the filters of its own time; only what cannot be read is asked here.
 _ANY_IMAGE = ShardConfig(

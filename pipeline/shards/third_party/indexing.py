@@ -2,27 +2,39 @@
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.location import redact_url
 from pipeline.shards import manifest
 from pipeline.shards.damage import DamageError
-from pipeline.shards.manifest import Ledger, Manifest, ShardInfo
+from pipeline.shards.index import index_name
+from pipeline.shards.manifest import (
+    LEDGER_NAME,
+    Manifest,
+    ShardInfo,
+    finish_folder,
+    ledger_line,
+)
 from pipeline.shards.tar import ShardError
-from pipeline.shards.third_party.lazy_index import index_name
 from pipeline.shards.third_party.listing import list_shards
-from pipeline.shards.third_party.record import ShardRecord, record_path, renumber, wanted_numbers
-from pipeline.shards.third_party.scan import Scan, ScanSpec, scan_shard
+from pipeline.shards.third_party.scan import (
+    Scan,
+    ScanSpec,
+    ShardRecord,
+    record_path,
+    renumber,
+    scan_shard,
+    wanted_numbers,
+)
+from pipeline.shards.writer import count_inputs
 
 INDEX_FOLDER = "index"
-LEDGER_NAME = "ledger.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +66,6 @@ def check_folder(out: Path) -> None:
         )
 
 
-def start_folder(out: Path) -> Path:
-    """Make the folder; returns the one in it where records and indexes go.
-
-    What an earlier call completed stays complete until this one is.
-    """
-    folder = out / INDEX_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def class_names(records: Sequence[ShardRecord]) -> tuple[str, ...] | None:
     """Return the classes of all shards together: names, sorted, or numbers as text.
 
@@ -84,65 +86,8 @@ def class_names(records: Sequence[ShardRecord]) -> tuple[str, ...] | None:
     return None
 
 
-def finish_folder(
-    out: Path,
-    outcomes: Sequence[ShardRecord | DamagedShard],
-    classes: tuple[str, ...] | None,
-    config: dict[str, object],
-) -> Manifest:
-    """Write the ledger and then the manifest, which completes the folder; remove what is stale.
-
-    Args:
-        out: The folder.
-        outcomes: One for each shard, in the order of the manifest; labels count through `classes`.
-        classes: Of all shards together.
-        config: What made the indexes.
-
-    Raises:
-        ConfigError: No sample is usable; the message counts the reasons.
-    """
-    records = [outcome for outcome in outcomes if isinstance(outcome, ShardRecord)]
-    ledger = _count(records)
-    if not ledger.accepted:
-        listed = ", ".join(f"{count} {reason}" for reason, count in ledger.quarantined.items())
-        raise ConfigError(
-            f"0 usable of {ledger.inputs} samples in {len(outcomes)} shards"
-            f"{': ' + listed if listed else ''}. Give other shards."
-        )
-    made = Manifest(
-        version=2,
-        shards=tuple(_info(record) for record in records if record.num_samples),
-        classes=classes,
-        ledger=ledger,
-        config=config,
-    )
-    lines = [json.dumps(row) + "\n" for outcome in outcomes for row in _ledger_rows(outcome)]
-    write_atomic(out / LEDGER_NAME, "".join(lines).encode())
-    manifest.write_manifest(out, made)
-    _remove_stale(out, records)
-    return made
-
-
-def _count(records: Sequence[ShardRecord]) -> Ledger:
-    reasons = Counter(reason for record in records for _, reason in record.left_out)
-    return Ledger(
-        inputs=sum(record.num_inputs for record in records),
-        accepted=sum(record.num_samples for record in records),
-        quarantined=dict(sorted(reasons.items())),
-        filtered={},
-        duplicate=0,  # Equal images of others' shards are kept.
-    )
-
-
 def _info(record: ShardRecord) -> ShardInfo:
-    return ShardInfo(
-        name=record.name,
-        index=f"{INDEX_FOLDER}/{record.index}",
-        num_samples=record.num_samples,
-        num_bytes=record.num_bytes,
-        sha256=record.sha256,
-        index_sha256=record.index_sha256,
-    )
+    return record.info.model_copy(update={"index": f"{INDEX_FOLDER}/{record.index}"})
 
 
 def _ledger_rows(outcome: ShardRecord | DamagedShard) -> list[dict[str, str]]:
@@ -155,21 +100,19 @@ def _ledger_rows(outcome: ShardRecord | DamagedShard) -> list[dict[str, str]]:
     ]
 
 
-def _remove_stale(out: Path, records: Sequence[ShardRecord]) -> None:
-    """Remove what belongs to no shard of the manifest, and what killed runs left."""
+def _stale(out: Path, records: Sequence[ShardRecord]) -> list[Path]:
+    """List what belongs to no shard of the manifest, and what killed runs left."""
     folder = out / INDEX_FOLDER
     wanted = {record_path(folder, record.name).name for record in records}
     wanted |= {record.index for record in records}
-    stale = [
+    indexes = [
         path
         for path in folder.iterdir()
         if path.suffix in (".json", ".parquet", ".partial")
         and not {path.name, index_name(path.name)} & wanted
     ]
-    for name in (LEDGER_NAME, manifest.FILE_NAME):
-        stale += out.glob(f".{name}.*.partial")
-    for path in stale:
-        path.unlink(missing_ok=True)
+    partials = [out.glob(f".{name}.*.partial") for name in (LEDGER_NAME, manifest.FILE_NAME)]
+    return [*indexes, *chain(*partials)]
 
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Generator[tuple[int, Any], None, None]]
@@ -272,7 +215,8 @@ def index_shards(
     started = time.monotonic()
     names = list_shards(inputs)
     check_folder(out)
-    folder = start_folder(out)
+    folder = out / INDEX_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
     specs = [ScanSpec(name, folder, fast) for name in names]
     found = _scan_all(specs, run, on_progress)
     _raise_errors(found, names, skip_damaged=skip_damaged)
@@ -282,9 +226,18 @@ def index_shards(
         found.records.get(number) or DamagedShard(name, str(found.errors[number]))
         for number, name in enumerate(names)
     ]
-    manifest = finish_folder(out, outcomes, classes, {"indexed": list(inputs), "fast": fast})
+    records = [outcome for outcome in outcomes if isinstance(outcome, ShardRecord)]
+    made = Manifest(
+        version=2,
+        ledger=count_inputs(records, f"samples in {len(outcomes)} shards"),
+        shards=tuple(_info(record) for record in records if record.num_samples),
+        classes=classes,
+        config={"indexed": list(inputs), "fast": fast},
+    )
+    lines = (ledger_line(row) for outcome in outcomes for row in _ledger_rows(outcome))
+    finish_folder(out, made, lines, _stale(out, records))
     return Indexed(
-        manifest=manifest,
+        manifest=made,
         num_damaged=len(found.errors),
         num_scanned=found.num_scanned,
         num_members=found.num_members,

@@ -2,26 +2,44 @@
 
 import hashlib
 import mmap
+import re
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import xxhash
+from pydantic import Field
 
+from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file
 from pipeline.remote.location import is_remote, redact_url
 from pipeline.shards.headers import HeaderError, read_size
-from pipeline.shards.index import ShardIndex, hash_spans
-from pipeline.shards.samples import RawSample, group_members, read_label
+from pipeline.shards.index import ShardIndex, encode_index, hash_spans, kept_files, read_index
+from pipeline.shards.samples import RawSample, group_members, plain_key, read_label
 from pipeline.shards.tar import Member, shard_error, walk_tar
 from pipeline.shards.third_party.listing import ask_filesystem
-from pipeline.shards.third_party.record import ShardRecord, read_record, write_record
+from pipeline.shards.writer import ShardReport, read_report, write_report
 
+_FORMAT_VERSION = 1  # Raise when an equal shard would give another index.
+_NAME_LENGTH = 80  # of 255 that file systems allow; hashes and endings follow
 _GZIP = b"\x1f\x8b"
 _TAGS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "blob_id")
 """What the file systems of fsspec call that which changes with a file."""
+
+
+class ShardRecord(ShardReport):
+    """Proof that the index of a shard is whole, and what else was found in the shard."""
+
+    num_members: int = Field(ge=0)
+    names: tuple[str, ...]
+    """Classes of the samples, sorted; empty where labels are numbers or missing."""
+    numbers: tuple[int, ...]
+    """Number of each of `names` in the index."""
+    num_classes: int = Field(ge=0)
+    """One more than the greatest label where labels are numbers, else 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +87,12 @@ def scan_shard(spec: ScanSpec) -> Scan:
         OSError: It cannot be read now.
     """
     stamp = _read_stamp(spec.name)
-    known = read_record(spec.folder, spec.name)
-    if known is not None and stamp and (known.stamp, known.fast) == (stamp, spec.fast):
+    plan_id = f"{_FORMAT_VERSION} {'fast' if spec.fast else 'whole'} {stamp}" if stamp else ""
+    known = read_report(record_path(spec.folder, spec.name), ShardRecord, plan_id)
+    if known is not None and known.name == spec.name and stamp:
         return Scan(known, is_new=False)
     buffer = _read_shard(spec.name)
-    record, index = _scan(buffer, spec, stamp)
+    record, index = _scan(buffer, spec, plan_id)
     if _read_stamp(spec.name) != stamp:
         raise ConfigError(
             f"shard (={redact_url(spec.name)}) changed while it was read; wait for it."
@@ -120,7 +139,7 @@ def _map(path: Path) -> memoryview:
             return memoryview(b"")
 
 
-def _scan(buffer: memoryview, spec: ScanSpec, stamp: str) -> tuple[ShardRecord, ShardIndex]:
+def _scan(buffer: memoryview, spec: ScanSpec, plan_id: str) -> tuple[ShardRecord, ShardIndex]:
     if buffer[:2] == _GZIP:
         raise shard_error(spec.name, 0, "it is compressed; unpack it to read single samples")
     members = list(walk_tar(buffer, spec.name))
@@ -131,17 +150,14 @@ def _scan(buffer: memoryview, spec: ScanSpec, stamp: str) -> tuple[ShardRecord, 
     names, numbers = _number_labels(rows.labels, spec.name)
     counts = any(isinstance(label, int) for label in rows.labels)
     record = ShardRecord(
-        version=1,
         name=spec.name,
-        stamp=stamp,
-        fast=spec.fast,
         num_bytes=len(buffer),
         sha256=None if spec.fast else hashlib.sha256(buffer).hexdigest(),
         num_members=len(members),
-        num_inputs=len(samples),
         num_samples=len(rows.keys),
         index="",
         index_sha256="",
+        plan_id=plan_id,
         names=names,
         numbers=tuple(range(len(names))),
         num_classes=1 + max(numbers) if counts else 0,
@@ -192,7 +208,6 @@ def _make_index(rows: _Rows, labels: list[int], buffer: memoryview, *, fast: boo
     starts[:1] = 0  # What lies before the first sample belongs to it, so that spans cover the tar.
     offsets, bytes_ = np.array(rows.images, np.int64).reshape(-1, 2).T
     widths, heights = np.array(rows.sizes, np.int32).reshape(-1, 2).T
-    has_spans = len(starts) > 0 and not fast
     return ShardIndex(
         keys=tuple(rows.keys),
         starts=starts,
@@ -201,13 +216,46 @@ def _make_index(rows: _Rows, labels: list[int], buffer: memoryview, *, fast: boo
         widths=widths,
         heights=heights,
         hashes=np.array(rows.hashes, np.uint64),
-        span_hashes=hash_spans(buffer, starts) if has_spans else np.zeros(len(starts), np.uint64),
+        span_hashes=np.zeros(len(starts), np.uint64) if fast else hash_spans(buffer, starts),
         labels=np.array(labels, np.int32),
     )
 
 
-def plain_key(key: str) -> str:
-    r"""Write bytes that are not UTF-8 as \xNN, which tables and JSON can hold."""
-    if key.isascii():
-        return key
-    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def record_path(folder: Path, name: str) -> Path:
+    """Where the record of the shard `name` lies; shards of equal file names do not meet there."""
+    stem = re.split(r"[?#]", name)[0].rstrip("/").rpartition("/")[2].removesuffix(".tar")
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", stem)[:_NAME_LENGTH]
+    return folder / f"{plain}-{xxhash.xxh3_64_hexdigest(name.encode())}.json"
+
+
+def write_record(folder: Path, record: ShardRecord, index: ShardIndex) -> ShardRecord:
+    """Write an index and then the record, which this names it in.
+
+    An index is named after its content, so that the one an older manifest names stays as it is.
+    """
+    encoded = encode_index(index)
+    digest = hashlib.sha256(encoded).hexdigest()
+    path = record_path(folder, record.name)
+    index_path = path.with_name(f"{path.stem}-{digest[:8]}.parquet")
+    for stale in kept_files(index_path):  # The shard may have changed where its headers did not.
+        stale.unlink(missing_ok=True)
+    write_atomic(index_path, encoded)
+    record = record.model_copy(update={"index": index_path.name, "index_sha256": digest})
+    write_report(path, record)
+    return record
+
+
+def wanted_numbers(record: ShardRecord, classes: Sequence[str]) -> tuple[int, ...]:
+    """Say what `numbers` must be where labels count through `classes`."""
+    position = {name: number for number, name in enumerate(classes)}
+    return tuple(position[name] for name in record.names)
+
+
+def renumber(folder: Path, record: ShardRecord, classes: Sequence[str]) -> ShardRecord:
+    """Make the labels of an index count through `classes`, the names of all shards together."""
+    numbers = wanted_numbers(record, classes)
+    index = read_index(folder / record.index, sha256=record.index_sha256)
+    new = np.full(max(record.numbers) + 2, -1, np.int32)  # A label of -1 reads the last.
+    new[list(record.numbers)] = numbers
+    record = record.model_copy(update={"numbers": numbers})
+    return write_record(folder, record, replace(index, labels=new[index.labels]))

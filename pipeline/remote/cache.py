@@ -14,8 +14,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from pipeline.config import Config, ConfigError
-from pipeline.remote.cache_entry import entry_of
-from pipeline.remote.cache_eviction import Limits, sweep
+from pipeline.remote.cache_entry import Limits, entry_of, sweep
 from pipeline.remote.downloads import Transfers
 from pipeline.remote.fetch import FetchConfig
 from pipeline.remote.location import FileRequest

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import ConfigError
-from pipeline.remote.cache_entry import CacheEntry, entry_of
-from pipeline.remote.cache_eviction import EvictionResult, Limits, make_room
+from pipeline.remote.cache_entry import CacheEntry, EvictionResult, Limits, entry_of, make_room
 from pipeline.remote.fetch import FetchConfig, Fetcher, FetchError
 from pipeline.remote.location import FileRequest
 

@@ -15,7 +15,6 @@ from fsspec.asyn import get_loop
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.remote.hedging import Lap, TransferStats
 from pipeline.remote.location import (
     FileRequest,
     check_scheme,
@@ -24,7 +23,17 @@ from pipeline.remote.location import (
     local_path,
     redact_url,
 )
-from pipeline.remote.transport import Kind, Link, RequestError, Sink, Watch, new_link, pull
+from pipeline.remote.transport import (
+    Kind,
+    Lap,
+    Link,
+    RequestError,
+    Sink,
+    TransferStats,
+    Watch,
+    new_link,
+    pull,
+)
 
 __all__ = [
     "Counters",

@@ -118,18 +118,24 @@ def _read_png(image: memoryview) -> tuple[int, int]:
 
 
 def _read_webp(image: memoryview) -> tuple[int, int]:
-    kind, start = bytes(image[12:16]), 20
-    if kind == b"VP8X":
-        width = 1 + int.from_bytes(image[start + 4 : start + 7], "little")
-        height = 1 + int.from_bytes(image[start + 7 : start + 10], "little")
-    elif kind == b"VP8L" and image[start] == 0x2F:
-        bits = int.from_bytes(image[start + 1 : start + 5], "little")
-        width, height = 1 + (bits & _MAX_VP8_SIDE), 1 + (bits >> 14 & _MAX_VP8_SIDE)
-    elif kind == b"VP8 " and bytes(image[start + 3 : start + 6]) == b"\x9d\x01\x2a":
-        width = int.from_bytes(image[start + 6 : start + 8], "little") & _MAX_VP8_SIDE
-        height = int.from_bytes(image[start + 8 : start + 10], "little") & _MAX_VP8_SIDE
-    else:
+    kind, body = bytes(image[12:16]), bytes(image[20:30])
+    size = webp_size(kind, body)
+    is_marked = {b"VP8L": body[:1] == b"\x2f", b"VP8 ": body[3:6] == b"\x9d\x01\x2a"}
+    if size is None or not is_marked.get(kind, True):
         raise HeaderError("header")
     if 8 + int.from_bytes(image[4:8], "little") > len(image):
         raise HeaderError("truncated")
-    return width, height
+    return size
+
+
+def webp_size(kind: bytes, body: bytes) -> tuple[int, int] | None:
+    """Read (width, height) in px from the first 10 bytes of a WebP's chunk; None for others."""
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & _MAX_VP8_SIDE), 1 + (bits >> 14 & _MAX_VP8_SIDE)
+    if kind == b"VP8 ":
+        sides = int.from_bytes(body[6:8], "little"), int.from_bytes(body[8:10], "little")
+        return sides[0] & _MAX_VP8_SIDE, sides[1] & _MAX_VP8_SIDE
+    return None

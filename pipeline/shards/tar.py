@@ -18,6 +18,7 @@ _EXTENSIONS = (_PAX, b"g", _GNU_NAME, b"K")  # PAX for the next member, PAX for 
 _MAX_EXTENSION = 2**20  # bytes; real ones have some hundred
 _AT_ONCE = 1024  # headers verified together: half a megabyte stays in the cache
 _DIGITS = np.arange(18, -1, -3, dtype=np.int32)  # bits below each digit of a checksum of seven
+_read_length = re.compile(rb"(\d{1,7}) ").match
 _find_record = re.compile(rb"path=|size=|GNU\.sparse\.").search
 _read_fields = struct.Struct("124x12s20xc355x").unpack_from  # size and type of a header
 
@@ -172,31 +173,42 @@ def _read_special(buffer: memoryview, offset: int, size: int, kind: bytes, trail
         raise _DamageError(offset, f"an extension header of {size} bytes is absurd")
     body = bytes(buffer[offset + _BLOCK : offset + _BLOCK + size])
     if kind == _PAX:
-        _parse_pax(body, offset, trail.pending)
+        said = parse_pax(body)
+        if "broken" in said:
+            raise _DamageError(offset, "the PAX header is malformed")
+        if "sparse" in said:
+            raise _DamageError(offset, "the member is sparse, no plain file")
+        trail.pending.update(said)
     elif kind == _GNU_NAME:
-        trail.pending["path"] = _text(body)
+        trail.pending["path"] = decode_name(body)
     return True
 
 
-def _parse_pax(body: bytes, offset: int, pending: dict[str, str]) -> None:
-    """Read `path` and `size` of a PAX header, whose records are "length key=value", a line each."""
-    position, end = 0, len(body)
-    while position < end:
-        space = body.find(b" ", position, position + 20)
-        length = body[position:space]
-        after = position + int(length) if length.isdigit() else 0
-        if not position < space < after <= end:
-            raise _DamageError(offset, "the PAX header is malformed")
-        key, _, value = body[space + 1 : after - 1].partition(b"=")
+def parse_pax(body: bytes) -> dict[str, str]:
+    """Read the body of a PAX header, whose records are "length key=value", a line each.
+
+    Returns:
+        `path` and `size` where it has them, `sparse` where the member is a sparse file, and
+        `broken` where it is malformed, behind which nothing is read.
+    """
+    found: dict[str, str] = {}
+    position = 0
+    while position < len(body):
+        head = _read_length(body, position)
+        end = position + int(head[1]) if head else 0
+        if head is None or not head.end() < end <= len(body):
+            return {**found, "broken": ""}
+        key, _, value = body[head.end() : end - 1].partition(b"=")
         if key == b"path":
-            pending["path"] = _text(value)
+            found["path"] = decode_name(value)
         elif key == b"size":
-            if not value.isdigit() or len(value) > 20:
-                raise _DamageError(offset, "the PAX header is malformed")
-            pending["size"] = value.decode()
+            if not value.isdigit() or len(value) > 19:
+                return {**found, "broken": ""}
+            found["size"] = value.decode()
         elif key.startswith(b"GNU.sparse."):
-            raise _DamageError(offset, "the member is sparse, no plain file")
-        position = after
+            found["sparse"] = ""
+        position = end
+    return found
 
 
 def _verify(buffer: memoryview, trail: _Trail) -> list[str]:
@@ -245,7 +257,7 @@ def _read_names(headers: NDArray[np.uint8]) -> list[str]:
     fields = np.ascontiguousarray(headers[:, :100]).view("S100")[:, 0].tolist()
     joined = b"\n".join(fields)  # To decode them together is six times as fast.
     if b"\0" in joined or joined.count(b"\n") >= len(fields):
-        names = [_text(field) for field in fields]
+        names = [decode_name(field) for field in fields]
     else:
         names = joined.decode("utf-8", "surrogateescape").split("\n")
     for row in np.flatnonzero(headers[:, 345]).tolist():
@@ -255,13 +267,14 @@ def _read_names(headers: NDArray[np.uint8]) -> list[str]:
 
 def _full_name(header: bytes) -> str:
     """Read the name in a header, with the prefix that USTAR keeps apart."""
-    name = _text(header[:100])
+    name = decode_name(header[:100])
     if header[345] and header[257:263] == b"ustar\0":
-        return f"{_text(header[345:500])}/{name}"
+        return f"{decode_name(header[345:500])}/{name}"
     return name
 
 
-def _text(field: bytes) -> str:
+def decode_name(field: bytes) -> str:
+    """Decode the name in a header field up to its first NUL; bytes that are not UTF-8 stay."""
     if b"\0" in field:
         field = field[: field.index(b"\0")]
     return str(field, "utf-8", "surrogateescape")

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config import ConfigError
 from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file, is_remote, join, read_bytes
-from pipeline.remote.hedging import Lap, TransferStats
+from pipeline.remote.transport import Lap, TransferStats
 
 QUICK = FetchConfig(attempts=4, backoff=0.01, timeout=0.5)
 SIZE = 300_000

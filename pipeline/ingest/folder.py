@@ -1,4 +1,4 @@
-"""The folder that shards go into: what a resume may keep, and what completes it."""
+"""The output folder of shards: its lock, what a resume may keep, what completes it."""
 
 import json
 import os
@@ -26,21 +26,21 @@ from pipeline.shards import manifest
 from pipeline.shards.manifest import Manifest, read_manifest
 from pipeline.shards.writer import ShardReport, read_report
 
-_COPIES = 2  # Parts and shards lie side by side until the end.
+_COPIES = 2  # Parts and shards coexist until the end.
 _MARGIN = 1.2
 _BYTES_PER_PIXEL = 0.75
-"""Of a large stored image, at most as a rule."""
+"""Usual upper bound for a large stored image."""
 _LONG_SIDES = 2
-"""Long side of a stored image in short sides, at most as a rule."""
+"""Usual upper bound for long side / short side of a stored image."""
 
 
 def require_disk_space(out: Path, chunks: Sequence[Chunk], config: ShardConfig) -> None:
-    """Compare an estimate of what will be written with what is free where `out` lies.
+    """Compare an estimate of the output with the free space on the disk of `out`.
 
-    Sources whose sizes are not known, or say little (web archives hold mostly text), count nothing.
+    Sources of unknown or meaningless size (web archives hold mostly text) do not count.
 
     Raises:
-        ConfigError: There is too little room.
+        ConfigError: There is too little space.
     """
     wanted = _COPIES * _MARGIN * estimate(chunks, config)
     there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -54,7 +54,7 @@ def require_disk_space(out: Path, chunks: Sequence[Chunk], config: ShardConfig) 
 
 
 def estimate(chunks: Iterable[Chunk], config: ShardConfig) -> float:
-    """Estimate the bytes of the stored images: those of the inputs, but none above a bound."""
+    """Estimate the bytes of the stored images: input sizes, each bounded."""
     most = config.max_side**2 * _LONG_SIDES * _BYTES_PER_PIXEL
     total = 0.0
     archives: dict[str, int] = {}
@@ -74,7 +74,7 @@ _INPUTS_NAME = ".inputs"
 
 @dataclass(frozen=True, slots=True)
 class ShardRequest:
-    """What is to be made, and where."""
+    """What to make, and where."""
 
     out: Path
     sources: SourceList
@@ -82,7 +82,7 @@ class ShardRequest:
 
     @property
     def parts(self) -> Path:
-        """Folder of the parts; there until the shards are complete."""
+        """Folder of the parts; exists until the shards are complete."""
         return self.out / _PARTS_NAME
 
     @property
@@ -92,7 +92,7 @@ class ShardRequest:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes the shards, without the paths of this machine."""
+        """Settings that determine the shards, without paths of this machine."""
         options = {
             str(source.name): source.model_dump(mode="json", exclude={"name", "path"})
             for source in self.sources.sources
@@ -102,10 +102,10 @@ class ShardRequest:
 
 
 def check_place(out: Path, sources: SourceList) -> None:
-    """Refuse a place before any work is done; writes nothing.
+    """Refuse an unusable `out` before any work is done; writes nothing.
 
     Raises:
-        ConfigError: `out` is a URL or a file, cannot be written, or lies inside a source.
+        ConfigError: `out` is a URL or a file, cannot be written, or is inside a source.
     """
     if is_remote(str(out)):
         raise ConfigError(
@@ -125,10 +125,10 @@ def check_place(out: Path, sources: SourceList) -> None:
 
 @contextmanager
 def lock_folder(out: Path) -> Iterator[None]:
-    """Hold `out` for this process, and make it where it is missing.
+    """Lock `out` for this process, creating it if missing.
 
-    The kernel drops the lock with the process, however that ends; what a dead one left behind is
-    taken over. A folder that was made here and is empty in the end is removed again.
+    The kernel drops the lock with the process, however that ends; the file of a dead one is taken
+    over. Folders created here are removed again if they end up empty.
 
     Raises:
         ConfigError: Another process holds the folder; names it.
@@ -150,7 +150,7 @@ def lock_folder(out: Path) -> Iterator[None]:
             path.write_text(json.dumps(about), encoding="utf-8")
             yield
         finally:
-            path.unlink(missing_ok=True)  # While it is held: nobody else's can be meant.
+            path.unlink(missing_ok=True)  # Still held, so it cannot be another process's.
             lock.release()
     finally:
         for folder in made:
@@ -167,7 +167,7 @@ def _holder(path: Path) -> str:
 
 
 def check_started(job: ShardRequest, *, resume: bool) -> None:
-    """Refuse a folder that holds something else; it is locked.
+    """Refuse a locked folder with other contents.
 
     Raises:
         ConfigError: It is not empty without `resume`, or was started with other settings.
@@ -193,7 +193,7 @@ def check_started(job: ShardRequest, *, resume: bool) -> None:
 
 
 def finished_manifest(job: ShardRequest, chunks: Sequence[Chunk]) -> Manifest | None:
-    """Read the manifest where all of it is there, whole, and made from inputs as they are now."""
+    """Read the manifest if its shards are intact and were made from the current inputs."""
     try:
         known = (job.out / _INPUTS_NAME).read_text(encoding="utf-8")
         made = read_manifest(job.out)
@@ -209,7 +209,7 @@ def finished_manifest(job: ShardRequest, chunks: Sequence[Chunk]) -> Manifest | 
 
 
 def start_folder(job: ShardRequest) -> None:
-    """Make the folder ready: settings first, no manifest and no leftovers."""
+    """Prepare the folder: write the settings; remove manifest and leftovers."""
     job.parts.mkdir(parents=True, exist_ok=True)
     write_atomic(job.out / SETTINGS_NAME, json.dumps(job.settings, indent=1).encode())
     (job.out / manifest.FILE_NAME).unlink(missing_ok=True)
@@ -217,7 +217,7 @@ def start_folder(job: ShardRequest) -> None:
 
 
 def remove_partials(job: ShardRequest) -> None:
-    """Remove files that were being written."""
+    """Remove partially written files."""
     for folder in (job.out, job.parts):
         for path in folder.glob(".*.partial"):
             path.unlink(missing_ok=True)
@@ -226,7 +226,7 @@ def remove_partials(job: ShardRequest) -> None:
 def remove_others(
     job: ShardRequest, *, parts: Iterable[str] = (), shards: Iterable[str] = ()
 ) -> None:
-    """Remove parts, or shards, that are not among those named: of inputs or plans of before."""
+    """Remove all but the named parts or shards: those of earlier inputs or plans."""
     for folder, pattern, wanted in (
         (job.parts, "*.*", frozenset(parts)),
         (job.out, "shard-*.*", frozenset(shards)),
@@ -237,7 +237,7 @@ def remove_others(
 
 
 def abandon_folder(job: ShardRequest) -> None:
-    """Remove what a run without any usable image has left, so that nothing stays of it."""
+    """Remove all traces of a run without any usable image."""
     shutil.rmtree(job.parts, ignore_errors=True)
     if not any(job.out.glob("shard-*.tar")):
         (job.out / SETTINGS_NAME).unlink(missing_ok=True)
@@ -246,7 +246,7 @@ def abandon_folder(job: ShardRequest) -> None:
 def finish_folder(
     job: ShardRequest, plan: Plan, reports: Iterable[ShardReport], chunks: Sequence[Chunk]
 ) -> Manifest:
-    """Write the ledger and then the manifest, which completes the folder; remove the parts."""
+    """Write pictures, ledger and, last, the manifest; then remove the parts."""
     write_pictures(plan.left_out, job.parts, job.out)
     write_atomic(job.out / _INPUTS_NAME, _name_inputs(chunks).encode())
     made = Manifest(
@@ -272,7 +272,7 @@ def _name_inputs(chunks: Sequence[Chunk]) -> str:
 
 
 def _can_be_written(out: Path) -> bool:
-    """Whether `out` is, or can become, a folder that takes files."""
+    """Tell whether `out` is, or can become, a writable folder."""
     try:
         present = next(path for path in (out, *out.absolute().parents) if path.exists())
         return present.is_dir() and os.access(present, os.R_OK | os.W_OK | os.X_OK)

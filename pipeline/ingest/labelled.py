@@ -1,4 +1,4 @@
-"""Labelled images that are trusted already into a folder of shards: all, in the given order."""
+"""Pack a curated, labelled set of images into shards: all of them, in order."""
 
 import hashlib
 import io
@@ -30,30 +30,30 @@ from pipeline.shards.writer import (
 )
 
 _WHOLE = ShardConfig(max_side=16_000, max_aspect=4.0, max_pixels=MAX_PIXELS)
-"""Nothing is reduced: a side of this length with the next longer one exceeds max_pixels."""
+"""Reduces nothing: an image with a longer side exceeds max_pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One image on its way into a shard."""
+    """One image to pack."""
 
     key: str
-    """Its name in the shard, no other image's; without a dot."""
+    """Its unique name in the shards, without a dot."""
     data: bytes
-    """The file, as it was found."""
+    """The original file."""
     label: int = -1
-    """Class number, -1 where the image has none, or several."""
+    """Class number, -1 for none or several."""
     source: str = ""
-    """Where it was found, in plain Unicode: named in the ledger and in the sample's .json."""
+    """Where it came from, for the ledger and the sample's .json; valid Unicode."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What else the sample's .json says."""
+    """Further fields of the sample's .json."""
     members: Mapping[str, bytes] = field(default_factory=dict)
-    """Other files of the sample, by ending: xml."""
+    """Further files of the sample, by ending: xml."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a shard stores of an image."""
+    """An image as stored in a shard."""
 
     image: Packed
     data: bytes
@@ -63,23 +63,23 @@ class Stored:
     height: int
     """px."""
     problem: str = ""
-    """Why `data` is not the file's own bytes; empty where it is."""
+    """Why `data` is not the original file; empty if it is."""
 
 
 def store_image(image: Packed) -> Stored | str:
-    """Return what a shard stores of an image, or the reason why it stores none.
+    """Return what a shard stores of an image, or the reason why it is excluded.
 
-    JPEG, PNG and WebP are stored byte for byte. What the decoder that trains does not take, and
-    Pillow does, is stored as RGB PNG, upright, alpha on white.
+    JPEG, PNG and WebP are stored unchanged. What only Pillow decodes, not the training decoder, is
+    stored as RGB PNG: upright, alpha on white.
     """
     data = image.data
     try:
         width, height = read_size(memoryview(data))
     except HeaderError as error:
-        # No JPEG, PNG or WebP: another format. What else is wrong, no other decoder mends.
+        # Another format than JPEG, PNG or WebP. No decoder fixes other faults.
         return _encode(image, "format") if error.reason == "header" else error.reason
     pixels = decode_rgb(data)
-    # This decoder turns images as EXIF says; the loader takes them as they are stored.
+    # This decoder applies EXIF orientation; the loader does not.
     if pixels is None or sorted(pixels.shape[:2]) != sorted((height, width)):
         return _encode(image, "decoder_refuses")
     ending = "jpg" if data[:2] == b"\xff\xd8" else "png" if data[1:4] == b"PNG" else "webp"
@@ -87,7 +87,7 @@ def store_image(image: Packed) -> Stored | str:
 
 
 def _encode(image: Packed, problem: str) -> Stored | str:
-    """Decode as the gate does, strictly, and store without loss."""
+    """Decode strictly, as the gate does, and store losslessly."""
     try:
         pixels = decode(image.data, _WHOLE).in_colour()
     except RefusedError as error:
@@ -125,14 +125,14 @@ _NO_SHARD = {"index": "", "num_samples": 0, "num_bytes": 0, "sha256": None, "ind
 
 
 class PackReport(ShardReport):
-    """Proof that a shard of images that are kept as given is whole."""
+    """Proof that a shard of a packed set is complete."""
 
     encoded: tuple[tuple[str, str], ...] = ()
-    """Source and reason of every image that is stored anew, as PNG."""
+    """Source and reason of every image that was re-encoded, as PNG."""
 
 
 def content_key(data: bytes) -> str:
-    """Name an image by its content, as the shards of a crawl do: 20 hex digits."""
+    """Derive a key from an image's content, as crawled shards do: 20 hex digits."""
     return xxhash.xxh3_128_hexdigest(data)[:_KEY_DIGITS]
 
 
@@ -144,23 +144,23 @@ def pack(
     samples_per_shard: int = 1000,
     about: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Write shards, ledger and manifest of images that are a training or test set as given.
+    """Write shards, ledger and manifest of a training or test set.
 
-    Nothing is filtered or deduplicated, and the order stays. Images that can not be used are
-    counted by reason in the manifest; the ledger names them, and those that are stored anew.
+    Nothing is filtered, deduplicated or reordered. Unusable images are counted by reason in the
+    manifest; the ledger lists them and the re-encoded ones.
 
-    Equal images give equal bytes. Shards that are there already are kept and their images not
-    decoded again, so a stopped call goes on.
+    Equal images give equal bytes. Finished shards are kept without decoding their images again,
+    so an interrupted call can be resumed.
 
     Args:
-        images: In the order of the shards; those of one shard are held in memory.
-        out: Folder, new, empty or packed before.
+        images: Images in shard order; those of one shard are held in memory.
+        out: Folder: new, empty or packed before.
         classes: Names of the labels.
-        samples_per_shard: Images of a shard, those that can not be used included.
-        about: What else the manifest's `config` says.
+        samples_per_shard: Images per shard, unusable ones included.
+        about: Further fields of the manifest's `config`.
 
     Raises:
-        ConfigError: `out` holds something else, or no image is usable.
+        ConfigError: `out` has other contents, or no image is usable.
     """
     _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -216,7 +216,7 @@ def _check_keys(chunk: Sequence[Packed], earlier: set[str]) -> None:
 def _make_shard(
     images: Sequence[Packed], out: Path, stem: str, classes: tuple[str, ...] | None
 ) -> PackReport:
-    """Write tar, index and report, or return at once when they are there, of equal images."""
+    """Write tar, index and report, unless they are already there of equal images."""
     plan_id = _plan_id(images, classes)
     path, tar_path = out / f"{stem}.json", out / f"{stem}.tar"
     done = read_report(path, PackReport, plan_id)

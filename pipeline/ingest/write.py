@@ -1,4 +1,4 @@
-"""Write one shard from the plan: tar, index, ledger and report; whole or not at all."""
+"""Write one shard of the plan: tar, index, ledger table and report."""
 
 import hashlib
 import io
@@ -19,14 +19,14 @@ from pipeline.ingest.parts import FORMAT_VERSION, payload_path, read_payload
 from pipeline.ingest.plan import Plan, rows_of
 from pipeline.shards.writer import NewSample, ShardReport, read_report, write_report, write_shard
 
-_KEY_DIGITS = 20  # 80 bits: a billion images meet by chance once in two million runs.
+_KEY_DIGITS = 20  # 80 bits: a billion images collide once in two million runs.
 _ENDINGS = {"jpeg": "jpg", "webp": "webp"}
 _LEDGER = ["name", "source", "format", "width", "height", "as_is", "notes", "label", "caption"]
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSpec:
-    """Which rows of the plan a shard holds, and where it goes."""
+    """Which rows of the plan a shard holds, and where it is written."""
 
     folder: Path
     number: int
@@ -35,17 +35,17 @@ class ShardSpec:
     parts: Path
     """Folder of the parts."""
     rows: tuple[int, int]
-    """First image in the plan's order, and the one behind the last."""
+    """First row and end row in the plan's order."""
     classes: tuple[str, ...] | None
     config: ShardConfig
 
     @property
     def stem(self) -> str:
-        """Name of the shard's files without the ending."""
+        """Name of the shard's files without ending."""
         return f"shard-{self.number:06d}"
 
     def path(self, ending: str) -> Path:
-        """One of the shard's files: tar, parquet (its index), ledger.parquet, json (its report)."""
+        """Return the path of its tar, parquet (index), ledger.parquet or json (report)."""
         return self.folder / f"{self.stem}.{ending}"
 
 
@@ -58,11 +58,11 @@ def shard_specs(plan: Plan, folder: Path, parts: Path, config: ShardConfig) -> l
 
 
 def make_shard(spec: ShardSpec) -> ShardReport:
-    """Write the shard of `spec`, or return at once when it is already there.
+    """Write the shard of `spec`, unless it is already there.
 
     Raises:
-        DamageError: A stored image is not what its part was written with; the part is given up, so
-            that a resumed run makes it anew.
+        DamageError: A stored image does not match its hash; its part is dropped, so that a resumed
+            run makes it again.
     """
     rows = rows_of(spec.plan, *spec.rows)
     plan_id = _plan_id(rows, spec)
@@ -85,7 +85,7 @@ def make_shard(spec: ShardSpec) -> ShardReport:
 
 
 def _plan_id(rows: pa.Table, spec: ShardSpec) -> str:
-    """Name what the shard must hold; where the parts keep it is no part of that."""
+    """Hash what the shard must hold, but not where the parts keep it."""
     known = rows.drop_columns(["part", "offset"]).to_pylist()
     text = json.dumps(
         [FORMAT_VERSION, spec.config.model_dump(), spec.classes, known], default=bytes.hex
@@ -116,7 +116,7 @@ def _samples(rows: pa.Table, spec: ShardSpec) -> list[NewSample]:
 
 
 def _gather(table: Sequence[dict[str, Any]], parts: Path) -> list[bytes]:
-    """Read the stored images, each part in one go and forward; return them in order of `table`."""
+    """Read the stored images, each part once and forward; returns them in order of `table`."""
     images = [b""] * len(table)
     order = sorted(range(len(table)), key=lambda i: (table[i]["part"], table[i]["offset"]))
     file, opened = None, None
@@ -137,7 +137,7 @@ def _gather(table: Sequence[dict[str, Any]], parts: Path) -> list[bytes]:
 
 
 def _encode_ledger(rows: pa.Table, samples: Sequence[NewSample]) -> bytes:
-    """Serialise what is known of the shard's inputs to Parquet, one row a sample."""
+    """Serialize what is known of the shard's inputs to Parquet, one row per sample."""
     hashes = [digest.hex() for digest in rows.column("content_hash").to_pylist()]
     words = [
         None if blob is None else np.frombuffer(blob, "<u8")

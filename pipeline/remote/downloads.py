@@ -1,4 +1,4 @@
-"""What goes on in the cache's background: who downloads what, in which order, and who waits."""
+"""Downloads of the cache: who downloads what, in which order, and who waits."""
 
 import asyncio
 import errno
@@ -20,15 +20,15 @@ from pipeline.remote.location import FileRequest
 How = Literal["hits", "misses", "waits"]
 
 _POLL = 0.05
-"""Seconds between two looks at what another process does."""
+"""Seconds between polls of other processes' locks."""
 _RECHECK = 0.5
-"""Seconds between two looks for room to download ahead."""
+"""Seconds between retries of a prefetch that lacks space."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(slots=True)
 class Counts:
-    """As in `CacheStats`."""
+    """See `CacheStats`."""
 
     gets: dict[How, int] = field(default_factory=lambda: {"hits": 0, "misses": 0, "waits": 0})
     evictions: int = 0
@@ -36,19 +36,19 @@ class Counts:
 
 
 class _NoRoomError(RuntimeError):
-    """There is no room to download ahead."""
+    """There is no space to prefetch."""
 
 
 class Transfers:
-    """Downloads into one folder; belongs to fsspec's event loop, where all methods run.
+    """Downloads into one folder; all methods run on fsspec's event loop.
 
-    Processes do not talk to each other: each looks at the folder and its locks.
+    Processes coordinate only through the folder and its locks.
     """
 
     def __init__(
         self, folder: Path, limits: Limits, config: FetchConfig, pins: Callable[[], Set[str]]
     ) -> None:
-        """`pins` tells the keys of the entries that this process uses."""
+        """`pins` returns the keys of the entries that this process uses."""
         self.counts = Counts()
         self.fetcher = Fetcher(config)
         self._folder = folder
@@ -58,11 +58,11 @@ class Transfers:
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._transit: dict[str, asyncio.Task[How]] = {}
-        self._arrived: dict[str, tuple[FileRequest, FileIO]] = {}  # Pinned until somebody looks.
+        self._arrived: dict[str, tuple[FileRequest, FileIO]] = {}  # Pinned until picked up.
         self._wishes: deque[FileRequest] = deque()
-        self._ahead: set[str] = set()  # Keys wished for and not asked for yet.
-        self._running = 0  # Downloads ahead,
-        self._idle = 0  # of which so many hardly move.
+        self._ahead: set[str] = set()  # Keys wished for and not requested yet.
+        self._running = 0  # Prefetches,
+        self._idle = 0  # of which so many are pausing or late.
 
     async def get(self, wanted: FileRequest) -> FileIO:
         """Return the file of a URL, verified and pinned."""
@@ -74,10 +74,10 @@ class Transfers:
             if task is not None:
                 how = "waits"
             try:
-                # Shielded: others may wait for it too.
+                # Shielded: others may be waiting for it too.
                 ended = await asyncio.shield(task or self._start(entry, wanted, urgent=True))
             except _NoRoomError:
-                continue  # Downloading ahead gave up; what is asked for may evict more.
+                continue  # The prefetch gave up; a requested file may evict more.
             if task is None and how == "hits":
                 how = ended
         entry.touch()
@@ -85,13 +85,13 @@ class Transfers:
         return pinned
 
     def wish(self, wanted: Sequence[FileRequest]) -> None:
-        """Replace what is to be downloaded ahead."""
+        """Replace the list of files to prefetch."""
         self._wishes = deque(wanted)
         self._ahead = {entry_of(self._folder, item.url).key for item in wanted}
         self._pump()
 
     async def discard(self, entry: CacheEntry, file: os.stat_result) -> None:
-        """Delete an entry if it still is that file."""
+        """Delete an entry if it is still this version of the file."""
         owned = await self._own(entry)
         try:
             now = entry.path.stat()
@@ -104,7 +104,7 @@ class Transfers:
             entry.disown(owned)
 
     async def close(self) -> None:
-        """Cancel everything, and wait until it is gone."""
+        """Cancel everything and wait for it to end."""
         self._closed = True
         while self._tasks:
             for task in self._tasks:
@@ -115,7 +115,7 @@ class Transfers:
         await self.fetcher.close()
 
     def _look(self, entry: CacheEntry, wanted: FileRequest) -> FileIO | None:
-        """Pin a file that is there and known to be whole."""
+        """Pin a file that is present and known to be intact."""
         if entry.key in self._arrived:
             verified, pinned = self._arrived.pop(entry.key)
             if verified == wanted and entry.holds(pinned):
@@ -131,7 +131,9 @@ class Transfers:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # Is seen.
+        task.add_done_callback(
+            lambda task: task.cancelled() or task.exception()
+        )  # Mark as retrieved.
         return task
 
     def _start(self, entry: CacheEntry, wanted: FileRequest, *, urgent: bool) -> asyncio.Task[How]:
@@ -149,14 +151,14 @@ class Transfers:
             self._spawn(self._prefetch(self._wishes.popleft(), self._wishes))
 
     def _lend(self, change: int) -> None:
-        """Let others run while a download ahead pauses or is late."""
+        """Let others run while a prefetch pauses or is late."""
         self._idle += change
         self._pump()
 
     async def _prefetch(self, wanted: FileRequest, wishes: deque[FileRequest]) -> How:
-        """Download ahead; where there is no room, wait for it while the wish is of the last list.
+        """Prefetch a file; without space, wait for it as long as the list is current.
 
-        Errors are not raised: `get` will meet them again.
+        Errors are not raised: `get` will hit them again.
         """
         entry = entry_of(self._folder, wanted.url)
         how: How = "hits"
@@ -187,7 +189,7 @@ class Transfers:
         return owned
 
     async def _bring(self, entry: CacheEntry, wanted: FileRequest, urgent: bool) -> How:
-        """See to it that the file is there; where this succeeds, it is pinned in `_arrived`."""
+        """Bring the file here; on success it is pinned in `_arrived`."""
         owned, waited = entry.own(), False
         if owned is None:  # Another process is downloading it.
             if not urgent:
@@ -206,7 +208,7 @@ class Transfers:
     async def _examine(
         self, entry: CacheEntry, owned: FileIO, wanted: FileRequest
     ) -> FileIO | None:
-        """Pin the file that is there if it is whole, and delete it if it is not."""
+        """Pin the present file if it is intact, else delete it."""
         pinned = entry.pin()
         if pinned is None:
             return None
@@ -237,7 +239,7 @@ class Transfers:
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
-                continue  # Somebody else fills the disk: evict as much again, once.
+                continue  # Others fill the disk: evict as much again, once.
             if fetched.num_bytes != announced:
                 await self._make_room(entry, fetched.num_bytes, urgent)
             return entry.publish(owned, wanted.url, fetched.sha256)
@@ -249,7 +251,7 @@ class Transfers:
     async def _make_room(
         self, entry: CacheEntry, num_bytes: int, urgent: bool, spare: int = 0
     ) -> None:
-        """Evict until there is room; waits for what other processes use, but not for ever."""
+        """Evict until there is space; waits for other processes, but not forever."""
         begun = time.monotonic()
         while True:
             async with self._turn:  # First come, first served.

@@ -1,4 +1,4 @@
-"""The index of a shard: where each sample lies, the size of its image, the hash of its bytes."""
+"""The index of a shard: position, image size and hash of every sample."""
 
 import glob
 import hashlib
@@ -34,10 +34,10 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """One row for each sample of a shard, in the order of the tar; N rows.
+    """One row per sample of a shard, in tar order; N rows.
 
-    The span of a sample is all that lies from its first header to the next sample's; the first
-    begins at 0 and the last ends with the tar, so that the spans cover every byte once.
+    The span of a sample runs from its first header to that of the next sample; the first starts
+    at 0 and the last ends with the tar, so spans cover every byte exactly once.
     """
 
     keys: tuple[str, ...]
@@ -52,11 +52,11 @@ class ShardIndex:
     heights: NDArray[np.int32]
     """(N,), px."""
     hashes: NDArray[np.uint64]
-    """(N,), xxh3 (64 bit) of the image's bytes; names the image wherever it lies."""
+    """(N,), xxh3 (64 bit) of the image's bytes; identifies the image anywhere."""
     span_hashes: NDArray[np.uint64]
     """(N,), xxh3 (64 bit) of the span's bytes: headers, all members, padding."""
     labels: NDArray[np.int32]
-    """(N,), class number, -1 where there is none."""
+    """(N,), class number, -1 for none."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -78,7 +78,7 @@ def hash_spans(buffer: memoryview, starts: NDArray[np.int64]) -> NDArray[np.uint
 
 
 def encode_index(index: ShardIndex) -> bytes:
-    """Serialise to Parquet; equal indexes give equal bytes."""
+    """Serialize to Parquet; equal indexes give equal bytes."""
     where = [index.keys, index.starts, index.offsets, index.sizes]
     arrays = [*where, index.widths, index.heights, index.hashes, index.span_hashes, index.labels]
     table = pa.table(
@@ -86,7 +86,7 @@ def encode_index(index: ShardIndex) -> bytes:
         schema=_SCHEMA,
     )
     sink = io.BytesIO()
-    # Plain pages: a shard is opened four times as fast as with dictionaries and zstd.
+    # Plain pages open four times as fast as dictionaries with zstd.
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
     return sink.getvalue()
 
@@ -95,7 +95,7 @@ def read_index(path: Path, *, sha256: str) -> ShardIndex:
     """Read an index whose bytes must have the given hash.
 
     Raises:
-        ConfigError: The file is missing, another one than the manifest's, or has other columns.
+        ConfigError: The file is missing, has another hash, or has other columns.
     """
     try:
         data = path.read_bytes()
@@ -130,16 +130,16 @@ _HASH_DIGITS = 16
 
 
 def complete_index(index: ShardIndex, tar: memoryview, index_path: Path) -> ShardIndex:
-    """Fill in sizes and hashes of all samples; the result is kept beside the index.
+    """Fill in the image sizes and hashes that a fast index omits, and cache the result beside it.
 
-    A sample whose image cannot be used by its header keeps width and height 0. Kept under a name
-    with its own hash, so that a damaged or foreign file is told and made again; processes that do
-    this at once write equal bytes. Where the folder cannot be written, nothing is kept.
+    Images with an unusable header keep width and height 0. The cached file has its own hash in its
+    name, so a damaged one is detected and remade; concurrent processes write equal bytes. In a
+    read-only folder nothing is cached.
 
     Args:
         index: As `tessera index --fast` wrote it.
         tar: uint8, the whole shard.
-        index_path: Where the index lies; the result lies beside it.
+        index_path: Path of the index.
 
     Returns:
         The same rows, complete.
@@ -162,19 +162,19 @@ def complete_index(index: ShardIndex, tar: memoryview, index_path: Path) -> Shar
     )
     encoded = encode_index(completed)
     digest = hashlib.sha256(encoded).hexdigest()[:_HASH_DIGITS]
-    with suppress(OSError):  # A read-only folder, a full disk: it is made up again next time.
+    with suppress(OSError):  # A read-only folder or a full disk: computed again next time.
         write_atomic(index_path.with_name(f"{index_path.stem}.{digest}{_ENDING}"), encoded)
     return completed
 
 
 def kept_files(index_path: Path) -> list[Path]:
-    """List what was kept beside an index, damaged files too, by name."""
+    """List the completed indexes cached beside an index, damaged ones included, by name."""
     pattern = f"{glob.escape(index_path.stem)}.{'?' * _HASH_DIGITS}{_ENDING}"
     return sorted(index_path.parent.glob(pattern))
 
 
 def index_name(kept: str) -> str:
-    """Name the index that a kept file belongs to, by the file's name; "" for another file."""
+    """Name the index that a cached file completes; "" for other files."""
     if not kept.endswith(_ENDING):
         return ""
     return f"{kept[: -len(_ENDING) - _HASH_DIGITS - 1]}.parquet"
@@ -192,7 +192,7 @@ def _read_kept(index: ShardIndex, index_path: Path) -> ShardIndex | None:
 
 
 def _have_equal_rows(one: ShardIndex, other: ShardIndex) -> bool:
-    """Whether two indexes name the same samples at the same places."""
+    """Tell whether two indexes have the same samples at the same offsets."""
     return one.keys == other.keys and all(
         np.array_equal(getattr(one, name), getattr(other, name))
         for name in ("starts", "offsets", "sizes", "labels")

@@ -1,4 +1,4 @@
-"""Walk the headers of a tar: where each member lies, and a clear error where the tar is damaged."""
+"""Walk the headers of a tar: the offset of every member, and a clear error on damage."""
 
 import re
 import struct
@@ -15,33 +15,33 @@ _FILE_TYPES = (b"0", b"\0")
 _FOLDER = b"5"
 _PAX, _GNU_NAME = b"x", b"L"
 _EXTENSIONS = (_PAX, b"g", _GNU_NAME, b"K")  # PAX for the next member, PAX for all, GNU names
-_MAX_EXTENSION = 2**20  # bytes; real ones have some hundred
-_AT_ONCE = 1024  # headers verified together: half a megabyte stays in the cache
-_DIGITS = np.arange(18, -1, -3, dtype=np.int32)  # bits below each digit of a checksum of seven
+_MAX_EXTENSION = 2**20  # bytes; real ones have a few hundred
+_AT_ONCE = 1024  # headers verified together: half a megabyte fits the CPU cache
+_DIGITS = np.arange(18, -1, -3, dtype=np.int32)  # shifts of a checksum's seven octal digits
 _read_length = re.compile(rb"(\d{1,7}) ").match
 _find_record = re.compile(rb"path=|size=|GNU\.sparse\.").search
 _read_fields = struct.Struct("124x12s20xc355x").unpack_from  # size and type of a header
 
 
 class ShardError(ValueError):
-    """A shard that is not as it was written; the message names the shard and the byte offset."""
+    """A damaged shard; the message names the shard and the byte offset."""
 
 
 def shard_error(shard: str, offset: int, what: str) -> ShardError:
-    """Name shard, byte and damage."""
+    """Make the error for damage `what` at a byte offset."""
     return ShardError(f"shard (={shard}) is damaged at byte {offset}: {what}. Shard again.")
 
 
-class Member(NamedTuple):  # A dataclass takes five times as long to make.
+class Member(NamedTuple):  # A dataclass takes five times as long to create.
     """One regular file of a tar."""
 
     name: str
     start: int
-    """First byte in the tar that belongs to it: its header, or the extension header before that."""
+    """First byte that belongs to it in the tar: its header, or an extension header before it."""
     offset: int
-    """First byte of the content in the tar."""
+    """First byte of its content in the tar."""
     size: int
-    """Bytes of the content."""
+    """Bytes of its content."""
 
 
 class _DamageError(Exception):
@@ -51,7 +51,7 @@ class _DamageError(Exception):
 
 @dataclass(slots=True)
 class _Trail:
-    """Where the sizes in the headers led, in the order of the tar; not verified yet."""
+    """Where the sizes in the headers led, in tar order; not verified yet."""
 
     headers: list[int] = field(default_factory=list)
     """Offset of every header."""
@@ -62,23 +62,23 @@ class _Trail:
     sizes: list[int] = field(default_factory=list)
     """Bytes of each file."""
     names: dict[int, str] = field(default_factory=dict)
-    """By position in `headers`: the name that an extension gives."""
+    """Names given by extensions, by position in `headers`."""
     pending: dict[str, str] = field(default_factory=dict)
-    """What extensions say about the next member: path, size."""
+    """Fields of the next member set by extensions: path, size."""
 
 
 def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
-    """List the regular files of a tar in order; reads headers only, and verifies every one.
+    """List the regular files of a tar in order; reads only headers, and verifies every one.
 
-    Directories are skipped, PAX and GNU long-name headers are applied to the member they precede.
+    Directories are skipped; PAX and GNU long-name headers apply to the member they precede.
 
     Args:
         buffer: uint8, the whole tar.
         shard: Named in errors.
 
     Raises:
-        ShardError: A header checksum is wrong, a member is cut or of another type (a link, a
-            device), the end mark is missing, or something follows it. Names the first such place.
+        ShardError: A header checksum is wrong, a member is truncated or of another type (a link, a
+            device), the end marker is missing, or data follows it. Names the first such place.
     """
     trail = _Trail()
     damage: _DamageError | None = None
@@ -86,7 +86,7 @@ def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
         _follow(buffer, trail)
     except _DamageError as error:
         damage = error
-    try:  # A size that lies leads astray: the header that holds it is at fault.
+    try:  # A corrupt size leads astray: blame the header that holds it.
         names = _verify(buffer, trail)
     except _DamageError as error:
         damage = error
@@ -98,7 +98,7 @@ def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
 
 
 def _follow(buffer: memoryview, trail: _Trail) -> None:
-    """Go from header to header by the sizes in them, up to the end mark."""
+    """Follow the sizes from header to header up to the end marker."""
     end = len(buffer)
     offset = first = 0
     headers, files, starts, sizes = trail.headers, trail.files, trail.starts, trail.sizes
@@ -123,7 +123,7 @@ def _follow(buffer: memoryview, trail: _Trail) -> None:
             starts.append(first)
             sizes.append(size)
             first = following
-        # Most PAX headers hold a time and nothing else: passing those by makes the walk fast.
+        # Most PAX headers hold only a time: skipping those makes the walk fast.
         elif kind != _PAX or size > _MAX_EXTENSION or _find_record(buffer, body, body + size):
             is_extension = _read_special(buffer, offset, size, kind, trail)
             first = first if is_extension else following
@@ -132,7 +132,7 @@ def _follow(buffer: memoryview, trail: _Trail) -> None:
 
 
 def _unusual_size(size_field: bytes) -> int:
-    """Read GNU's binary form for 8 GiB and more, or an empty field; -1 where it is neither."""
+    """Read GNU's binary form for 8 GiB and more, or an empty field; -1 for anything else."""
     if size_field[0] == 0x80:
         return int.from_bytes(size_field[1:], "big")
     digits = size_field.strip(b" \0")
@@ -155,7 +155,7 @@ def _check_end(buffer: memoryview, offset: int) -> None:
 
 
 def _apply_pending(trail: _Trail, size: int) -> int:
-    """Give the file whose header was read last what extensions say of it; returns its size."""
+    """Apply pending extensions to the file whose header was read last; returns its size."""
     pending, trail.pending = trail.pending, {}
     if "path" in pending:
         trail.names[len(trail.headers) - 1] = pending["path"]
@@ -163,7 +163,7 @@ def _apply_pending(trail: _Trail, size: int) -> int:
 
 
 def _read_special(buffer: memoryview, offset: int, size: int, kind: bytes, trail: _Trail) -> bool:
-    """Take in a header that is no file's; returns whether it belongs to the member behind it."""
+    """Read a header that is not of a file; returns whether it belongs to the next member."""
     if kind == _FOLDER:
         trail.pending = {}
         return False
@@ -185,11 +185,11 @@ def _read_special(buffer: memoryview, offset: int, size: int, kind: bytes, trail
 
 
 def parse_pax(body: bytes) -> dict[str, str]:
-    """Read the body of a PAX header, whose records are "length key=value", a line each.
+    """Read the body of a PAX header, whose records are lines of "length key=value".
 
     Returns:
-        `path` and `size` where it has them, `sparse` where the member is a sparse file, and
-        `broken` where it is malformed, behind which nothing is read.
+        `path` and `size` if present, `sparse` for a sparse file, and `broken` if malformed, after
+        which nothing is read.
     """
     found: dict[str, str] = {}
     position = 0
@@ -212,7 +212,7 @@ def parse_pax(body: bytes) -> dict[str, str]:
 
 
 def _verify(buffer: memoryview, trail: _Trail) -> list[str]:
-    """Verify the checksum of every header on the trail; returns the names of the files."""
+    """Verify the checksum of every header on the trail; returns the file names."""
     if not trail.headers:
         return []
     blocks = np.frombuffer(buffer, np.uint8, len(buffer) // _BLOCK * _BLOCK).reshape(-1, _BLOCK)
@@ -235,8 +235,8 @@ def _verify(buffer: memoryview, trail: _Trail) -> list[str]:
 def _are_checksums_right(headers: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Compare the stored checksum of uint8 (N, 512) headers with the sum of their bytes.
 
-    The field must hold what writers write, six digits and then NUL space or space NUL, or seven
-    digits and NUL: a reader that takes blanks for zeros overlooks a flipped bit there.
+    The field must hold what writers emit: six digits and NUL space or space NUL, or seven digits
+    and NUL. A reader that treats blanks as zeros misses a flipped bit there.
 
     Returns:
         bool (N,).
@@ -255,7 +255,7 @@ def _are_checksums_right(headers: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def _read_names(headers: NDArray[np.uint8]) -> list[str]:
     """Read the names in uint8 (N, 512) headers."""
     fields = np.ascontiguousarray(headers[:, :100]).view("S100")[:, 0].tolist()
-    joined = b"\n".join(fields)  # To decode them together is six times as fast.
+    joined = b"\n".join(fields)  # Decoding them together is six times as fast.
     if b"\0" in joined or joined.count(b"\n") >= len(fields):
         names = [decode_name(field) for field in fields]
     else:
@@ -266,7 +266,7 @@ def _read_names(headers: NDArray[np.uint8]) -> list[str]:
 
 
 def _full_name(header: bytes) -> str:
-    """Read the name in a header, with the prefix that USTAR keeps apart."""
+    """Read the name in a header, with the separate prefix of USTAR."""
     name = decode_name(header[:100])
     if header[345] and header[257:263] == b"ustar\0":
         return f"{decode_name(header[345:500])}/{name}"
@@ -274,7 +274,7 @@ def _full_name(header: bytes) -> str:
 
 
 def decode_name(field: bytes) -> str:
-    """Decode the name in a header field up to its first NUL; bytes that are not UTF-8 stay."""
+    """Decode a name up to its first NUL; bytes that are not UTF-8 become surrogates."""
     if b"\0" in field:
         field = field[: field.index(b"\0")]
     return str(field, "utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""The one writer of shards: tar and index, each whole or not at all, then the report of both."""
+"""The one writer of shards: tar and index, both atomic, then the report that vouches for them."""
 
 import hashlib
 import io
@@ -31,9 +31,9 @@ class NewSample:
     key: str
     """Unique in its shard."""
     files: Mapping[str, bytes]
-    """By ending."""
+    """Files by ending."""
     ending: str
-    """Which of `files` is the image."""
+    """Ending of the image among `files`."""
     width: int
     """px."""
     height: int
@@ -43,14 +43,14 @@ class NewSample:
 
 
 def write_samples(file: BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
-    """Write a tar of KEY.ENDING members; equal samples give equal bytes, anywhere and any time.
+    """Write a tar of KEY.ENDING members; equal samples give equal bytes on any machine.
 
-    They are the bytes of webdataset.TarWriter with these constants for owner, mode and time. That
-    package imports torch: seconds, and memory in every process that only writes.
+    The bytes equal those of webdataset.TarWriter with these constants for owner, mode and time,
+    but that package imports torch, which costs seconds and memory in every writer process.
 
     Args:
-        file: Opened at its start.
-        samples: Key and files by ending of each; endings are sorted.
+        file: Positioned at its start.
+        samples: Key and files by ending of each sample; endings are sorted.
     """
     with tarfile.open(fileobj=file, mode="w") as tar:
         for key, files in samples:
@@ -63,11 +63,11 @@ def write_samples(file: BinaryIO, samples: Iterable[tuple[str, Mapping[str, byte
 def write_tar(
     path: Path, write: Callable[[BinaryIO], None], index: Callable[[memoryview], ShardIndex]
 ) -> ShardInfo:
-    """Write a tar to `path` and its index beside it; both get their names once they are whole.
+    """Write a tar to `path` and its index beside it, both atomically.
 
     Args:
-        path: Ends in .tar.
-        write: Writes the tar.
+        path: Path of the tar.
+        write: Writes the tar into a file.
         index: Makes the index from the finished tar, uint8.
     """
     index_path = path.with_suffix(".parquet")
@@ -94,7 +94,7 @@ def write_tar(
 def write_shard(path: Path, samples: Sequence[NewSample]) -> ShardInfo:
     """Write samples in order; equal samples give equal bytes.
 
-    The index is made by walking the finished tar, so an offset can only be what was written.
+    The index comes from walking the finished tar, so offsets are those that were written.
     """
     pairs = ((sample.key, sample.files) for sample in samples)
     return write_tar(
@@ -105,7 +105,7 @@ def write_shard(path: Path, samples: Sequence[NewSample]) -> ShardInfo:
 
 
 def write_images(path: Path, images: Sequence[bytes]) -> ShardInfo:
-    """Write JPEGs without labels; their keys count them."""
+    """Write JPEGs without labels; keys are consecutive numbers."""
     sizes = [read_size(memoryview(image)) for image in images]
     return write_shard(
         path,
@@ -144,25 +144,25 @@ def _index(tar: memoryview, samples: Sequence[NewSample], shard: str) -> ShardIn
 
 
 class ShardReport(ShardInfo):
-    """Proof that a shard is whole: written last, beside its index."""
+    """Proof that a shard is complete: written last, beside its index."""
 
     num_samples: int = Field(ge=0)
-    """0 where no input was usable; there may be no tar then."""
+    """0 if no input was usable; there may be no tar then."""
     num_bytes: int = Field(ge=0)
     ledger_sha256: str | None = None
-    """SHA-256 of the table of its inputs."""
+    """SHA-256 of the ledger table."""
     plan_id: str
     """What the shard was made from: equal ids give equal bytes."""
     left_out: tuple[tuple[str, str], ...] = ()
-    """Name and reason of every input that the shard does not hold."""
+    """Name and reason of every excluded input."""
 
     @property
     def info(self) -> ShardInfo:
-        """What a manifest says of the shard."""
+        """The shard's entry in a manifest."""
         return ShardInfo(**self.model_dump(include=set(ShardInfo.model_fields)))
 
     def is_whole(self, folder: Path) -> bool:
-        """Compare the files in `folder` with the report; raises OSError where one is missing."""
+        """Compare the files in `folder` with the report; raises OSError if one is missing."""
         has_tar = self.num_samples and not is_remote(self.name)
         if has_tar and (folder / self.name).stat().st_size != self.num_bytes:
             return False
@@ -178,17 +178,17 @@ Report = TypeVar("Report", bound=ShardReport)
 
 
 def write_report(path: Path, report: ShardReport) -> None:
-    """Write a report once everything that it vouches for is there."""
+    """Write a report, after every file that it vouches for."""
     write_atomic(path, report.model_dump_json(indent=1, exclude_defaults=True).encode())
 
 
 def read_report(path: Path, kind: type[Report], plan_id: str | None = None) -> Report | None:
-    """Read a report; None where it, or a file it vouches for, is missing, damaged or another one.
+    """Read a report; None if it or a file it vouches for is missing, damaged or replaced.
 
     Args:
-        path: Of the report; the files lie beside it.
-        kind: Its type.
-        plan_id: What the shard must have been made from; None takes any.
+        path: Path of the report; the files are beside it.
+        kind: Type of the report.
+        plan_id: Required plan id; None accepts any.
     """
     try:
         report = parse(kind, json.loads(path.read_text(encoding="utf-8")), str(path))
@@ -199,10 +199,10 @@ def read_report(path: Path, kind: type[Report], plan_id: str | None = None) -> R
 
 
 def count_inputs(reports: Sequence[ShardReport], what: str) -> Ledger:
-    """Account for the inputs of shards whose images are neither filtered nor deduplicated.
+    """Make the ledger of shards whose images are neither filtered nor deduplicated.
 
     Raises:
-        ConfigError: No input is usable; the message counts the reasons, and calls inputs `what`.
+        ConfigError: No input is usable; the message counts reasons, and calls the inputs `what`.
     """
     reasons = Counter(reason for report in reports for _, reason in report.left_out)
     quarantined = dict(sorted(reasons.items()))

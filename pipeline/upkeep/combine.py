@@ -1,4 +1,4 @@
-"""Several manifests into one, and one into several: shards stay where they lie."""
+"""Merge manifests, or split one; the shards stay in place."""
 
 import hashlib
 import os
@@ -35,18 +35,18 @@ _INDEX_FOLDER = "index"
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a merge gave."""
+    """Result of a merge."""
 
     manifest: Manifest
     repeated: int
-    """Samples whose stored image another sample holds, too; all of them are kept."""
+    """Samples that share their stored image with another one; all are kept."""
 
 
 def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merged:
-    """Make one manifest of several; labels count through the classes of all, sorted.
+    """Merge manifests into one; labels refer to the classes of all, sorted.
 
     Raises:
-        ConfigError: A manifest cannot be read, a shard is named twice, or `out` is not empty.
+        ConfigError: A manifest cannot be read, a shard occurs twice, or `out` is not empty.
     """
     require_empty(out)
     sets = [(read_manifest(location), folder_of(location)) for location in locations]
@@ -82,13 +82,13 @@ def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merg
 def split(
     location: str, out: Path, shares: Mapping[str, float], *, seed: int, on_progress: Progress
 ) -> dict[str, Manifest]:
-    """Give every shard to one of several parts, by hash of its content.
+    """Assign every shard to one of several parts, by hash of its content.
 
     Args:
         location: A folder of shards or the manifest in it, as a path or a URL.
-        out: Gets a folder with a manifest for each part.
-        shares: Name of each part to its share of the samples, which sum to 1; met to a shard.
-        seed: Another one gives other parts.
+        out: Receives a folder with a manifest for each part.
+        shares: Share of the samples by part name, summing to 1; met to within a shard.
+        seed: Seed of the assignment.
         on_progress: Called after every shard.
 
     Raises:
@@ -122,14 +122,14 @@ def split(
 
 
 def _assign(made: Manifest, shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:
-    """Walk through the shards in an order of hashes, and cut where the shares say."""
+    """Cut the shards, ordered by hash, at the shares."""
     names = [shard.sha256 or shard.index_sha256 for shard in made.shards]
     order = sorted(
         range(len(names)), key=lambda n: xxhash.xxh3_64_intdigest(f"{seed}:{names[n]}".encode())
     )
     reached = np.cumsum([made.shards[n].num_samples for n in order])
     borders = np.rint(np.cumsum(list(shares.values())) * made.num_samples)
-    # A shard goes where its middle lies.
+    # A shard belongs to the part that holds its middle.
     middles = reached - np.array([made.shards[n].num_samples for n in order]) / 2
     owners = np.minimum(np.searchsorted(borders, middles, side="right"), len(shares) - 1)
     parts = {
@@ -146,7 +146,7 @@ def _assign(made: Manifest, shares: Mapping[str, float], seed: int) -> dict[str,
 
 
 def _place(out: Path, folder: str, info: ShardInfo, index: ShardIndex, number: int) -> ShardInfo:
-    """Write a shard's index into `out`, and name the shard from there."""
+    """Write a shard's index into `out`; returns its entry for a manifest there."""
     name = _absolute(folder, info.name)
     stem = Path(info.name).name.removesuffix(".tar")
     path = out / _INDEX_FOLDER / f"{number:06}-{stem}.parquet"
@@ -173,7 +173,7 @@ def _moved(stones: Sequence[Tombstone], folder: str) -> list[Tombstone]:
 
 
 def _finish(out: Path, made: Manifest, stones: Sequence[Tombstone]) -> None:
-    """Write the manifest, and before it what must not be trained on."""
+    """Write the tombstones, then the manifest."""
     if stones:
         write_atomic(out / TOMBSTONES, encode_tombstones(stones))
     write_manifest(out, made)

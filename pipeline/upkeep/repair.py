@@ -1,4 +1,4 @@
-"""Damaged shards into a new set: what is whole is kept byte for byte, what is not is listed."""
+"""Repair damaged shards into a new set: intact samples byte for byte, the lost ones listed."""
 
 import io
 import os
@@ -43,7 +43,7 @@ _END = bytes(2 * _BLOCK)
 
 @dataclass(frozen=True, slots=True)
 class MendSpec:
-    """A shard to mend."""
+    """A shard to repair."""
 
     folder: str
     """Folder of its manifest, a path or a URL."""
@@ -52,7 +52,7 @@ class MendSpec:
     """Folder of the new set."""
     classes: tuple[str, ...]
     number: int
-    """Of the shard in its manifest."""
+    """Position of the shard in its manifest."""
 
     @property
     def name(self) -> str:
@@ -62,35 +62,35 @@ class MendSpec:
 
 @dataclass(frozen=True, slots=True)
 class Mended:
-    """What became of a shard."""
+    """Result of repairing a shard."""
 
     info: ShardInfo | None
-    """In the new set; None where nothing of it is whole."""
+    """Its entry in the new set; None if no sample is intact."""
     lost: tuple[str, ...]
-    """Keys of the samples that are not whole; numbers of rows where no index tells the keys."""
+    """Keys of the lost samples; row numbers if the index is lost too."""
     problems: tuple[Problem, ...]
-    """What was found; empty where the shard is as it was written."""
+    """Problems found; empty if the shard is intact."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair did."""
+    """Result of a repair."""
 
     manifest: Manifest
     num_mended: int
-    """Shards that were written anew."""
+    """Shards that were rewritten."""
     lost: tuple[tuple[str, str], ...]
-    """Shard and key of every sample that is not whole."""
+    """Shard and key of every lost sample."""
     problems: tuple[Problem, ...]
 
 
 def repair(location: str, out: Path, run: Run, *, on_progress: Progress) -> Repaired:
-    """Make a new set of all that is whole; the old one stays as it is.
+    """Make a new set of all intact samples; the old one stays unchanged.
 
-    Whole shards are linked or copied, and stay where they are if they have a URL.
+    Intact shards are linked or copied, and stay in place if they have a URL.
 
     Raises:
-        ConfigError: The manifest cannot be read, `out` is not empty, or nothing is whole.
+        ConfigError: The manifest cannot be read, `out` is not empty, or nothing is intact.
     """
     manifest, folder = read_manifest(location), folder_of(location)
     require_empty(out)
@@ -124,7 +124,7 @@ def repair(location: str, out: Path, run: Run, *, on_progress: Progress) -> Repa
 
 
 def mend_shard(spec: MendSpec) -> Mended:
-    """Keep what is whole of one shard."""
+    """Keep the intact samples of one shard."""
     problems = tuple(check_shard(CheckSpec(spec.folder, spec.info, deep=False)))
     if not problems:
         return Mended(_keep(spec), (), ())
@@ -142,7 +142,7 @@ def mend_shard(spec: MendSpec) -> Mended:
 
 
 def _mend_without_index(spec: MendSpec, problems: tuple[Problem, ...]) -> Mended:
-    """Index a shard anew whose own index is gone; a damaged tar without an index is lost."""
+    """Reindex a shard whose index is lost; if its tar is damaged too, all of it is lost."""
     everything = tuple(map(str, range(spec.info.num_samples)))
     with tempfile.TemporaryDirectory(prefix="tessera-repair-") as scratch:
         try:
@@ -161,7 +161,7 @@ def _mend_without_index(spec: MendSpec, problems: tuple[Problem, ...]) -> Mended
 
 
 def _keep(spec: MendSpec) -> ShardInfo:
-    """Take over a whole shard: linked or copied, or named where it has a URL."""
+    """Take over an intact shard: linked or copied, or by its URL."""
     stem = _stem(spec)
     index_path = spec.out / f"{stem}.parquet"
     with opened(spec.folder, spec.info.index) as raw:
@@ -175,7 +175,7 @@ def _keep(spec: MendSpec) -> ShardInfo:
 
 
 def _carry_ledger(spec: MendSpec, keys: Sequence[str] | None) -> str | None:
-    """Copy what is known of the shard's inputs, of `keys` only; None where nothing can be read."""
+    """Copy the shard's ledger table, reduced to `keys`; None if it cannot be read."""
     if spec.info.ledger is None:
         return None
     try:
@@ -183,7 +183,7 @@ def _carry_ledger(spec: MendSpec, keys: Sequence[str] | None) -> str | None:
             data = bytes(raw)
             table = pq.read_table(pa.BufferReader(data))
     except (OSError, FetchError, pa.ArrowException):
-        return None  # It is no part of what is trained on.
+        return None  # It is not part of what is trained on.
     if keys is not None:
         table = table.filter(pc.is_in(table.column("key"), pa.array(keys, pa.string())))
         sink = io.BytesIO()
@@ -209,11 +209,11 @@ def _link(source: Path, target: Path) -> None:
 def _write(
     spec: MendSpec, index: ShardIndex, rows: NDArray[np.bool_], tar: memoryview
 ) -> ShardInfo:
-    """Write the spans of the given rows, one behind the other, and the index of them."""
+    """Write the spans of the given rows one after another, with an index."""
     kept = np.flatnonzero(rows)
     ends = np.append(index.starts[1:], len(tar))
     spans = [bytes(tar[int(index.starts[row]) : int(ends[row])]) for row in kept]
-    if kept[-1] == len(index) - 1:  # The last span holds the mark that ends the tar.
+    if kept[-1] == len(index) - 1:  # The last span holds the end marker of the tar.
         spans[-1] = _without_end(spans[-1], spec.info.name)
     starts = np.cumsum([0, *map(len, spans[:-1])]).astype(np.int64)
 
@@ -242,7 +242,7 @@ def _without_end(span: bytes, shard: str) -> bytes:
 
 
 def _stem(spec: MendSpec) -> str:
-    """Name the shard's files in the new set; those of one name in two folders do not meet."""
+    """Return the stem of the shard's new files, distinct for equal names in two folders."""
     name = Path(spec.info.name).name.removesuffix(".tar")
     return name if name == spec.info.name.removesuffix(".tar") else f"{spec.number:06}-{name}"
 
@@ -259,9 +259,8 @@ def _new_manifest(old: Manifest, shards: Sequence[ShardInfo], num_lost: int) -> 
     if num_lost:
         quarantined["damaged"] = quarantined.get("damaged", 0) + num_lost
     changed = {"accepted": before.accepted - num_lost, "quarantined": quarantined}
-    apart: dict[str, object] = (
-        {"sources": {}, "notes": {}} if num_lost else {}
-    )  # Whose the lost ones were is unknown.
+    # Which source the lost ones came from is unknown.
+    apart: dict[str, object] = {"sources": {}, "notes": {}} if num_lost else {}
     return old.model_copy(
         update={
             "shards": tuple(shards),
@@ -272,7 +271,7 @@ def _new_manifest(old: Manifest, shards: Sequence[ShardInfo], num_lost: int) -> 
 
 
 def _ledger(folder: str, lost: Sequence[tuple[str, str]]) -> Iterator[bytes]:
-    """Carry the ledger over, and add a line for every sample that is lost."""
+    """Carry the ledger over, and add a line for every lost sample."""
     with suppress(FileNotFoundError, FetchError), opened(folder, LEDGER_NAME) as raw:
         yield bytes(raw)
     for shard, key in lost:

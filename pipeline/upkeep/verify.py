@@ -1,4 +1,4 @@
-"""Compare finished shards with what their manifest and indexes say, down to the last byte."""
+"""Verify finished shards against their manifest and indexes, down to the last byte."""
 
 import hashlib
 import mmap
@@ -24,7 +24,7 @@ from pipeline.shards.samples import plain_key, split_name
 from pipeline.shards.tar import ShardError, walk_tar
 from pipeline.shards.third_party.indexing import Progress, Run
 
-# What is stored has passed the filters of its own time; only what cannot be read is asked here.
+# Stored images passed the filters of their own run; here only unreadable ones count.
 _ANY_IMAGE = ShardConfig(
     near_duplicates=False, min_side=1, max_pixels=150_000_000, max_scans=10_000, max_seconds=60
 )
@@ -32,13 +32,13 @@ _ANY_IMAGE = ShardConfig(
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it was written."""
+    """Something that differs from what was written."""
 
     shard: str
     key: str
-    """Empty where no single sample is concerned."""
+    """Empty unless a single sample is affected."""
     offset: int
-    """First byte of the sample in the tar, -1 where no single sample is concerned."""
+    """First byte of the sample in the tar, -1 unless a single sample is affected."""
     what: str
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class CheckSpec:
     """Folder of its manifest, a path or a URL."""
     info: ShardInfo
     deep: bool
-    """Whether every image is decoded, strictly."""
+    """Whether to decode every image, strictly."""
 
     @property
     def name(self) -> str:
@@ -64,20 +64,20 @@ class CheckSpec:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a verification of a manifest found."""
+    """Result of verifying a manifest."""
 
     shards: int
     samples: int
     problems: tuple[Problem, ...]
-    """In the order of the manifest."""
+    """Problems in manifest order."""
 
     @property
     def ok(self) -> bool:
-        """Whether everything is as it was written."""
+        """Whether everything is as written."""
         return not self.problems
 
     def summary(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
+        """Return it for JSON."""
         return {
             "ok": self.ok,
             "shards": self.shards,
@@ -94,8 +94,8 @@ def verify(location: str, run: Run, *, deep: bool, on_progress: Progress) -> Ver
 
     Args:
         location: A folder of shards or the manifest in it, as a path or a URL.
-        run: How the checks are run: in this process, or on more.
-        deep: Decode every image, too.
+        run: Runs the checks: in this process, or in parallel.
+        deep: Also decode every image.
         on_progress: Called after every shard.
 
     Raises:
@@ -120,7 +120,7 @@ def verify(location: str, run: Run, *, deep: bool, on_progress: Progress) -> Ver
 
 
 def check_shard(spec: CheckSpec) -> list[Problem]:
-    """Check one shard: size, hashes, the index against the tar, and the images where asked."""
+    """Check one shard: size, hashes, the index against the tar, and the images if `deep`."""
     info = spec.info
     try:
         with opened(spec.folder, info.name) as tar:
@@ -132,7 +132,7 @@ def check_shard(spec: CheckSpec) -> list[Problem]:
 
 @contextmanager
 def opened(folder: str, name: str) -> Iterator[memoryview]:
-    """Map a file of a manifest's folder; a remote one is fetched into a file that ends with it.
+    """Map a file of a manifest's folder; a remote one is fetched into a temporary file.
 
     Raises:
         OSError: It cannot be read.
@@ -148,15 +148,15 @@ def opened(folder: str, name: str) -> Iterator[memoryview]:
             return
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Not closed here: what a walk of damaged headers raised may still hold on to it.
+        # Not closed here: the traceback of a walk of damaged headers may still refer to it.
         yield memoryview(mapped)
 
 
 def open_index(folder: str, info: ShardInfo) -> ShardIndex:
-    """Read the index of a shard, wherever it lies.
+    """Read the index of a shard, local or remote.
 
     Raises:
-        ConfigError: It is missing, or another one than the manifest's.
+        ConfigError: It is missing, or does not match the manifest.
         FetchError: It cannot be fetched.
     """
     url = join(folder, info.index)
@@ -169,7 +169,7 @@ def open_index(folder: str, info: ShardInfo) -> ShardIndex:
 
 
 def whole_rows(index: ShardIndex, tar: memoryview) -> NDArray[np.bool_]:
-    """Tell which samples of a tar have the bytes that were indexed, bool (N,)."""
+    """Tell which samples of a tar have the indexed bytes, bool (N,)."""
     ends = np.append(index.starts[1:], len(tar))
     inside: NDArray[np.bool_] = (ends <= len(tar)) & (index.starts < ends)
     if not index.span_hashes.any():  # Indexed without reading the images.
@@ -212,7 +212,7 @@ def _check_bytes(spec: CheckSpec, tar: memoryview) -> list[Problem]:
 
 
 def _check_spans(index: ShardIndex, tar: memoryview, note: Callable[..., None]) -> list[int]:
-    """Note the samples that are not whole; returns the rows of the others."""
+    """Note the damaged samples; returns the rows of the others."""
     whole = whole_rows(index, tar)
     for row in np.flatnonzero(~whole).tolist():
         note("its bytes are not those that were written.", index.keys[row], int(index.starts[row]))
@@ -256,7 +256,7 @@ def _check_members(
 
 
 def _misfit(index: ShardIndex, row: int, tar: memoryview) -> str | None:
-    """Say what a strict decode finds wrong with an image, or None."""
+    """Return what a strict decode finds wrong with an image, or None."""
     start, size = int(index.offsets[row]), int(index.sizes[row])
     found = judge(bytes(tar[start : start + size]), _ANY_IMAGE)
     if found.outcome == "quarantined":
@@ -271,7 +271,7 @@ def _misfit(index: ShardIndex, row: int, tar: memoryview) -> str | None:
 
 
 def _strangers(manifest: Manifest, folder: str) -> list[Problem]:
-    """Name tars that lie in the manifest's folder and are none of its shards."""
+    """List tars in the manifest's folder that are not among its shards."""
     if is_remote(folder):
         return []
     ours = {

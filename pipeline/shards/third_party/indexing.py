@@ -1,4 +1,4 @@
-"""Indexes and a manifest for shards that others wrote, which stay where they lie."""
+"""Index third-party shards in place: indexes, a ledger and a manifest."""
 
 import json
 import time
@@ -39,7 +39,7 @@ INDEX_FOLDER = "index"
 
 @dataclass(frozen=True, slots=True)
 class DamagedShard:
-    """A shard that is left out as a whole: one line of `ledger.jsonl`."""
+    """A shard that is excluded as a whole: one line of `ledger.jsonl`."""
 
     name: str
     reason: str
@@ -49,7 +49,7 @@ def check_folder(out: Path) -> None:
     """Refuse a folder before any work is done; writes nothing.
 
     Raises:
-        ConfigError: `out` is no folder, or holds a manifest or ledger that no index made.
+        ConfigError: `out` is not a folder, or holds a manifest or ledger of another kind.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out (={out}) is no folder; choose another one.")
@@ -67,10 +67,10 @@ def check_folder(out: Path) -> None:
 
 
 def class_names(records: Sequence[ShardRecord]) -> tuple[str, ...] | None:
-    """Return the classes of all shards together: names, sorted, or numbers as text.
+    """Merge the classes of all shards: names, sorted, or numbers as text.
 
     Raises:
-        ConfigError: Some shards have numbers as labels, others names.
+        ConfigError: Some shards have numeric labels, others names.
     """
     named = [record for record in records if record.names]
     numbered = [record for record in records if record.num_classes]
@@ -101,7 +101,7 @@ def _ledger_rows(outcome: ShardRecord | DamagedShard) -> list[dict[str, str]]:
 
 
 def _stale(out: Path, records: Sequence[ShardRecord]) -> list[Path]:
-    """List what belongs to no shard of the manifest, and what killed runs left."""
+    """List files of no shard in the manifest, and leftovers of killed runs."""
     folder = out / INDEX_FOLDER
     wanted = {record_path(folder, record.name).name for record in records}
     wanted |= {record.index for record in records}
@@ -116,30 +116,30 @@ def _stale(out: Path, records: Sequence[ShardRecord]) -> list[Path]:
 
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Generator[tuple[int, Any], None, None]]
-"""Calls a function for every item, in any order; yields position, and result or exception."""
+"""Calls a function for every item, in any order; yields position and result or exception."""
 Progress = Callable[[float, float, str], None]
-"""Is told shards done, all shards, and a note."""
+"""Receives shards done, total shards and a note."""
 
 
 class UnreadableError(RuntimeError):
-    """Shards that could not be read now, though nothing says that they are damaged."""
+    """Shards that could not be read, though nothing shows that they are damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Indexed:
-    """What a call of `index_shards` gave and took."""
+    """Result and cost of `index_shards`."""
 
     manifest: Manifest
     num_damaged: int
-    """Shards left out as a whole."""
+    """Shards excluded as a whole."""
     num_scanned: int
-    """Shards read by this call; the others were known."""
+    """Shards read by this call; the others were unchanged."""
     num_members: int
-    """Members of the shards read by this call."""
+    """Members of the shards that this call read."""
     seconds: float
 
     def summary(self) -> dict[str, Any]:
-        """Return counts and speed, as JSON holds them."""
+        """Return counts and speed for JSON."""
         ledger = self.manifest.ledger
         return {
             "shards": len(self.manifest.shards),
@@ -156,17 +156,17 @@ class Indexed:
 
 @dataclass(slots=True)
 class _Found:
-    """What the scans gave, by position of the shard."""
+    """Results of the scans, by position of the shard."""
 
     records: dict[int, ShardRecord] = field(default_factory=dict)
     errors: dict[int, Exception] = field(default_factory=dict)
     num_samples: int = 0
     num_scanned: int = 0
     num_members: int = 0
-    """Of the shards that were scanned."""
+    """Members of the scanned shards."""
 
     def add(self, position: int, scan: Scan) -> None:
-        """Take in a shard that can be used."""
+        """Add a usable shard."""
         self.records[position] = scan.record
         self.num_samples += scan.record.num_samples
         if scan.is_new:
@@ -196,21 +196,21 @@ def index_shards(
 ) -> Indexed:
     """Index shards and write the manifest.
 
-    What is written does not depend on the order in which `run` works. A call again scans only what
-    is new or changed; stopped at any moment, it goes on, and what was complete before stays so.
+    The output does not depend on the order in which `run` works. Later calls scan only new and
+    changed shards; an interrupted call can be resumed, and an earlier manifest stays valid.
 
     Args:
-        inputs: As `list_shards` takes them.
-        out: Folder for manifest, ledger and indexes.
-        run: How the scans are run: `run_here`, or on more processes.
-        fast: Read the tars' headers only.
-        skip_damaged: Leave damaged shards out and name them in the ledger.
+        inputs: See `list_shards`.
+        out: Folder of manifest, ledger and indexes.
+        run: Runs the scans: `run_here`, or in parallel.
+        fast: Read only the headers of the tars.
+        skip_damaged: Exclude damaged shards and name them in the ledger.
         on_progress: Called after every shard.
 
     Raises:
-        ConfigError: An input, `out` or a label cannot be used as it is, or no sample is usable.
-        DamageError: Shards are damaged; names all of them. Nothing was completed.
-        UnreadableError: Shards could not be read now.
+        ConfigError: An input, `out` or a label is unusable, or no sample is usable.
+        DamageError: Shards are damaged; names all of them. No manifest was written.
+        UnreadableError: Shards could not be read.
     """
     started = time.monotonic()
     names = list_shards(inputs)
@@ -259,7 +259,7 @@ def _scan_all(specs: Sequence[ScanSpec], run: Run, on_progress: Progress) -> _Fo
 
 
 def _raise_errors(found: _Found, names: Sequence[str], *, skip_damaged: bool) -> None:
-    """Raise for what keeps the index from being complete, damage first."""
+    """Raise for shards that could not be indexed, damage first."""
     errors = dict(sorted(found.errors.items()))
     damaged = [error for error in errors.values() if isinstance(error, ShardError)]
     if damaged and not skip_damaged:
@@ -283,11 +283,11 @@ def _raise_errors(found: _Found, names: Sequence[str], *, skip_damaged: bool) ->
 def _renumber_all(
     records: dict[int, ShardRecord], folder: Path, classes: Sequence[str], run: Run
 ) -> None:
-    """Let the labels of every index count through the same classes; replaces records."""
-    others = [n for n, r in records.items() if r.numbers != wanted_numbers(r, classes)]
-    items = [records[number] for number in others]
+    """Renumber the labels of every index to the merged classes; replaces records."""
+    stale = [n for n, r in records.items() if r.numbers != wanted_numbers(r, classes)]
+    items = [records[number] for number in stale]
     with closing(run(lambda record: renumber(folder, record, classes), items)) as ended:
         for position, result in ended:
             if isinstance(result, Exception):
                 raise result
-            records[others[position]] = result
+            records[stale[position]] = result

@@ -1,4 +1,4 @@
-"""One shard that others wrote: its members, samples, images and labels into an index."""
+"""Scan one third-party shard: members, samples, images and labels into an index."""
 
 import hashlib
 import mmap
@@ -27,31 +27,31 @@ _FORMAT_VERSION = 1  # Raise when an equal shard would give another index.
 _NAME_LENGTH = 80  # of 255 that file systems allow; hashes and endings follow
 _GZIP = b"\x1f\x8b"
 _TAGS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "blob_id")
-"""What the file systems of fsspec call that which changes with a file."""
+"""Keys under which fsspec's file systems report a file's version."""
 
 
 class ShardRecord(ShardReport):
-    """Proof that the index of a shard is whole, and what else was found in the shard."""
+    """Proof that the index of a shard is complete, with what else the scan found."""
 
     num_members: int = Field(ge=0)
     names: tuple[str, ...]
-    """Classes of the samples, sorted; empty where labels are numbers or missing."""
+    """Classes of the samples, sorted; empty if labels are numbers or missing."""
     numbers: tuple[int, ...]
     """Number of each of `names` in the index."""
     num_classes: int = Field(ge=0)
-    """One more than the greatest label where labels are numbers, else 0."""
+    """One more than the largest numeric label, else 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScanSpec:
-    """Everything that decides what a scan gives, and where it goes."""
+    """Everything that determines a scan and where it is stored."""
 
     name: str
     """Absolute path or URL."""
     folder: Path
-    """Of records and indexes."""
+    """Folder of records and indexes."""
     fast: bool
-    """Read the tar's headers only; the loader does the rest when it first reads the shard."""
+    """Read only the tar's headers; the loader does the rest on first use."""
 
 
 @dataclass(slots=True)
@@ -71,20 +71,20 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What is known of a shard now."""
+    """Outcome of scanning a shard."""
 
     record: ShardRecord
     is_new: bool
-    """Whether the shard was read for it; it was known and unchanged otherwise."""
+    """Whether the shard was read; otherwise an earlier scan still holds."""
 
 
 def scan_shard(spec: ScanSpec) -> Scan:
-    """Scan the shard of `spec` and write index and record, unless it is unchanged since.
+    """Scan the shard of `spec` and write index and record, unless it is unchanged.
 
     Raises:
         ShardError: The shard is damaged; nothing was written.
-        ConfigError: It is missing or changes, or its labels cannot be used.
-        OSError: It cannot be read now.
+        ConfigError: It is missing, changed during the scan, or has unusable labels.
+        OSError: It cannot be read.
     """
     stamp = _read_stamp(spec.name)
     plan_id = f"{_FORMAT_VERSION} {'fast' if spec.fast else 'whole'} {stamp}" if stamp else ""
@@ -101,11 +101,11 @@ def scan_shard(spec: ScanSpec) -> Scan:
 
 
 def _read_stamp(name: str) -> str:
-    """Tell a shard from its later versions without reading it; empty where that cannot be done.
+    """Identify a version of a shard without reading it; empty if there is no way.
 
     Raises:
         ConfigError: There is no such file.
-        OSError: It cannot be asked for now.
+        OSError: The request failed.
     """
     if not is_remote(name):
         try:
@@ -119,7 +119,7 @@ def _read_stamp(name: str) -> str:
 
 
 def _read_shard(name: str) -> memoryview:
-    """Map a shard; a remote one is fetched first, into a file that ends with its mapping."""
+    """Map a shard; a remote one is first fetched into a file that lives as long as the mapping."""
     if is_remote(name):
         with tempfile.TemporaryDirectory(prefix="tessera-index-") as folder:
             path = Path(folder) / "shard.tar"
@@ -167,7 +167,7 @@ def _scan(buffer: memoryview, spec: ScanSpec, plan_id: str) -> tuple[ShardRecord
 
 
 def _add(rows: _Rows, sample: RawSample, buffer: memoryview, spec: ScanSpec) -> None:
-    """Add a sample to the index, or to what is left out."""
+    """Add a sample to the index or to the excluded ones."""
     key = plain_key(sample.key)
     image = sample.find_image()
     if not isinstance(image, Member):
@@ -191,7 +191,7 @@ def _add(rows: _Rows, sample: RawSample, buffer: memoryview, spec: ScanSpec) -> 
 
 
 def _number_labels(labels: list[int | str | None], shard: str) -> tuple[tuple[str, ...], list[int]]:
-    """Return the class names, sorted, and the number of every label, -1 where there is none."""
+    """Return the class names, sorted, and the number of every label, -1 for none."""
     names = tuple(sorted({label for label in labels if isinstance(label, str)}))
     if not names:
         return (), [label if isinstance(label, int) else -1 for label in labels]
@@ -205,7 +205,7 @@ def _number_labels(labels: list[int | str | None], shard: str) -> tuple[tuple[st
 
 def _make_index(rows: _Rows, labels: list[int], buffer: memoryview, *, fast: bool) -> ShardIndex:
     starts = np.array(rows.starts, np.int64)
-    starts[:1] = 0  # What lies before the first sample belongs to it, so that spans cover the tar.
+    starts[:1] = 0  # What precedes the first sample belongs to it, so that spans cover the tar.
     offsets, bytes_ = np.array(rows.images, np.int64).reshape(-1, 2).T
     widths, heights = np.array(rows.sizes, np.int32).reshape(-1, 2).T
     return ShardIndex(
@@ -222,22 +222,22 @@ def _make_index(rows: _Rows, labels: list[int], buffer: memoryview, *, fast: boo
 
 
 def record_path(folder: Path, name: str) -> Path:
-    """Where the record of the shard `name` lies; shards of equal file names do not meet there."""
+    """Return the path of a shard's record, distinct even for equal file names."""
     stem = re.split(r"[?#]", name)[0].rstrip("/").rpartition("/")[2].removesuffix(".tar")
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", stem)[:_NAME_LENGTH]
     return folder / f"{plain}-{xxhash.xxh3_64_hexdigest(name.encode())}.json"
 
 
 def write_record(folder: Path, record: ShardRecord, index: ShardIndex) -> ShardRecord:
-    """Write an index and then the record, which this names it in.
+    """Write an index and then the record, with the index filled in.
 
-    An index is named after its content, so that the one an older manifest names stays as it is.
+    Indexes are named after their content, so one that an older manifest refers to stays.
     """
     encoded = encode_index(index)
     digest = hashlib.sha256(encoded).hexdigest()
     path = record_path(folder, record.name)
     index_path = path.with_name(f"{path.stem}-{digest[:8]}.parquet")
-    for stale in kept_files(index_path):  # The shard may have changed where its headers did not.
+    for stale in kept_files(index_path):  # The shard may have changed though its headers did not.
         stale.unlink(missing_ok=True)
     write_atomic(index_path, encoded)
     record = record.model_copy(update={"index": index_path.name, "index_sha256": digest})
@@ -246,13 +246,13 @@ def write_record(folder: Path, record: ShardRecord, index: ShardIndex) -> ShardR
 
 
 def wanted_numbers(record: ShardRecord, classes: Sequence[str]) -> tuple[int, ...]:
-    """Say what `numbers` must be where labels count through `classes`."""
+    """Return the `numbers` that match `classes`."""
     position = {name: number for number, name in enumerate(classes)}
     return tuple(position[name] for name in record.names)
 
 
 def renumber(folder: Path, record: ShardRecord, classes: Sequence[str]) -> ShardRecord:
-    """Make the labels of an index count through `classes`, the names of all shards together."""
+    """Renumber the labels of an index to `classes`, those of all shards."""
     numbers = wanted_numbers(record, classes)
     index = read_index(folder / record.index, sha256=record.index_sha256)
     new = np.full(max(record.numbers) + 2, -1, np.int32)  # A label of -1 reads the last.

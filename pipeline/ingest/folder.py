@@ -48,8 +48,8 @@ def require_disk_space(out: Path, chunks: Sequence[Chunk], config: ShardConfig) 
     if wanted - there > free:
         raise ConfigError(
             f"out (={out}) has {free / 1e9:.1f} GB free, about {(wanted - there) / 1e9:.1f} GB are "
-            "needed (shards, and as much again until they are whole); free some or choose another "
-            "disk."
+            "needed (shards, and as much again until they are complete); free some or choose "
+            "another disk."
         )
 
 
@@ -109,18 +109,16 @@ def check_place(out: Path, sources: SourceList) -> None:
     """
     if is_remote(str(out)):
         raise ConfigError(
-            f"out (={out}) must be a folder of this machine; copy the shards when they are made."
+            f"out (={out}) must be a folder on this machine; copy the shards when they are made."
         )
     for source in sources.sources:
         if is_remote(source.path):
             continue
         folder = local_path(source.path)
         if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(
-                f"out (={out}) lies inside source (={folder}); choose another folder."
-            )
+            raise ConfigError(f"out (={out}) is inside source (={folder}); choose another folder.")
     if not _can_be_written(out):
-        raise ConfigError(f"out (={out}) is no folder that can be written; choose another one.")
+        raise ConfigError(f"out (={out}) is not a writable folder; choose another one.")
 
 
 @contextmanager
@@ -181,7 +179,7 @@ def check_started(job: ShardRequest, *, resume: bool) -> None:
         )
     started = _read_settings(out)
     if started is None:
-        raise ConfigError(f"out (={out}) holds no shards to go on with; choose another folder.")
+        raise ConfigError(f"out (={out}) holds no shards to resume; choose another folder.")
     wanted = job.settings
     changed = sorted(key for key in wanted | started if wanted.get(key) != started.get(key))
     if changed:

@@ -57,7 +57,7 @@ def check_url(url: str) -> None:
     path = local_path(url)
     if not path.exists():
         hint = " Only braces are expanded, as in {000..099}, no *." if "*" in url else ""
-        raise ConfigError(f"data.stream.url (={url}) is no file; correct the path.{hint}")
+        raise ConfigError(f"data.stream.url (={url}) is not a file; correct the path.{hint}")
     if path.is_dir():
         raise ConfigError(
             f"data.stream.url (={url}) is a folder; name its tars, as in {url}/{{000..099}}.tar."

@@ -144,7 +144,7 @@ class Watch:
         """Raise RequestError if the transfer must end."""
         now = time.monotonic()
         if now > self._deadline:
-            raise RequestError(f"is not there in time ({self._sink.offset} bytes are)", firm=True)
+            raise RequestError(f"timed out after {self._sink.offset} bytes", firm=True)
         if now - self._since > self._timeout:
             if (came := self._sink.received - self._had) < _TRICKLE:
                 raise RequestError(f"stalled: {came} bytes in {self._timeout:g} s")

@@ -36,7 +36,7 @@ def check_target(url: str) -> None:
     check_scheme(url)
     if scheme_of(url) in HTTP:
         raise ConfigError(
-            f"out (={redact_url(url)}) is read over HTTP, which nothing can be written to; give "
+            f"out (={redact_url(url)}) is an HTTP URL, which is read-only; give "
             "s3://, gs://, az:// or a folder."
         )
     _system(url)

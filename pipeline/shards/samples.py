@@ -154,7 +154,7 @@ def _parse_label(raw: bytes) -> int | str | None:
 def _check_label(label: int | None, shown: str, sample: RawSample, shard: str) -> int:
     if label is None or not 0 <= label <= MAX_LABEL:
         raise ConfigError(
-            f"label (={shown}) of key {sample.key} in shard {shard} is no class number from 0 to "
-            f"{MAX_LABEL}; write the shard with such numbers, or without labels."
+            f"label (={shown}) of key {sample.key} in shard {shard} is not a class number from 0 "
+            f"to {MAX_LABEL}; write the shard with such numbers, or without labels."
         )
     return label

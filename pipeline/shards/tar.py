@@ -128,7 +128,7 @@ def _follow(buffer: memoryview, trail: _Trail) -> None:
             is_extension = _read_special(buffer, offset, size, kind, trail)
             first = first if is_extension else following
         offset = following
-    raise _DamageError(offset, "the tar ends without its end mark")
+    raise _DamageError(offset, "the tar has no end marker")
 
 
 def _unusual_size(size_field: bytes) -> int:
@@ -141,8 +141,8 @@ def _unusual_size(size_field: bytes) -> int:
 
 def _bad_size(buffer: memoryview, offset: int, size: int) -> _DamageError:
     if size < 0:
-        return _DamageError(offset, "the size is no number")
-    return _DamageError(offset, f"member {_name_at(buffer, offset)!r} is cut")
+        return _DamageError(offset, "the size is not a number")
+    return _DamageError(offset, f"member {_name_at(buffer, offset)!r} is truncated")
 
 
 def _name_at(buffer: memoryview, offset: int) -> str:
@@ -151,7 +151,7 @@ def _name_at(buffer: memoryview, offset: int) -> str:
 
 def _check_end(buffer: memoryview, offset: int) -> None:
     if np.frombuffer(buffer[offset:], np.uint8).any():
-        raise _DamageError(offset, "something follows the end mark")
+        raise _DamageError(offset, "data follows the end marker")
 
 
 def _apply_pending(trail: _Trail, size: int) -> int:
@@ -168,16 +168,16 @@ def _read_special(buffer: memoryview, offset: int, size: int, kind: bytes, trail
         trail.pending = {}
         return False
     if kind not in _EXTENSIONS:
-        raise _DamageError(offset, f"member {_name_at(buffer, offset)!r} is no regular file")
+        raise _DamageError(offset, f"member {_name_at(buffer, offset)!r} is not a regular file")
     if size > _MAX_EXTENSION:
-        raise _DamageError(offset, f"an extension header of {size} bytes is absurd")
+        raise _DamageError(offset, f"an extension header of {size} bytes is too large")
     body = bytes(buffer[offset + _BLOCK : offset + _BLOCK + size])
     if kind == _PAX:
         said = parse_pax(body)
         if "broken" in said:
             raise _DamageError(offset, "the PAX header is malformed")
         if "sparse" in said:
-            raise _DamageError(offset, "the member is sparse, no plain file")
+            raise _DamageError(offset, "the member is a sparse file")
         trail.pending.update(said)
     elif kind == _GNU_NAME:
         trail.pending["path"] = decode_name(body)

@@ -67,7 +67,7 @@ def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merg
         stones += _moved(read_tombstones(folder), folder)
     twice = [name for name, count in Counter(info.name for info in shards).items() if count > 1]
     if twice:
-        raise ConfigError(f"shard (={twice[0]}) is named by two manifests; give each set once.")
+        raise ConfigError(f"shard (={twice[0]}) is listed in two manifests; give each set once.")
     merged = Manifest(
         version=2,
         shards=tuple(shards),

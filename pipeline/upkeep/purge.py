@@ -61,7 +61,7 @@ def read_hashes(path: Path) -> list[str]:
             continue
         if not _is_hash(words[0].lower()):
             raise ConfigError(
-                f"hashes (={path}) line {number} (={words[0][:40]}) is no hash of 32 digits (of "
+                f"hashes (={path}) line {number} (={words[0][:40]}) is not a hash of 32 digits (of "
                 "the file: xxh128sum FILE), 20 digits (the key of a sample) or 16 digits (of the "
                 "stored image); nothing was purged."
             )

@@ -253,7 +253,7 @@ def _lost_keys(index: ShardIndex, rows: NDArray[np.bool_]) -> tuple[str, ...]:
 
 def _new_manifest(old: Manifest, shards: Sequence[ShardInfo], num_lost: int) -> Manifest:
     if not shards:
-        raise ConfigError(f"0 of {old.num_samples} samples are whole; shard again.")
+        raise ConfigError(f"0 of {old.num_samples} samples are intact; shard again.")
     before = old.ledger
     quarantined = dict(before.quarantined)
     if num_lost:

@@ -215,7 +215,11 @@ def _check_spans(index: ShardIndex, tar: memoryview, note: Callable[..., None]) 
     """Note the damaged samples; returns the rows of the others."""
     whole = whole_rows(index, tar)
     for row in np.flatnonzero(~whole).tolist():
-        note("its bytes are not those that were written.", index.keys[row], int(index.starts[row]))
+        note(
+            "its bytes differ from those that were written.",
+            index.keys[row],
+            int(index.starts[row]),
+        )
     rows: list[int] = np.flatnonzero(whole).tolist()
     return rows
 
@@ -243,16 +247,16 @@ def _check_members(
         note(str(error))
         return
     if len(set(index.keys)) != len(index.keys):
-        note("a key stands twice in its index.")
+        note("a key occurs twice in its index.")
     rows = zip(index.keys, index.offsets.tolist(), index.sizes.tolist(), strict=True)
     for row, (key, offset, size) in enumerate(rows):
         name = members.get((offset, size))
         if name is None or plain_key(name) != key:
-            note("its index names bytes that are no member.", key, int(index.starts[row]))
+            note("its index points to bytes that are not a member.", key, int(index.starts[row]))
         elif index.hashes[row]:
             digest = xxhash.xxh3_64_intdigest(tar[offset : offset + size])
             if digest != index.hashes[row]:
-                note("the hash of its image is another one.", key, int(index.starts[row]))
+                note("its image has another hash.", key, int(index.starts[row]))
 
 
 def _misfit(index: ShardIndex, row: int, tar: memoryview) -> str | None:
@@ -280,7 +284,7 @@ def _strangers(manifest: Manifest, folder: str) -> list[Problem]:
         if not is_remote(join(folder, info.name))
     }
     return [
-        Problem(path.name, "", -1, "it lies beside the manifest, which does not name it.")
+        Problem(path.name, "", -1, "it is beside the manifest, which does not list it.")
         for path in sorted(local_path(folder).glob("*.tar"))
         if path.resolve() not in ours
     ]

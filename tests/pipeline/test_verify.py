@@ -90,7 +90,7 @@ def test_missing_and_extra_files_are_found(own_shards):
     (own_shards / "shard-000002.parquet").write_bytes(b"PAR1")
     found = {problem.shard: problem.what for problem in check(own_shards).problems}
     assert "cannot be read" in found["shard-000001.tar"]
-    assert "does not name it" in found["stray.tar"]
+    assert "does not list it" in found["stray.tar"]
     assert "does not match the hash" in found["shard-000002.tar"]
 
 
@@ -154,7 +154,7 @@ def test_a_repair_of_whole_shards_changes_nothing(shards, tmp_path):
 def test_a_repair_of_nothing_says_so(own_shards, tmp_path):
     for path in own_shards.glob("*.tar"):
         path.unlink()
-    with pytest.raises(ConfigError, match="0 of 198 samples are whole"):
+    with pytest.raises(ConfigError, match="0 of 198 samples are intact"):
         mend(own_shards, tmp_path / "mended")
 
 

@@ -52,7 +52,7 @@ def check_folder(out: Path) -> None:
         ConfigError: `out` is not a folder, or holds a manifest or ledger of another kind.
     """
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"out (={out}) is no folder; choose another one.")
+        raise ConfigError(f"out (={out}) is not a folder; choose another one.")
     path = out / manifest.FILE_NAME
     try:
         raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -265,7 +265,7 @@ def _raise_errors(found: _Found, names: Sequence[str], *, skip_damaged: bool) ->
     if damaged and not skip_damaged:
         raise DamageError(
             f"{len(damaged)} of {len(names)} shards are damaged: {' '.join(map(str, damaged))} "
-            "To leave them out, use --skip-damaged."
+            "To exclude them, use --skip-damaged."
         )
     others = {n: error for n, error in errors.items() if not isinstance(error, ShardError)}
     for error in others.values():

@@ -43,9 +43,7 @@ def list_shards(inputs: Sequence[str]) -> list[str]:
             check_scheme(pattern)
             found = _find_remote(pattern) if is_remote(pattern) else _find_local(pattern)
             if not found:
-                raise ConfigError(
-                    f"input (={redact_url(pattern)}) gives no file that ends in .tar."
-                )
+                raise ConfigError(f"input (={redact_url(pattern)}) matches no .tar file.")
             for name in found:
                 _check_name(name, names)
                 names[name] = None
@@ -63,7 +61,9 @@ def ask_filesystem(url: str, method: str) -> Any:
         system, path = fsspec.url_to_fs(url)
         return getattr(system, method)(path)
     except FileNotFoundError:
-        raise ConfigError(f"shard (={redact_url(url)}) is not there; check the address.") from None
+        raise ConfigError(
+            f"shard (={redact_url(url)}) does not exist; check the address."
+        ) from None
     except ImportError as error:
         raise ConfigError(f"shard (={redact_url(url)}) needs a package: {error}.") from None
     except OSError:
@@ -88,13 +88,13 @@ def expand_braces(text: str, what: str, of: str) -> list[str]:
     counts = (_count_choices(group) for group in re.findall(r"\{([^{}]*)\}", text))
     if math.prod(counts) > _MOST:  # Checked first: the results are all held in memory.
         raise ConfigError(
-            f"{what} (={redact_url(text)}) names more than {_MOST} {of}; check its braces."
+            f"{what} (={redact_url(text)}) expands to more than {_MOST} {of}; check its braces."
         )
     try:
         return list(braceexpand(text, escape=False))
     except ValueError:
         raise ConfigError(
-            f"{what} (={redact_url(text)}) has braces that do not pair; close them."
+            f"{what} (={redact_url(text)}) has unbalanced braces; close them."
         ) from None
 
 
@@ -138,4 +138,4 @@ def _check_name(name: str, earlier: dict[str, None]) -> None:
     except UnicodeEncodeError:
         raise ConfigError(f"shard (={name!a}) has a name that is not UTF-8; rename it.") from None
     if not is_remote(name) and not Path(name).is_file():
-        raise ConfigError(f"shard (={name}) is no file that is there; check the name.")
+        raise ConfigError(f"shard (={name}) is not an existing file; check the name.")

@@ -16,9 +16,8 @@ from pipeline.ingest.dedupe import content_hashes
 from pipeline.ingest.gate.encode import thumbnail_of
 from pipeline.ingest.left_out_rows import pieces
 from pipeline.ingest.parts import payload_path, read_payload
-from pipeline.shards.manifest import ledger_line
+from pipeline.shards.manifest import PICTURES_NAME, ledger_line
 
-PICTURES_NAME = "left_out.parquet"
 _PICTURES = 24
 """Most thumbnails of one kind."""
 _SHOWN = ["path", "source", "verdict", "reason", "winner", "near"]

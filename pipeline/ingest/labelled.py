@@ -21,6 +21,7 @@ from pipeline.shards import manifest
 from pipeline.shards.headers import MAX_PIXELS, HeaderError, read_size
 from pipeline.shards.manifest import LEDGER_NAME, Manifest, finish_folder, ledger_line
 from pipeline.shards.writer import (
+    KEY_DIGITS,
     NewSample,
     ShardReport,
     count_inputs,
@@ -29,6 +30,8 @@ from pipeline.shards.writer import (
     write_shard,
 )
 
+_FORMAT_VERSION = 1  # Raise when equal images would give other bytes: old shards are rewritten.
+_NO_SHARD = {"index": "", "num_samples": 0, "num_bytes": 0, "sha256": None, "index_sha256": ""}
 _WHOLE = ShardConfig(max_side=16_000, max_aspect=4.0, max_pixels=MAX_PIXELS)
 """Reduces nothing: an image with a longer side exceeds max_pixels."""
 
@@ -119,11 +122,6 @@ def _about(stored: Stored, classes: tuple[str, ...] | None) -> bytes:
     return json.dumps(about, sort_keys=True).encode()
 
 
-_FORMAT_VERSION = 1  # Raise when equal images would give other bytes: old shards are rewritten.
-_KEY_DIGITS = 20
-_NO_SHARD = {"index": "", "num_samples": 0, "num_bytes": 0, "sha256": None, "index_sha256": ""}
-
-
 class PackReport(ShardReport):
     """Proof that a shard of a packed set is complete."""
 
@@ -133,7 +131,7 @@ class PackReport(ShardReport):
 
 def content_key(data: bytes) -> str:
     """Derive a key from an image's content, as crawled shards do: 20 hex digits."""
-    return xxhash.xxh3_128_hexdigest(data)[:_KEY_DIGITS]
+    return xxhash.xxh3_128_hexdigest(data)[:KEY_DIGITS]
 
 
 def pack(

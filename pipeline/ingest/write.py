@@ -17,9 +17,15 @@ from pipeline.atomic import write_atomic
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.parts import FORMAT_VERSION, payload_path, read_payload
 from pipeline.ingest.plan import Plan, rows_of
-from pipeline.shards.writer import NewSample, ShardReport, read_report, write_report, write_shard
+from pipeline.shards.writer import (
+    KEY_DIGITS,
+    NewSample,
+    ShardReport,
+    read_report,
+    write_report,
+    write_shard,
+)
 
-_KEY_DIGITS = 20  # 80 bits: a billion images collide once in two million runs.
 _ENDINGS = {"jpeg": "jpg", "webp": "webp"}
 _LEDGER = ["name", "source", "format", "width", "height", "as_is", "notes", "label", "caption"]
 
@@ -109,7 +115,7 @@ def _samples(rows: pa.Table, spec: ShardSpec) -> list[NewSample]:
         }
         known = {key: value for key, value in about.items() if value is not None}
         files = {ending: image, "json": json.dumps(known, sort_keys=True).encode()}
-        key = row["content_hash"].hex()[:_KEY_DIGITS]
+        key = row["content_hash"].hex()[:KEY_DIGITS]
         size = row["stored_width"], row["stored_height"]
         samples.append(NewSample(key, files, ending, *size, numbers.get(row["label"], -1)))
     return samples

@@ -19,8 +19,6 @@ from pipeline.remote.downloads import Transfers
 from pipeline.remote.fetch import FetchConfig
 from pipeline.remote.location import FileRequest
 
-__all__ = ["CacheConfig", "CacheStats", "CachedFile", "FileRequest", "ShardCache"]
-
 T = TypeVar("T")
 
 _GB = 10**9

@@ -1,6 +1,7 @@
 """Fetch files from any URL, complete and verified: retries, resumption, hedged requests."""
 
 import asyncio
+import mmap
 import os
 import random
 import tempfile
@@ -15,14 +16,7 @@ from fsspec.asyn import get_loop
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.remote.location import (
-    FileRequest,
-    check_scheme,
-    is_remote,
-    join,
-    local_path,
-    redact_url,
-)
+from pipeline.remote.location import FileRequest, check_scheme, is_remote, local_path, redact_url
 from pipeline.remote.transport import (
     Kind,
     Lap,
@@ -34,19 +28,6 @@ from pipeline.remote.transport import (
     new_link,
     pull,
 )
-
-__all__ = [
-    "Counters",
-    "FetchConfig",
-    "FetchError",
-    "Fetched",
-    "Fetcher",
-    "fetch_file",
-    "is_remote",
-    "join",
-    "read_bytes",
-    "run",
-]
 
 T = TypeVar("T")
 
@@ -130,6 +111,41 @@ def read_bytes(url: str, config: FetchConfig) -> bytes:
         target = Path(folder) / "file"
         fetch_file(url, target, num_bytes=None, sha256=None, config=config)
         return target.read_bytes()
+
+
+def read_if_there(url: str) -> bytes | None:
+    """Read a small file as `read_bytes` does; None if it does not exist."""
+    try:
+        return read_bytes(url, FetchConfig())
+    except FileNotFoundError:
+        return None
+    except FetchError as error:
+        if error.kind == "missing":
+            return None
+        raise
+
+
+def map_file(url: str) -> memoryview:
+    """Map a file, uint8; a remote one is fetched into a file that lives as long as the mapping.
+
+    Raises:
+        FetchError: It cannot be fetched.
+        ConfigError: Its scheme is not allowed, or its package is not installed.
+        OSError: It cannot be read.
+    """
+    if not is_remote(url):
+        return _map(local_path(url))
+    with tempfile.TemporaryDirectory(prefix="tessera-") as folder:
+        path = Path(folder) / "file"
+        fetch_file(url, path, num_bytes=None, sha256=None, config=FetchConfig())
+        return _map(path)
+
+
+def _map(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:  # An empty file cannot be mapped.
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def fetch_file(

@@ -101,17 +101,26 @@ def read_index(path: Path, *, sha256: str) -> ShardIndex:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"index (={path}) cannot be read: {error.strerror}.") from None
+    return decode_index(data, path, sha256=sha256)
+
+
+def decode_index(data: bytes, name: str | Path, *, sha256: str) -> ShardIndex:
+    """Decode an index whose bytes must have the given hash; errors call it `name`.
+
+    Raises:
+        ConfigError: It has another hash, or other columns.
+    """
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ConfigError(
-            f"index (={path}) does not match the hash in its manifest: it was damaged or replaced "
+            f"index (={name}) does not match the hash in its manifest: it was damaged or replaced "
             "after it was written. Restore it or shard again."
         )
     table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     if not table.schema.equals(_SCHEMA):
         raise ConfigError(
-            f"index (={path}) has columns {table.schema.names}, not {_SCHEMA.names}; shard again."
+            f"index (={name}) has columns {table.schema.names}, not {_SCHEMA.names}; shard again."
         )
-    columns = {name: table.column(name).to_numpy() for name in _SCHEMA.names[1:]}
+    columns = {key: table.column(key).to_numpy() for key in _SCHEMA.names[1:]}
     return ShardIndex(
         keys=tuple(table.column("key").to_pylist()),
         starts=columns["start"],

@@ -15,12 +15,16 @@ from typing_extensions import Self
 
 from pipeline.atomic import open_atomic, write_atomic
 from pipeline.config import Config, ConfigError, parse
-from pipeline.remote.fetch import FetchConfig, FetchError, is_remote, read_bytes
-from pipeline.remote.location import join, redact_url
+from pipeline.remote.fetch import FetchConfig, FetchError, read_bytes, read_if_there
+from pipeline.remote.location import is_remote, join, redact_url
 from pipeline.shards.damage import Damage
 
 FILE_NAME = "manifest.json"
 LEDGER_NAME = "ledger.jsonl"
+PICTURES_NAME = "left_out.parquet"
+"""Thumbnails of excluded images."""
+INDEX_FOLDER = "index"
+"""Folder of indexes whose shards lie elsewhere."""
 
 
 class Ledger(Config):
@@ -295,13 +299,7 @@ def read_tombstones(folder: str) -> list[Tombstone]:
     """
     location = join(folder.rstrip("/") + "/", TOMBSTONES_NAME)
     try:
-        text = read_bytes(location, FetchConfig()).decode("utf-8")
-    except FileNotFoundError:
-        return []
-    except FetchError as error:
-        if error.kind == "missing":
-            return []
-        raise
+        text = (read_if_there(location) or b"").decode("utf-8")
     except UnicodeDecodeError:
         raise _damaged(location, 1) from None
     stones = []

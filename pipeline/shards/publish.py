@@ -14,9 +14,14 @@ import fsspec
 from pipeline.config import ConfigError
 from pipeline.remote.fetch import FetchConfig, FetchError, read_bytes
 from pipeline.remote.location import HTTP, check_scheme, join, redact_url, scheme_of
-from pipeline.shards.manifest import FILE_NAME, Manifest, read_manifest
+from pipeline.shards.manifest import (
+    FILE_NAME,
+    LEDGER_NAME,
+    PICTURES_NAME,
+    Manifest,
+    read_manifest,
+)
 
-_BESIDE = ("ledger.jsonl", "left_out.parquet")
 _DONE_NAME = ".published"
 _ATTEMPTS = 5
 _BACKOFF = 0.5  # s, before the second try; doubled each time
@@ -85,7 +90,7 @@ def _names(made: Manifest) -> Iterator[str]:
         yield info.index
         if info.ledger:
             yield info.ledger
-    yield from _BESIDE
+    yield from (LEDGER_NAME, PICTURES_NAME)
 
 
 def _refuse_other(made: Manifest, url: str) -> None:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from pipeline.config import ConfigError
-from pipeline.remote.cache import FileRequest, ShardCache
-from pipeline.remote.fetch import FetchError, is_remote, join
+from pipeline.remote.cache import ShardCache
+from pipeline.remote.fetch import FetchError
+from pipeline.remote.location import FileRequest, is_remote, join
 from pipeline.shards.damage import Damage, DamageError, Reason
 from pipeline.shards.index import ShardIndex, complete_index, read_index
 from pipeline.shards.manifest import (

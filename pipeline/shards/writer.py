@@ -23,6 +23,10 @@ from pipeline.shards.index import ShardIndex, encode_index, hash_spans
 from pipeline.shards.manifest import Ledger, ShardInfo
 from pipeline.shards.tar import Member, walk_tar
 
+KEY_DIGITS = 20
+"""Hex digits of the content hash in a key: at 80 bits a billion images collide once in two million
+runs."""
+
 
 @dataclass(frozen=True, slots=True)
 class NewSample:

@@ -14,8 +14,9 @@ from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.location import is_remote, join, local_path
 from pipeline.shards.index import ShardIndex, encode_index
-from pipeline.shards.manifest import TOMBSTONES_NAME as TOMBSTONES
 from pipeline.shards.manifest import (
+    INDEX_FOLDER,
+    TOMBSTONES_NAME,
     Ledger,
     Manifest,
     ShardInfo,
@@ -29,8 +30,6 @@ from pipeline.shards.manifest import (
 )
 from pipeline.shards.third_party.indexing import Progress
 from pipeline.upkeep.verify import open_index
-
-_INDEX_FOLDER = "index"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +148,14 @@ def _place(out: Path, folder: str, info: ShardInfo, index: ShardIndex, number: i
     """Write a shard's index into `out`; returns its entry for a manifest there."""
     name = _absolute(folder, info.name)
     stem = Path(info.name).name.removesuffix(".tar")
-    path = out / _INDEX_FOLDER / f"{number:06}-{stem}.parquet"
+    path = out / INDEX_FOLDER / f"{number:06}-{stem}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = encode_index(index)
     write_atomic(path, encoded)
     return info.model_copy(
         update={
             "name": name,
-            "index": f"{_INDEX_FOLDER}/{path.name}",
+            "index": f"{INDEX_FOLDER}/{path.name}",
             "index_sha256": hashlib.sha256(encoded).hexdigest(),
             "ledger": _absolute(folder, info.ledger) if info.ledger else None,
         }
@@ -175,5 +174,5 @@ def _moved(stones: Sequence[Tombstone], folder: str) -> list[Tombstone]:
 def _finish(out: Path, made: Manifest, stones: Sequence[Tombstone]) -> None:
     """Write the tombstones, then the manifest."""
     if stones:
-        write_atomic(out / TOMBSTONES, encode_tombstones(stones))
+        write_atomic(out / TOMBSTONES_NAME, encode_tombstones(stones))
     write_manifest(out, made)

@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.dali.decode import decode_rgb
-from pipeline.remote.fetch import FetchConfig, FetchError, read_bytes
+from pipeline.remote.fetch import FetchConfig, read_bytes, read_if_there
 from pipeline.remote.location import join
 from pipeline.shards.index import ShardIndex
-from pipeline.shards.manifest import Manifest, folder_of, read_manifest
+from pipeline.shards.manifest import PICTURES_NAME, Manifest, folder_of, read_manifest
 from pipeline.shards.store import Store
 from pipeline.shards.third_party.indexing import Progress
 from pipeline.upkeep.verify import open_index
 
-LEFT_OUT_FILE = "left_out.parquet"
 NUM_SHOWN = 24
 """Images on a contact sheet."""
 
@@ -198,14 +197,9 @@ def _accepted_sheet(store: Store) -> ContactSheet:
 
 def _left_out_sheets(manifest: Manifest, folder: str) -> list[ContactSheet]:
     """Collect thumbnails of excluded images, by verdict and reason."""
-    try:
-        raw = read_bytes(join(folder, LEFT_OUT_FILE), FetchConfig())
-    except FileNotFoundError:
+    raw = read_if_there(join(folder, PICTURES_NAME))
+    if raw is None:
         return []
-    except FetchError as error:
-        if error.kind == "missing":
-            return []
-        raise
     ledger = manifest.ledger
     counts = {"near duplicate": ledger.near_duplicate}
     counts["duplicate"] = ledger.duplicate - ledger.near_duplicate

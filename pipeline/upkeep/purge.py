@@ -17,12 +17,10 @@ from pipeline.shards.manifest import (
     read_manifest,
     read_tombstones,
 )
+from pipeline.shards.writer import KEY_DIGITS
 from pipeline.upkeep.verify import open_index
 
-_KEY_DIGITS, _HASH_DIGITS, _CONTENT_DIGITS = 20, 16, 32
-_is_hash = re.compile(
-    rf"[0-9a-f]{{{_HASH_DIGITS}}}|[0-9a-f]{{{_KEY_DIGITS}}}|[0-9a-f]{{{_CONTENT_DIGITS}}}"
-).fullmatch
+_is_hash = re.compile(rf"[0-9a-f]{{16}}|[0-9a-f]{{{KEY_DIGITS}}}|[0-9a-f]{{32}}").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ def purge(
             f"{TOMBSTONES_NAME} beside the manifest."
         )
     # A key is a prefix of its file's hash: 80 bits do not collide by chance.
-    wanted = {text[:_KEY_DIGITS]: text for text in hashes}
+    wanted = {text[:KEY_DIGITS]: text for text in hashes}
     before = read_tombstones(folder)
     buried = {(stone.shard, stone.row) for stone in before}
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")

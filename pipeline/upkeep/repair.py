@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.atomic import write_atomic
+from pipeline.atomic import open_atomic, write_atomic
 from pipeline.config import ConfigError
-from pipeline.remote.fetch import FetchError
+from pipeline.remote.fetch import FetchConfig, FetchError, map_file, read_bytes
 from pipeline.remote.location import is_remote, join, local_path
 from pipeline.shards.index import ShardIndex, hash_spans, read_index
 from pipeline.shards.manifest import (
@@ -35,7 +35,7 @@ from pipeline.shards.tar import ShardError, walk_tar
 from pipeline.shards.third_party.indexing import Progress, Run
 from pipeline.shards.third_party.scan import ScanSpec, scan_shard
 from pipeline.shards.writer import write_tar
-from pipeline.upkeep.verify import CheckSpec, Problem, check_shard, open_index, opened, whole_rows
+from pipeline.upkeep.verify import CheckSpec, Problem, check_shard, open_index, whole_rows
 
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
@@ -132,13 +132,13 @@ def mend_shard(spec: MendSpec) -> Mended:
         index = open_index(spec.folder, spec.info)
     except (ConfigError, FetchError):
         return _mend_without_index(spec, problems)
-    rows = np.zeros(len(index), np.bool_)
-    with suppress(OSError, FetchError), opened(spec.folder, spec.info.name) as tar:
-        rows = whole_rows(index, tar)
-        if rows.any():
-            info = _write(spec, index, rows, tar)
-            return Mended(info, _lost_keys(index, rows), problems)
-    return Mended(None, _lost_keys(index, rows), problems)
+    try:
+        tar = map_file(spec.name)
+    except (OSError, FetchError):
+        return Mended(None, index.keys, problems)
+    rows = whole_rows(index, tar)
+    info = _write(spec, index, rows, tar) if rows.any() else None
+    return Mended(info, tuple(index.keys[row] for row in np.flatnonzero(~rows)), problems)
 
 
 def _mend_without_index(spec: MendSpec, problems: tuple[Problem, ...]) -> Mended:
@@ -155,8 +155,7 @@ def _mend_without_index(spec: MendSpec, problems: tuple[Problem, ...]) -> Mended
         numbers = [spec.classes.index(n) if n in spec.classes else -1 for n in record.names]
         if numbers:
             index = replace(index, labels=np.array([*numbers, -1], np.int32)[index.labels])
-        with opened(spec.folder, spec.info.name) as tar:
-            info = _write(spec, index, np.ones(len(index), np.bool_), tar)
+        info = _write(spec, index, np.ones(len(index), np.bool_), map_file(spec.name))
     return Mended(info, (), problems)
 
 
@@ -164,8 +163,7 @@ def _keep(spec: MendSpec) -> ShardInfo:
     """Take over an intact shard: linked or copied, or by its URL."""
     stem = _stem(spec)
     index_path = spec.out / f"{stem}.parquet"
-    with opened(spec.folder, spec.info.index) as raw:
-        write_atomic(index_path, bytes(raw))
+    write_atomic(index_path, read_bytes(join(spec.folder, spec.info.index), FetchConfig()))
     changed = {"name": spec.name, "index": index_path.name, "ledger": _carry_ledger(spec, None)}
     if not is_remote(spec.name):
         target = spec.out / f"{stem}.tar"
@@ -179,9 +177,8 @@ def _carry_ledger(spec: MendSpec, keys: Sequence[str] | None) -> str | None:
     if spec.info.ledger is None:
         return None
     try:
-        with opened(spec.folder, spec.info.ledger) as raw:
-            data = bytes(raw)
-            table = pq.read_table(pa.BufferReader(data))
+        data = read_bytes(join(spec.folder, spec.info.ledger), FetchConfig())
+        table = pq.read_table(pa.BufferReader(data))
     except (OSError, FetchError, pa.ArrowException):
         return None  # It is not part of what is trained on.
     if keys is not None:
@@ -198,12 +195,8 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # Another file system, or one without links.
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            shutil.copyfile(source, partial)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with source.open("rb") as file, open_atomic(target) as copy:
+            shutil.copyfileobj(file, copy)
 
 
 def _write(
@@ -247,10 +240,6 @@ def _stem(spec: MendSpec) -> str:
     return name if name == spec.info.name.removesuffix(".tar") else f"{spec.number:06}-{name}"
 
 
-def _lost_keys(index: ShardIndex, rows: NDArray[np.bool_]) -> tuple[str, ...]:
-    return tuple(index.keys[row] for row in np.flatnonzero(~rows).tolist())
-
-
 def _new_manifest(old: Manifest, shards: Sequence[ShardInfo], num_lost: int) -> Manifest:
     if not shards:
         raise ConfigError(f"0 of {old.num_samples} samples are intact; shard again.")
@@ -272,8 +261,8 @@ def _new_manifest(old: Manifest, shards: Sequence[ShardInfo], num_lost: int) -> 
 
 def _ledger(folder: str, lost: Sequence[tuple[str, str]]) -> Iterator[bytes]:
     """Carry the ledger over, and add a line for every lost sample."""
-    with suppress(FileNotFoundError, FetchError), opened(folder, LEDGER_NAME) as raw:
-        yield bytes(raw)
+    with suppress(FileNotFoundError, FetchError):
+        yield read_bytes(join(folder, LEDGER_NAME), FetchConfig())
     for shard, key in lost:
         row = {"path": f"{shard}/{key}", "verdict": "quarantined", "reason": "damaged"}
         yield ledger_line(row)

@@ -1,12 +1,9 @@
 """Verify finished shards against their manifest and indexes, down to the last byte."""
 
 import hashlib
-import mmap
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +13,9 @@ from numpy.typing import NDArray
 from pipeline.config import ConfigError
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.gate.judge import judge
-from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file
+from pipeline.remote.fetch import FetchConfig, FetchError, map_file, read_bytes
 from pipeline.remote.location import is_remote, join, local_path
-from pipeline.shards.index import ShardIndex, hash_spans, read_index
+from pipeline.shards.index import ShardIndex, decode_index, hash_spans, read_index
 from pipeline.shards.manifest import Manifest, ShardInfo, folder_of, read_manifest
 from pipeline.shards.samples import plain_key, split_name
 from pipeline.shards.tar import ShardError, walk_tar
@@ -123,33 +120,10 @@ def check_shard(spec: CheckSpec) -> list[Problem]:
     """Check one shard: size, hashes, the index against the tar, and the images if `deep`."""
     info = spec.info
     try:
-        with opened(spec.folder, info.name) as tar:
-            return _check_bytes(spec, tar)
+        return _check_bytes(spec, map_file(spec.name))
     except (OSError, FetchError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         return [Problem(info.name, "", -1, f"it cannot be read: {reason}.")]
-
-
-@contextmanager
-def opened(folder: str, name: str) -> Iterator[memoryview]:
-    """Map a file of a manifest's folder; a remote one is fetched into a temporary file.
-
-    Raises:
-        OSError: It cannot be read.
-        FetchError: It cannot be fetched.
-    """
-    url = join(folder, name)
-    with tempfile.TemporaryDirectory(prefix="tessera-verify-") as scratch:
-        path = Path(scratch) / "file" if is_remote(url) else local_path(url)
-        if is_remote(url):
-            fetch_file(url, path, num_bytes=None, sha256=None, config=FetchConfig())
-        if not path.stat().st_size:
-            yield memoryview(b"")
-            return
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Not closed here: the traceback of a walk of damaged headers may still refer to it.
-        yield memoryview(mapped)
 
 
 def open_index(folder: str, info: ShardInfo) -> ShardIndex:
@@ -162,10 +136,7 @@ def open_index(folder: str, info: ShardInfo) -> ShardIndex:
     url = join(folder, info.index)
     if not is_remote(url):
         return read_index(local_path(url), sha256=info.index_sha256)
-    with tempfile.TemporaryDirectory(prefix="tessera-verify-") as scratch:
-        path = Path(scratch) / "index.parquet"
-        fetch_file(url, path, num_bytes=None, sha256=None, config=FetchConfig())
-        return read_index(path, sha256=info.index_sha256)
+    return decode_index(read_bytes(url, FetchConfig()), url, sha256=info.index_sha256)
 
 
 def whole_rows(index: ShardIndex, tar: memoryview) -> NDArray[np.bool_]:

@@ -111,7 +111,7 @@ QUARANTINED = {
         2,
     ),
 }
-"""Bytes, samples left out by reason, and samples kept: what harms no other sample."""
+"""Bytes, samples excluded by reason, and samples kept: what harms no other sample."""
 
 
 def index(inputs, out, **options):
@@ -122,7 +122,7 @@ def index(inputs, out, **options):
 
 @pytest.fixture
 def good(tmp_path):
-    """A whole shard that stands beside the damaged ones."""
+    """An intact shard beside the damaged ones."""
     path = tmp_path / "good.tar"
     path.write_bytes(WHOLE)
     return path

@@ -9,7 +9,8 @@ import fsspec
 import pytest
 
 from pipeline.config import ConfigError
-from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file, is_remote, join, read_bytes
+from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file, read_bytes
+from pipeline.remote.location import is_remote, join
 from pipeline.remote.transport import Lap, TransferStats
 
 QUICK = FetchConfig(attempts=4, backoff=0.01, timeout=0.5)

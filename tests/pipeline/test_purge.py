@@ -118,7 +118,7 @@ def test_the_tombstones_hold_no_image_and_no_path(own_shards):
     bury(own_shards, Store(own_shards).keys()[0])
     (line,) = (own_shards / TOMBSTONES_NAME).read_text().splitlines()
     assert set(json.loads(line)) == {"shard", "row", "key", "hash", "asked", "time"}
-    assert read_manifest(own_shards).num_samples == 198  # The shards stay as they are.
+    assert read_manifest(own_shards).num_samples == 198  # The shards stay unchanged.
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_a_repair_keeps_all_that_is_whole_byte_for_byte(own_shards, shards, tmp_
     for row in (0, 5, last):
         flip(own_shards / "shard-000000.tar", int(index.offsets[row]) + 10)
     (own_shards / "shard-000001.tar").unlink()
-    (own_shards / "shard-000002.parquet").unlink()  # Its tar is whole: indexed anew.
+    (own_shards / "shard-000002.parquet").unlink()  # Its tar is intact: reindexed.
     done = mend(own_shards, tmp_path / "mended")
     before, _ = payloads(shards)
     after, store = payloads(tmp_path / "mended")

@@ -15,6 +15,7 @@ from pipeline.shards import manifest
 from pipeline.shards.damage import DamageError
 from pipeline.shards.index import index_name
 from pipeline.shards.manifest import (
+    INDEX_FOLDER,
     LEDGER_NAME,
     Manifest,
     ShardInfo,
@@ -33,8 +34,6 @@ from pipeline.shards.third_party.scan import (
     wanted_numbers,
 )
 from pipeline.shards.writer import count_inputs
-
-INDEX_FOLDER = "index"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,7 @@
 """Scan one third-party shard: members, samples, images and labels into an index."""
 
 import hashlib
-import mmap
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from pydantic import Field
 
 from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
-from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file
+from pipeline.remote.fetch import FetchError, map_file
 from pipeline.remote.location import is_remote, redact_url
 from pipeline.shards.headers import HeaderError, read_size
 from pipeline.shards.index import ShardIndex, encode_index, hash_spans, kept_files, read_index
@@ -91,7 +89,10 @@ def scan_shard(spec: ScanSpec) -> Scan:
     known = read_report(record_path(spec.folder, spec.name), ShardRecord, plan_id)
     if known is not None and known.name == spec.name and stamp:
         return Scan(known, is_new=False)
-    buffer = _read_shard(spec.name)
+    try:
+        buffer = map_file(spec.name)
+    except FetchError as error:
+        raise OSError(str(error)) from error
     record, index = _scan(buffer, spec, plan_id)
     if _read_stamp(spec.name) != stamp:
         raise ConfigError(
@@ -116,27 +117,6 @@ def _read_stamp(name: str) -> str:
     info = ask_filesystem(name, "info")
     tags = [f"{tag}={info[tag]}" for tag in _TAGS if info.get(tag)]
     return f"{info.get('size')} {' '.join(tags)}" if tags else ""
-
-
-def _read_shard(name: str) -> memoryview:
-    """Map a shard; a remote one is first fetched into a file that lives as long as the mapping."""
-    if is_remote(name):
-        with tempfile.TemporaryDirectory(prefix="tessera-index-") as folder:
-            path = Path(folder) / "shard.tar"
-            try:
-                fetch_file(name, path, num_bytes=None, sha256=None, config=FetchConfig())
-            except FetchError as error:
-                raise OSError(str(error)) from error
-            return _map(path)
-    return _map(Path(name))
-
-
-def _map(path: Path) -> memoryview:
-    with path.open("rb") as file:
-        try:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except ValueError:  # An empty file cannot be mapped.
-            return memoryview(b"")
 
 
 def _scan(buffer: memoryview, spec: ScanSpec, plan_id: str) -> tuple[ShardRecord, ShardIndex]:

@@ -31,7 +31,7 @@ class CacheRecord(Config):
     """A file as of its last verification."""
 
     url: str
-    """For humans."""
+    """URL without secrets, for humans."""
     sha256: str
     num_bytes: int = Field(ge=0)
     mtime_ns: int
@@ -230,7 +230,7 @@ class _EntryUsage:
     used_ns: int = 0
 
 
-def make_room(
+def make_space(
     entry: CacheEntry, num_bytes: int, limits: Limits, *, spare: int, keep: Collection[str]
 ) -> EvictionResult:
     """Evict the least recently used entries until `num_bytes` fit, and reserve them.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import ConfigError
-from pipeline.remote.cache_entry import CacheEntry, EvictionResult, Limits, entry_of, make_room
+from pipeline.remote.cache_entry import CacheEntry, EvictionResult, Limits, entry_of, make_space
 from pipeline.remote.fetch import FetchConfig, Fetcher, FetchError
 from pipeline.remote.location import FileRequest
 
@@ -35,7 +35,7 @@ class Counts:
     corrupt: int = 0
 
 
-class _NoRoomError(RuntimeError):
+class _NoSpaceError(RuntimeError):
     """There is no space to prefetch."""
 
 
@@ -76,7 +76,7 @@ class Transfers:
             try:
                 # Shielded: others may be waiting for it too.
                 ended = await asyncio.shield(task or self._start(entry, wanted, urgent=True))
-            except _NoRoomError:
+            except _NoSpaceError:
                 continue  # The prefetch gave up; a requested file may evict more.
             if task is None and how == "hits":
                 how = ended
@@ -172,7 +172,7 @@ class Transfers:
                 try:
                     how = await self._start(entry, wanted, urgent=False)
                     break
-                except _NoRoomError:
+                except _NoSpaceError:
                     await asyncio.sleep(_RECHECK)
         except (FetchError, ConfigError, OSError):
             pass
@@ -231,7 +231,7 @@ class Transfers:
     ) -> FileIO:
         announced = wanted.num_bytes or 0
         for spare in (0, max(1, announced)):
-            await self._make_room(entry, announced, urgent, spare)
+            await self._make_space(entry, announced, urgent, spare)
             try:
                 fetched = await self.fetcher.download(
                     wanted, entry.partial, self._lend if not urgent else None
@@ -241,14 +241,14 @@ class Transfers:
                     raise
                 continue  # Others fill the disk: evict as much again, once.
             if fetched.num_bytes != announced:
-                await self._make_room(entry, fetched.num_bytes, urgent)
+                await self._make_space(entry, fetched.num_bytes, urgent)
             return entry.publish(owned, wanted.url, fetched.sha256)
         raise ConfigError(
             f"folder (={self._folder}) of the cache is on a full disk; free space on it, or lower "
             "budget_gb and raise reserve_gb."
         )
 
-    async def _make_room(
+    async def _make_space(
         self, entry: CacheEntry, num_bytes: int, urgent: bool, spare: int = 0
     ) -> None:
         """Evict until there is space; waits for other processes, but not forever."""
@@ -256,32 +256,32 @@ class Transfers:
         while True:
             async with self._turn:  # First come, first served.
                 keep = frozenset[str]() if urgent else frozenset(self._ahead)
-                room: EvictionResult = await self.fetcher.thread(
-                    partial(make_room, entry, num_bytes, self._limits, spare=spare, keep=keep)
+                space: EvictionResult = await self.fetcher.thread(
+                    partial(make_space, entry, num_bytes, self._limits, spare=spare, keep=keep)
                 )
-            self.counts.evictions += room.evicted
-            if not room.missing:
+            self.counts.evictions += space.evicted
+            if not space.missing:
                 return
             if not urgent:
-                raise _NoRoomError
+                raise _NoSpaceError
             config = self.fetcher.config
-            patience = config.budget if room.in_transit else config.timeout
-            may_change = room.in_transit or room.pinned - self._pins()
+            patience = config.budget if space.in_transit else config.timeout
+            may_change = space.in_transit or space.pinned - self._pins()
             if not may_change or time.monotonic() - begun > patience:
-                raise ConfigError(self._shortage(room, entry, num_bytes))
+                raise ConfigError(self._shortage(space, entry, num_bytes))
             await asyncio.sleep(_POLL)
 
-    def _shortage(self, room: EvictionResult, entry: CacheEntry, num_bytes: int) -> str:
+    def _shortage(self, space: EvictionResult, entry: CacheEntry, num_bytes: int) -> str:
         budget, reserve = self._limits.budget / 1e9, self._limits.reserve / 1e9
-        used = f"{len(room.pinned | room.in_transit)} files in use"
+        used = f"{len(space.pinned | space.in_transit)} files in use"
         file = f"{entry.name[33:]} of {num_bytes / 1e9:.3g} GB"
-        if room.short_of == "budget":
+        if space.short_of == "budget":
             return (
-                f"budget_gb (={budget:g}) of the cache lacks {room.missing / 1e9:.3g} GB for "
+                f"budget_gb (={budget:g}) of the cache lacks {space.missing / 1e9:.3g} GB for "
                 f"{file} beside {used}; raise budget_gb."
             )
         return (
-            f"folder (={self._folder}) of the cache lacks {room.missing / 1e9:.3g} GB of free disk "
-            f"for {file} beside reserve_gb (={reserve:g}) and {used}; free space, or choose a "
+            f"folder (={self._folder}) of the cache lacks {space.missing / 1e9:.3g} GB of free "
+            f"disk for {file} beside reserve_gb (={reserve:g}) and {used}; free space, or choose a "
             "folder on a larger disk."
         )

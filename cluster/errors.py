@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from pipeline.config import ConfigError
 from pipeline.remote.fetch import FetchError
-from pipeline.remote.publish import PublishError
 from pipeline.shards.damage import DamageError
+from pipeline.shards.publish import PublishError
 
 
 class IncompleteError(RuntimeError):

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cluster.screen import Bar, bar
 from pipeline.config import ConfigError
-from pipeline.shards.labelled import Packed, pack
+from pipeline.ingest.labelled import Packed, pack
 from pipeline.shards.manifest import FILE_NAME, Manifest, read_manifest
 from training.transfer.images.known_sets import KnownSet, SetName, Side, read_known
 

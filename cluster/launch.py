@@ -8,7 +8,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config import ConfigError, parse
-from pipeline.remote.piped import STDIN
+from pipeline.loading.piped import STDIN
 from pipeline.shards.damage import DamageError
 from training.metrics import OnRecord, following
 from training.pretrain import check, train

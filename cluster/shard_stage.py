@@ -12,8 +12,8 @@ from pipeline.config import ConfigError
 from pipeline.ingest.folder import ShardRequest
 from pipeline.ingest.stage import ShardProgress
 from pipeline.remote.location import is_remote, local_path, redact_url
-from pipeline.remote.publish import check_target, publish
 from pipeline.shards.manifest import Ledger, Manifest
+from pipeline.shards.publish import check_target, publish
 
 
 def folder_for(out: str, scratch: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Atomic files: complete or absent, whatever happens during the write."""
 
 import io
 import json
@@ -15,29 +15,29 @@ _SYNC_BYTES = 2**22
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, and rename it."""
+    """Write a file under a temporary name, flush it to the disk and rename it."""
     with open_atomic(path) as file:
         file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people and programs, whole or not at all."""
+    """Write indented JSON atomically."""
     write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 @contextmanager
 def open_atomic(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
-    """Open a file for writing and reading that takes its name when the block ends without error.
+    """Open a file for writing and reading that gets its name when the block ends without error.
 
-    What is written goes to the disk while more is written, so that little is left to wait for.
+    Data is flushed to the disk while more is written, so that little is left to wait for.
 
     Args:
-        path: The name.
-        lasting: False does not wait for the disk: a machine that loses its power may leave other
-            bytes under the name. For what is checked when it is read, and can be made again.
+        path: Final path.
+        lasting: False does not wait for the disk, so a power failure may leave other bytes under
+            the name: for files that are verified when read, and can be made again.
 
     Raises:
-        OSError: The disk is full or fails; at the end of the block at the latest.
+        OSError: The disk is full or fails; raised at the end of the block at the latest.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -56,7 +56,7 @@ def _synced(path: Path) -> Iterator[BinaryIO]:
 
 
 class _EarlySynced(io.BufferedRandom):
-    """A file that a thread brings to the disk, some MiB at a time."""
+    """A file that a thread flushes to the disk, some MiB at a time."""
 
     def __init__(self, path: Path, thread: ThreadPoolExecutor) -> None:
         super().__init__(io.FileIO(path, "w+b"))
@@ -75,17 +75,17 @@ class _EarlySynced(io.BufferedRandom):
         return num_written
 
     def sync(self) -> None:
-        """Bring everything to the disk."""
+        """Flush everything to the disk."""
         self._wait()
         self.flush()
         os.fsync(self.fileno())
 
     def close(self) -> None:
-        """Close the file once the thread does not need it; what it found no longer matters."""
+        """Close the file after the thread is done; its errors no longer matter."""
         if self._syncing is not None:
             self._syncing.exception()
         super().close()
 
     def _wait(self) -> None:
         if self._syncing is not None:
-            self._syncing.result()  # The kernel tells of a failure once only.
+            self._syncing.result()  # The kernel reports a failure only once.

@@ -16,7 +16,7 @@ from pipeline.loading.data import DataConfig, with_classes
 from pipeline.loading.order import OrderConfig
 from pipeline.loading.views import PretextConfig
 from pipeline.pretext.multitask import tasks_of
-from pipeline.remote.fetch import is_remote
+from pipeline.remote.location import is_remote
 from training.models.trunks import TrunkConfig, require_view
 from training.optimizer import OptimConfig
 from training.precision import Precision

@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.audit.gather import Progress, Source
-from pipeline.bench.repeated import write_repeated
+from pipeline.shards.manifest import Ledger, Manifest, write_manifest
+from pipeline.shards.writer import write_images
 
 KINDS = ("1/f noise", "white noise", "1/f noise", "constant")
 """In turn; noise whose amplitude falls as 1/f has bright and dark regions, as photographs have."""
@@ -71,8 +72,22 @@ def write_control(control: Control, out: Path, on_progress: Callable[[int], None
         images.append(encode(pixels, samplings[number // len(kinds) % len(samplings)]))
         if number % _SAMPLES_PER_SHARD == _SAMPLES_PER_SHARD - 1:
             on_progress(number + 1)
-    shards = -(-num // _SAMPLES_PER_SHARD)
-    write_repeated(images, out, num_shards=shards, samples_per_shard=num // shards)
+    write_set(images, out)
+
+
+def write_set(images: Sequence[bytes], out: Path) -> None:
+    """Write JPEGs into shards of one size in a new folder; a remainder is dropped."""
+    num_shards = -(-len(images) // _SAMPLES_PER_SHARD)
+    size = len(images) // num_shards
+    out.mkdir()
+    shards = [
+        write_images(out / f"shard-{n:06d}.tar", images[n * size : (n + 1) * size])
+        for n in range(num_shards)
+    ]
+    ledger = Ledger.all_accepted(num_shards * size)
+    write_manifest(
+        out, Manifest(version=2, shards=tuple(shards), classes=None, ledger=ledger, config={})
+    )
 
 
 def _bounded(sizes: NDArray[np.int32]) -> NDArray[np.int64]:

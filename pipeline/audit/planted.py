@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.audit.chroma import add_aberration
-from pipeline.audit.control import QUALITY, SUBSAMPLINGS, Control, encode, stored_control
+from pipeline.audit.control import QUALITY, SUBSAMPLINGS, Control, encode, stored_control, write_set
 from pipeline.audit.evidence import Evidence, ProbeScore, score_of
 from pipeline.audit.gather import Progress, Source, emit, gather
 from pipeline.audit.limits import (
@@ -36,7 +36,6 @@ from pipeline.audit.limits import (
 )
 from pipeline.audit.permutation_set import probe_codes
 from pipeline.audit.uniformity import draw, probe_draws
-from pipeline.bench.repeated import write_repeated
 from pipeline.loading.data import open_store
 from pipeline.loading.draws import Draws
 from pipeline.pretext.context import ContextConfig
@@ -55,7 +54,6 @@ _CORNER = 0.6
 """Share of the light that a corner of the crop loses."""
 _REDUCED = 0.5
 """Share of its side that a patch is reduced to."""
-_SAMPLES_PER_SHARD = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +153,7 @@ def restored(
         with Image.open(io.BytesIO(payload)) as image:
             pixels = change(np.asarray(image.convert("RGB")))
             images.append(encode(pixels, stored_as.subsampling, quality=stored_as.quality))
-    shards = -(-len(images) // _SAMPLES_PER_SHARD)
-    write_repeated(images, out, num_shards=shards, samples_per_shard=len(images) // shards)
+    write_set(images, out)
 
 
 def photographs(source: Source, num: int) -> list[bytes]:

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
-from pipeline.remote.cache import CacheConfig, CacheStats, FileRequest, ShardCache
+from pipeline.remote.cache import CacheConfig, CacheStats, ShardCache
 from pipeline.remote.fetch import FetchConfig
+from pipeline.remote.location import FileRequest
 
 _FAILED = 0.01
 _SLOW = 0.05

@@ -1,7 +1,7 @@
 """What is told of the inputs that no shard holds: a line for each, and pictures of some."""
 
 import io
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.atomic import open_atomic, write_atomic
+from pipeline.atomic import write_atomic
 from pipeline.ingest.dedupe import content_hashes
 from pipeline.ingest.gate.encode import thumbnail_of
 from pipeline.ingest.left_out_rows import pieces
 from pipeline.ingest.parts import payload_path, read_payload
+from pipeline.shards.manifest import PICTURES_NAME, ledger_line
 
-LEDGER_NAME = "ledger.jsonl"
-PICTURES_NAME = "left_out.parquet"
 _PICTURES = 24
 """Most thumbnails of one kind."""
 _SHOWN = ["path", "source", "verdict", "reason", "winner", "near"]
@@ -40,12 +39,10 @@ class ExcludedInput:
     """Name of its source."""
 
 
-def write_ledger(left_out: pa.Table, out: Path) -> None:
-    """Write ledger.jsonl: path, verdict, and what else is known, in order of the path."""
-    with open_atomic(out / LEDGER_NAME) as file:
-        for rows in pieces(left_out.select(_SHOWN)):
-            lines = (json.dumps(_line(row)) + "\n" for row in rows.to_pylist())
-            file.write("".join(lines).encode())
+def ledger_lines(left_out: pa.Table) -> Iterator[bytes]:
+    """Serialise ledger.jsonl: path, verdict, and what else is known, in order of the path."""
+    for rows in pieces(left_out.select(_SHOWN)):
+        yield from map(ledger_line, rows.to_pylist())
 
 
 def write_pictures(left_out: pa.Table, parts: Path, out: Path) -> None:
@@ -57,10 +54,6 @@ def write_pictures(left_out: pa.Table, parts: Path, out: Path) -> None:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="none", write_statistics=False)
     write_atomic(out / PICTURES_NAME, sink.getvalue())
-
-
-def _line(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if value is not None and value is not False}
 
 
 def _pick(left_out: pa.Table) -> pa.Table:

@@ -1,42 +1,46 @@
-"""The folder that shards go into: what a resume may keep, and what completes it."""
+"""The output folder of shards: its lock, what a resume may keep, what completes it."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import xxhash
+from filelock import FileLock, Timeout
 
 from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.excluded import write_ledger, write_pictures
+from pipeline.ingest.excluded import ledger_lines, write_pictures
 from pipeline.ingest.plan import Plan
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.ingest.sources.source_list import SourceList
-from pipeline.ingest.write import ShardReport, read_report
 from pipeline.remote.location import is_remote, local_path
 from pipeline.shards import manifest
-from pipeline.shards.manifest import Manifest, ShardInfo, read_manifest
+from pipeline.shards.manifest import Manifest, read_manifest
+from pipeline.shards.writer import ShardReport, read_report
 
-_COPIES = 2  # Parts and shards lie side by side until the end.
+_COPIES = 2  # Parts and shards coexist until the end.
 _MARGIN = 1.2
 _BYTES_PER_PIXEL = 0.75
-"""Of a large stored image, at most as a rule."""
+"""Usual upper bound for a large stored image."""
 _LONG_SIDES = 2
-"""Long side of a stored image in short sides, at most as a rule."""
+"""Usual upper bound for long side / short side of a stored image."""
 
 
 def require_disk_space(out: Path, chunks: Sequence[Chunk], config: ShardConfig) -> None:
-    """Compare an estimate of what will be written with what is free where `out` lies.
+    """Compare an estimate of the output with the free space on the disk of `out`.
 
-    Sources whose sizes are not known, or say little (web archives hold mostly text), count nothing.
+    Sources of unknown or meaningless size (web archives hold mostly text) do not count.
 
     Raises:
-        ConfigError: There is too little room.
+        ConfigError: There is too little space.
     """
     wanted = _COPIES * _MARGIN * estimate(chunks, config)
     there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -44,13 +48,13 @@ def require_disk_space(out: Path, chunks: Sequence[Chunk], config: ShardConfig) 
     if wanted - there > free:
         raise ConfigError(
             f"out (={out}) has {free / 1e9:.1f} GB free, about {(wanted - there) / 1e9:.1f} GB are "
-            "needed (shards, and as much again until they are whole); free some or choose another "
-            "disk."
+            "needed (shards, and as much again until they are complete); free some or choose "
+            "another disk."
         )
 
 
 def estimate(chunks: Iterable[Chunk], config: ShardConfig) -> float:
-    """Estimate the bytes of the stored images: those of the inputs, but none above a bound."""
+    """Estimate the bytes of the stored images: input sizes, each bounded."""
     most = config.max_side**2 * _LONG_SIDES * _BYTES_PER_PIXEL
     total = 0.0
     archives: dict[str, int] = {}
@@ -63,13 +67,14 @@ def estimate(chunks: Iterable[Chunk], config: ShardConfig) -> float:
 
 
 SETTINGS_NAME = "shard_config.json"
+_LOCK_NAME = ".lock"
 _PARTS_NAME = ".parts"
 _INPUTS_NAME = ".inputs"
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRequest:
-    """What is to be made, and where."""
+    """What to make, and where."""
 
     out: Path
     sources: SourceList
@@ -77,7 +82,7 @@ class ShardRequest:
 
     @property
     def parts(self) -> Path:
-        """Folder of the parts; there until the shards are complete."""
+        """Folder of the parts; exists until the shards are complete."""
         return self.out / _PARTS_NAME
 
     @property
@@ -87,7 +92,7 @@ class ShardRequest:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes the shards, without the paths of this machine."""
+        """Settings that determine the shards, without paths of this machine."""
         options = {
             str(source.name): source.model_dump(mode="json", exclude={"name", "path"})
             for source in self.sources.sources
@@ -97,35 +102,76 @@ class ShardRequest:
 
 
 def check_place(out: Path, sources: SourceList) -> None:
-    """Refuse a place before any work is done; writes nothing.
+    """Refuse an unusable `out` before any work is done; writes nothing.
 
     Raises:
-        ConfigError: `out` is a URL or a file, cannot be written, or lies inside a source.
+        ConfigError: `out` is a URL or a file, cannot be written, or is inside a source.
     """
     if is_remote(str(out)):
         raise ConfigError(
-            f"out (={out}) must be a folder of this machine; copy the shards when they are made."
+            f"out (={out}) must be a folder on this machine; copy the shards when they are made."
         )
     for source in sources.sources:
         if is_remote(source.path):
             continue
         folder = local_path(source.path)
         if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(
-                f"out (={out}) lies inside source (={folder}); choose another folder."
-            )
+            raise ConfigError(f"out (={out}) is inside source (={folder}); choose another folder.")
     if not _can_be_written(out):
-        raise ConfigError(f"out (={out}) is no folder that can be written; choose another one.")
+        raise ConfigError(f"out (={out}) is not a writable folder; choose another one.")
+
+
+@contextmanager
+def lock_folder(out: Path) -> Iterator[None]:
+    """Lock `out` for this process, creating it if missing.
+
+    The kernel drops the lock with the process, however that ends; the file of a dead one is taken
+    over. Folders created here are removed again if they end up empty.
+
+    Raises:
+        ConfigError: Another process holds the folder; names it.
+    """
+    made = [path for path in (out, *out.parents) if not path.exists()]  # Innermost first.
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / _LOCK_NAME
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"out (={out}) is in use by {_holder(path)}; wait for it or choose another folder."
+            ) from None
+        try:
+            started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            about = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+            path.write_text(json.dumps(about), encoding="utf-8")
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # Still held, so it cannot be another process's.
+            lock.release()
+    finally:
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _holder(path: Path) -> str:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {known['pid']} on {known['host']} since {known['started']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
 
 
 def check_started(job: ShardRequest, *, resume: bool) -> None:
-    """Refuse a folder that holds something else; it is locked.
+    """Refuse a locked folder with other contents.
 
     Raises:
         ConfigError: It is not empty without `resume`, or was started with other settings.
     """
     out = job.out
-    if not any(path.name != ".lock" for path in out.iterdir()):
+    if not any(path.name != _LOCK_NAME for path in out.iterdir()):
         return
     if not resume:
         raise ConfigError(
@@ -133,7 +179,7 @@ def check_started(job: ShardRequest, *, resume: bool) -> None:
         )
     started = _read_settings(out)
     if started is None:
-        raise ConfigError(f"out (={out}) holds no shards to go on with; choose another folder.")
+        raise ConfigError(f"out (={out}) holds no shards to resume; choose another folder.")
     wanted = job.settings
     changed = sorted(key for key in wanted | started if wanted.get(key) != started.get(key))
     if changed:
@@ -145,13 +191,14 @@ def check_started(job: ShardRequest, *, resume: bool) -> None:
 
 
 def finished_manifest(job: ShardRequest, chunks: Sequence[Chunk]) -> Manifest | None:
-    """Read the manifest where all of it is there, whole, and made from inputs as they are now."""
+    """Read the manifest if its shards are intact and were made from the current inputs."""
     try:
         known = (job.out / _INPUTS_NAME).read_text(encoding="utf-8")
         made = read_manifest(job.out)
     except (OSError, ConfigError):
         return None
-    reports = (read_report((job.out / shard.name).with_suffix(".json")) for shard in made.shards)
+    paths = ((job.out / shard.name).with_suffix(".json") for shard in made.shards)
+    reports = (read_report(path, ShardReport) for path in paths)
     is_whole = known == _name_inputs(chunks) and all(
         report is not None and report.sha256 == shard.sha256
         for report, shard in zip(reports, made.shards, strict=True)
@@ -160,7 +207,7 @@ def finished_manifest(job: ShardRequest, chunks: Sequence[Chunk]) -> Manifest | 
 
 
 def start_folder(job: ShardRequest) -> None:
-    """Make the folder ready: settings first, no manifest and no leftovers."""
+    """Prepare the folder: write the settings; remove manifest and leftovers."""
     job.parts.mkdir(parents=True, exist_ok=True)
     write_atomic(job.out / SETTINGS_NAME, json.dumps(job.settings, indent=1).encode())
     (job.out / manifest.FILE_NAME).unlink(missing_ok=True)
@@ -168,7 +215,7 @@ def start_folder(job: ShardRequest) -> None:
 
 
 def remove_partials(job: ShardRequest) -> None:
-    """Remove files that were being written."""
+    """Remove partially written files."""
     for folder in (job.out, job.parts):
         for path in folder.glob(".*.partial"):
             path.unlink(missing_ok=True)
@@ -177,7 +224,7 @@ def remove_partials(job: ShardRequest) -> None:
 def remove_others(
     job: ShardRequest, *, parts: Iterable[str] = (), shards: Iterable[str] = ()
 ) -> None:
-    """Remove parts, or shards, that are not among those named: of inputs or plans of before."""
+    """Remove all but the named parts or shards: those of earlier inputs or plans."""
     for folder, pattern, wanted in (
         (job.parts, "*.*", frozenset(parts)),
         (job.out, "shard-*.*", frozenset(shards)),
@@ -188,7 +235,7 @@ def remove_others(
 
 
 def abandon_folder(job: ShardRequest) -> None:
-    """Remove what a run without any usable image has left, so that nothing stays of it."""
+    """Remove all traces of a run without any usable image."""
     shutil.rmtree(job.parts, ignore_errors=True)
     if not any(job.out.glob("shard-*.tar")):
         (job.out / SETTINGS_NAME).unlink(missing_ok=True)
@@ -197,23 +244,19 @@ def abandon_folder(job: ShardRequest) -> None:
 def finish_folder(
     job: ShardRequest, plan: Plan, reports: Iterable[ShardReport], chunks: Sequence[Chunk]
 ) -> Manifest:
-    """Write the ledger and then the manifest, which completes the folder; remove the parts."""
-    write_ledger(plan.left_out, job.out)
+    """Write pictures, ledger and, last, the manifest; then remove the parts."""
     write_pictures(plan.left_out, job.parts, job.out)
     write_atomic(job.out / _INPUTS_NAME, _name_inputs(chunks).encode())
-    by_name = sorted(reports, key=lambda report: report.name)
     made = Manifest(
         version=2,
-        shards=tuple(
-            ShardInfo(**r.model_dump(include=set(ShardInfo.model_fields))) for r in by_name
-        ),
+        shards=tuple(report.info for report in sorted(reports, key=lambda report: report.name)),
         classes=plan.classes,
         ledger=plan.ledger,
         sources=plan.sources,
         notes=plan.notes,
         config=job.settings,
     )
-    manifest.write_manifest(job.out, made)
+    manifest.finish_folder(job.out, made, ledger_lines(plan.left_out))
     assert read_manifest(job.out) == made
     shutil.rmtree(job.parts)
     return made
@@ -227,7 +270,7 @@ def _name_inputs(chunks: Sequence[Chunk]) -> str:
 
 
 def _can_be_written(out: Path) -> bool:
-    """Whether `out` is, or can become, a folder that takes files."""
+    """Tell whether `out` is, or can become, a writable folder."""
     try:
         present = next(path for path in (out, *out.absolute().parents) if path.exists())
         return present.is_dir() and os.access(present, os.R_OK | os.W_OK | os.X_OK)

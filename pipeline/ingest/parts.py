@@ -21,6 +21,7 @@ from pipeline.ingest.item import Item, Verdict
 from pipeline.ingest.sources.chunks import read_chunk
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.shards.damage import DamageError
+from pipeline.shards.samples import plain_text
 
 FORMAT_VERSION = 7
 """Raise when equal inputs and settings would give other bytes: older parts and shards are made
@@ -226,16 +227,11 @@ def _describe(item: Item, judged: Verdict) -> dict[str, Any]:
         "stored_height": judged.stored_height,
         "as_is": judged.as_is,
         "notes": sorted(judged.notes),
-        "label": _plain(item.label),
-        "caption": _plain(item.caption),
+        "label": item.label and plain_text(item.label),
+        "caption": item.caption and plain_text(item.caption),
         "metadata": json.dumps(metadata) if metadata else None,
         "near_words": None if words is None else words.astype("<u8").tobytes(),
     }
-
-
-def _plain(text: str | None) -> str | None:
-    """Write halves of surrogate pairs, which UTF-8 has no bytes for, as escapes."""
-    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[pa.RecordBatch]:

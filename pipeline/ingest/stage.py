@@ -14,20 +14,21 @@ from pipeline.ingest.folder import (
     check_started,
     finish_folder,
     finished_manifest,
+    lock_folder,
     remove_others,
     remove_partials,
     require_disk_space,
     start_folder,
 )
-from pipeline.ingest.lock import lock_folder
 from pipeline.ingest.parts import PartReport, PartSpec, make_part
 from pipeline.ingest.plan import Plan, make_plan
 from pipeline.ingest.sources.chunks import list_chunks
 from pipeline.ingest.sources.inputs import Chunk
-from pipeline.ingest.write import ShardReport, shard_specs, write_shard
+from pipeline.ingest.write import make_shard, shard_specs
 from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import Ledger, Manifest
 from pipeline.shards.third_party.indexing import Run
+from pipeline.shards.writer import ShardReport
 
 _NAMED = 5
 """Failures that a message names."""
@@ -129,7 +130,7 @@ def _write(plan: Plan, job: ShardRequest, run: Run, on_progress: Progress) -> li
     remove_others(job, shards=names)
     reports: list[ShardReport] = []
     sofar = _written(plan.ledger)
-    for report in _run_all(write_shard, specs, run, job, ("shards", names)):
+    for report in _run_all(make_shard, specs, run, job, ("shards", names)):
         reports.append(report)
         sofar = replace(sofar, done=sofar.done + report.num_samples)
         on_progress(sofar)

@@ -17,7 +17,7 @@ from pipeline.loading.views import PretextConfig
 from pipeline.pretext.multitask import MultitaskConfig
 from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.remote.cache import CacheConfig, ShardCache
-from pipeline.remote.fetch import is_remote
+from pipeline.remote.location import is_remote
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
 

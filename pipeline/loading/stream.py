@@ -22,11 +22,11 @@ from pipeline.loading.graph_runner import Failure, PlannedBatch, run_plans
 from pipeline.loading.loader import Batch
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import Order, OrderConfig
+from pipeline.loading.piped import STDIN, absolute_url, check_url
 from pipeline.loading.quarantine import DamagePolicy, EpochCounts, Quarantine
 from pipeline.loading.unindexed import StreamedSample, Unindexed, as_samples, damage
 from pipeline.loading.views import PretextConfig, plan_views, view_graph
 from pipeline.remote.cache import ShardCache
-from pipeline.remote.piped import STDIN, absolute_url, check_url
 from pipeline.shards.damage import Damage, DamageError
 
 _MAX_LOST = 1000

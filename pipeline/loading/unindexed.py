@@ -15,8 +15,8 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import permute
+from pipeline.loading.piped import STDIN, TAR_ERRORS, open_shard
 from pipeline.remote.location import redact_url
-from pipeline.remote.piped import STDIN, TAR_ERRORS, open_shard
 from pipeline.shards.damage import Damage, DamageError, Reason
 from pipeline.shards.headers import HeaderError, read_size
 from pipeline.shards.store import Samples

@@ -1,4 +1,4 @@
-"""Shards from URLs on the local disk: one copy for all processes of a node, within a budget."""
+"""Cache remote shards on the local disk: one copy per node, within a budget."""
 
 import asyncio
 import os
@@ -14,13 +14,10 @@ from pydantic import Field
 from typing_extensions import Self
 
 from pipeline.config import Config, ConfigError
-from pipeline.remote.cache_entry import entry_of
-from pipeline.remote.cache_eviction import Limits, sweep
+from pipeline.remote.cache_entry import Limits, entry_of, sweep
 from pipeline.remote.downloads import Transfers
 from pipeline.remote.fetch import FetchConfig
 from pipeline.remote.location import FileRequest
-
-__all__ = ["CacheConfig", "CacheStats", "CachedFile", "FileRequest", "ShardCache"]
 
 T = TypeVar("T")
 
@@ -28,14 +25,14 @@ _GB = 10**9
 
 
 class CacheConfig(Config):
-    """Where the shards of URLs are kept on this node."""
+    """Where this node keeps remote shards."""
 
     folder: Path = Field(default_factory=lambda: Path.home() / ".cache/tessera/shards")
-    """On a local disk; shared by all runs of the node."""
+    """Folder on a local disk, shared by all runs of the node."""
     budget_gb: float = Field(default=100, gt=0)
-    """10^9 bytes that the files may take."""
+    """Size limit of all files, 10^9 bytes."""
     reserve_gb: float = Field(default=1, ge=0)
-    """10^9 bytes of the folder's disk that stay free."""
+    """Space to keep free on the folder's disk, 10^9 bytes."""
     fetch: FetchConfig = FetchConfig()
 
 
@@ -44,23 +41,23 @@ class CacheStats:
     """Counts of this process since the cache was opened."""
 
     hits: int = 0
-    """Files that were there when they were asked for."""
+    """Files present when requested."""
     misses: int = 0
-    """Files whose download began when they were asked for."""
+    """Files whose download started when requested."""
     waits: int = 0
-    """Files that were on their way when they were asked for."""
+    """Files already being downloaded when requested."""
     bytes_fetched: int = 0
-    """Of finished and failed downloads; prefetched ones and the losers of races count."""
+    """Bytes of all downloads: failed, prefetched and hedged ones included."""
     retries: int = 0
     hedges: int = 0
     """Second requests raced against slow ones."""
     evictions: int = 0
     corrupt: int = 0
-    """Files, fetched or cached, that were not what they should be."""
+    """Files, fetched or cached, that failed verification."""
 
 
 class CachedFile:
-    """A verified file that stays on the disk until it is released."""
+    """A verified file that is pinned on the disk until released."""
 
     def __init__(self, path: Path, pinned: FileIO, pins: set["CachedFile"]) -> None:
         self.path: Path = path
@@ -69,7 +66,7 @@ class CachedFile:
         pins.add(self)
 
     def release(self) -> None:
-        """Let the file be evicted; mappings of it stay valid. Again is no error."""
+        """Unpin the file; mappings of it stay valid. Idempotent."""
         self._pinned.close()
         self._pins.discard(self)
 
@@ -83,10 +80,9 @@ class CachedFile:
 class ShardCache:
     """Files by URL, downloaded once for all processes of the node that share the folder.
 
-    A file is trusted while its size, mtime and ctime are what they were when it was written;
-    where they are not, it is hashed once more, and fetched again if it is damaged. A bit that rots
-    on the disk itself is not found here but by the hashes of the samples, when they are read: the
-    reader then calls `discard`.
+    A file is trusted while its size, mtime and ctime are unchanged since it was written; otherwise
+    it is hashed again, and fetched again if damaged. Bit rot on the disk is found by the samples'
+    hashes when they are read: the reader then calls `discard`.
     """
 
     def __init__(self, config: CacheConfig) -> None:
@@ -109,15 +105,15 @@ class ShardCache:
         self._process = os.getpid()
         self._closed = False
         self._pins: set[CachedFile] = set()
-        self._served: dict[str, os.stat_result] = {}  # By URL: what was handed out last.
+        self._served: dict[str, os.stat_result] = {}  # By URL: the version last returned.
         self._transfers = Transfers(self._folder, limits, config.fetch, self._pinned_keys)
 
     def get(self, url: str, *, num_bytes: int | None, sha256: str | None) -> CachedFile:
-        """Wait until a file is local and verified; it is pinned until it is released.
+        """Wait until a file is local and verified; it stays pinned until released.
 
         Raises:
-            FetchError: It cannot be had, or is not the file with this size and hash.
-            ConfigError: It does not fit into the budget, or beside what is pinned.
+            FetchError: It cannot be fetched, or has another size or hash.
+            ConfigError: It does not fit the budget, or next to what is pinned.
             OSError: The folder cannot be written.
         """
         pinned = self._call(self._transfers.get(FileRequest(url, num_bytes, sha256)))
@@ -125,27 +121,26 @@ class ShardCache:
         return CachedFile(entry_of(self._folder, url).path, pinned, self._pins)
 
     def prefetch(self, wanted: Sequence[FileRequest]) -> None:
-        """Replace the list of files to download in the background, in this order; returns at once.
+        """Replace the list of files to download in the background, in order; returns immediately.
 
-        Downloads under way go on. They take no room from files of the list that `get` did not
-        ask for yet, nor from pinned ones, but wait. What fails is tried again, and raised, by
-        `get`.
+        Running downloads continue. Prefetching never evicts pinned files nor listed ones that `get`
+        has not returned yet; it waits. Failures are retried, and raised, by `get`.
         """
         self._check_open()
         self._loop.call_soon_threadsafe(self._transfers.wish, tuple(wanted))
 
     def discard(self, url: str) -> None:
-        """Throw away a file whose content turned out to be damaged, so that `get` fetches anew.
+        """Delete a file that turned out to be damaged, so that `get` fetches it again.
 
-        Only the very file that this process got is deleted, not one that another process has
-        fetched since. Mappings of it stay valid.
+        Deletes only the version that this process got, not one that another process has fetched
+        since. Mappings of it stay valid.
         """
         served = self._served.pop(url, None)
         if served is not None:
             self._call(self._transfers.discard(entry_of(self._folder, url), served))
 
     def stats(self) -> CacheStats:
-        """Counts of this process since the cache was opened."""
+        """Return the counts of this process since the cache was opened."""
         counts, fetched = self._transfers.counts, self._transfers.fetcher.counters
         return CacheStats(
             **counts.gets,
@@ -157,7 +152,7 @@ class ShardCache:
         )
 
     def close(self) -> None:
-        """Stop all downloads and release all files; again is no error."""
+        """Stop all downloads and release all files. Idempotent."""
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
@@ -172,13 +167,13 @@ class ShardCache:
         self.close()
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the event loop; Ctrl-C and `close` end the wait for it."""
+        """Run a coroutine on the event loop; Ctrl-C and `close` interrupt the wait."""
         self._check_open()
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except CancelledError:
-            raise RuntimeError("the cache was closed while a file was waited for") from None
+            raise RuntimeError("the cache was closed while waiting for a file") from None
         finally:
             future.cancel()
 

@@ -1,17 +1,20 @@
-"""One file of the cache: where it lies, who uses it, and whether it is whole.
+"""Entries of the cache: their files, locks, integrity and eviction.
 
-Three files with one key, the hash of the whole URL: `KEY-name` is the file, `KEY.json` its record,
-whose mtime is its last use, `KEY.partial` its download. Locks are flocks, which the kernel drops
-with their owner: a shared one on the file pins it, an exclusive one on the record is the right to
-write or delete all three.
+An entry has three files under one key, the hash of the URL: `KEY-name` is the file, `KEY.json` its
+record, whose mtime is its last use, `KEY.partial` its download. Locks are flocks, which the kernel
+drops with their owner: a shared one on the file pins it, an exclusive one on the record is the
+right to write or delete all three. Eviction happens under one lock, `room.lock`, which is never
+held for long; files with other names are not touched.
 """
 
 import fcntl
 import hashlib
 import os
 import re
+import shutil
 import time
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -25,18 +28,18 @@ from pipeline.remote.location import FileRequest, redact_url
 
 
 class CacheRecord(Config):
-    """A file as it was when it was last known to be whole."""
+    """A file as of its last verification."""
 
     url: str
-    """For people."""
+    """URL without secrets, for humans."""
     sha256: str
     num_bytes: int = Field(ge=0)
     mtime_ns: int
     ctime_ns: int
-    """Unlike the mtime, nobody can set this one back."""
+    """Unlike the mtime, it cannot be set back."""
 
     def fits(self, stat: os.stat_result, wanted: FileRequest) -> bool:
-        """Tell whether a file is still that one, and the wanted one."""
+        """Tell whether a file is unchanged, and the wanted one."""
         return (
             (self.num_bytes, self.mtime_ns, self.ctime_ns)
             == (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
@@ -47,13 +50,13 @@ class CacheRecord(Config):
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """The place of a URL in the cache's folder."""
+    """The entry of a URL in the cache's folder."""
 
     folder: Path
     key: str
     """32 hex digits."""
     name: str
-    """Of the file: the key and something for people."""
+    """Name of the file: the key and a readable part."""
 
     @property
     def path(self) -> Path:
@@ -68,31 +71,31 @@ class CacheEntry:
         return self.folder / f"{self.key}.partial"
 
     def own(self) -> FileIO | None:
-        """Take the right to write and delete; None while somebody else has it."""
+        """Take the right to write and delete; None while another holds it."""
         return _locked(self.record_path, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
 
     def disown(self, owned: FileIO) -> None:
-        """Give that right back; no partial file stays, and no record without its file."""
+        """Release that right; removes a partial file, and a record without its file."""
         with owned:
             self.partial.unlink(missing_ok=True)
             if not self.path.exists():
                 self.record_path.unlink(missing_ok=True)
 
     def pin(self) -> FileIO | None:
-        """Open the file, which stays until that is closed; None where there is none."""
+        """Open the file, pinning it until closed; None if there is none."""
         return _locked(self.path, os.O_RDONLY, fcntl.LOCK_SH)
 
     def holds(self, pinned: FileIO) -> bool:
-        """Tell whether the pinned file still is the one at this place."""
+        """Tell whether the pinned file is still the one under this name."""
         return _is_at(pinned, self.path)
 
     def is_known(self, pinned: FileIO, wanted: FileRequest) -> bool:
-        """Tell whether the pinned file is whole from its record alone."""
+        """Tell from its record alone whether the pinned file is intact."""
         record = self._record()
         return record is not None and record.fits(os.fstat(pinned.fileno()), wanted)
 
     def is_whole(self, pinned: FileIO, owned: FileIO, wanted: FileRequest) -> bool:
-        """Tell whether the pinned file is whole by reading all of it, and record that it is."""
+        """Tell whether the pinned file is intact by reading all of it; if so, record that."""
         record, num_bytes = self._record(), os.fstat(pinned.fileno()).st_size
         sha256 = wanted.sha256 or (record.sha256 if record else None)
         if sha256 is None or wanted.num_bytes not in (None, num_bytes):
@@ -106,7 +109,7 @@ class CacheEntry:
         return True
 
     def publish(self, owned: FileIO, url: str, sha256: str) -> FileIO:
-        """Give the partial file, which is whole, its name; returns it pinned from the start."""
+        """Rename the complete partial file; returns it already pinned."""
         pinned = _locked(self.partial, os.O_RDONLY, fcntl.LOCK_SH)
         assert pinned is not None
         self.partial.replace(self.path)
@@ -114,13 +117,13 @@ class CacheEntry:
         return pinned
 
     def touch(self) -> None:
-        """Note that the file is used now."""
-        now = time.time_ns()  # The file system's own clock may tick as seldom as every 4 ms.
-        with suppress(FileNotFoundError):  # Somebody discards it at this moment.
+        """Record a use of the file."""
+        now = time.time_ns()  # The file system's own clock may tick only every 4 ms.
+        with suppress(FileNotFoundError):  # Discarded concurrently.
             os.utime(self.record_path, ns=(now, now))
 
     def evict(self) -> Literal["gone", "pinned", "in transit"]:
-        """Delete the file unless somebody uses or downloads it."""
+        """Delete the file unless it is in use or being downloaded."""
         owned = self.own()
         if owned is None:
             return "in transit"
@@ -136,7 +139,7 @@ class CacheEntry:
             self.disown(owned)
 
     def _record(self) -> CacheRecord | None:
-        """Read the record; one torn by a crash is none, and the file is read once more."""
+        """Read the record; None if torn by a crash, and the file is then verified again."""
         try:
             return CacheRecord.model_validate_json(self.record_path.read_bytes())
         except (FileNotFoundError, ValidationError):
@@ -157,14 +160,14 @@ class CacheEntry:
 
 
 def entry_of(folder: Path, url: str) -> CacheEntry:
-    """Name the place of a URL: by all of it, for two hosts may have a `0.tar`."""
+    """Return the entry of a URL, keyed by all of it: two hosts may have a `0.tar`."""
     key = xxhash.xxh3_128_hexdigest(url.encode())
     tail = re.sub(r"[^A-Za-z0-9_.-]", "_", redact_url(url).rpartition("/")[2])
     return CacheEntry(folder, key, f"{key}-{tail[-80:]}")
 
 
 def _locked(path: Path, flags: int, lock: int) -> FileIO | None:
-    """Open and lock a file; None where it is missing, or locked by somebody else."""
+    """Open and lock a file; None if it is missing or locked by another."""
     while True:
         try:
             file = FileIO(os.open(path, flags | os.O_CLOEXEC, 0o644), "r+" if flags else "r")
@@ -177,7 +180,7 @@ def _locked(path: Path, flags: int, lock: int) -> FileIO | None:
             return None
         if _is_at(file, path):
             return file
-        file.close()  # It was deleted or replaced meanwhile: look again.
+        file.close()  # Deleted or replaced before the lock: try again.
 
 
 def _is_at(file: FileIO, path: Path) -> bool:
@@ -185,3 +188,131 @@ def _is_at(file: FileIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+_NAME = re.compile(r"([0-9a-f]{32})(\.json|\.partial|-.*)")
+_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of the folder's size."""
+
+    budget: int
+    """Most bytes of all files."""
+    reserve: int
+    """Bytes to keep free on its disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionResult:
+    """Outcome of making space."""
+
+    evicted: int
+    missing: int
+    """Bytes still lacking; 0 on success."""
+    short_of: Literal["budget", "disk"]
+    """Which limit they are lacking of."""
+    pinned: frozenset[str]
+    """Keys of entries in use."""
+    in_transit: frozenset[str]
+    """Keys of entries being downloaded."""
+
+
+@dataclass(slots=True)
+class _EntryUsage:
+    """Disk usage of an entry."""
+
+    entry: CacheEntry
+    num_bytes: int = 0
+    unwritten: int = 0
+    """Bytes reserved by its download and not written yet."""
+    used_ns: int = 0
+
+
+def make_space(
+    entry: CacheEntry, num_bytes: int, limits: Limits, *, spare: int, keep: Collection[str]
+) -> EvictionResult:
+    """Evict the least recently used entries until `num_bytes` fit, and reserve them.
+
+    The partial file gets its full size immediately, so that every process counts it.
+
+    Args:
+        entry: Entry to be downloaded by its owner; its own partial file does not count.
+        num_bytes: Its size.
+        limits: Limits of the folder.
+        spare: Bytes to evict in any case.
+        keep: Keys of entries that are not evicted.
+    """
+    with _counting(entry.folder):
+        taken = _usage(entry.folder)
+        own = taken.pop(entry.key, _EntryUsage(entry))
+        free = shutil.disk_usage(entry.folder).free - limits.reserve
+        free -= sum(item.unwritten for item in taken.values())
+        over_budget = sum(item.num_bytes for item in taken.values()) + num_bytes - limits.budget
+        over_disk = max(num_bytes - (own.num_bytes - own.unwritten) - free, spare)
+        freed, evicted = 0, 0
+        used: dict[str, set[str]] = {"pinned": set(), "in transit": set()}
+        for item in sorted(taken.values(), key=lambda item: item.used_ns):
+            if max(over_budget, over_disk) <= freed:
+                break
+            if item.entry.key in keep:
+                continue
+            end = item.entry.evict()
+            if end == "gone":
+                freed, evicted = freed + item.num_bytes, evicted + 1
+            else:
+                used[end].add(item.entry.key)
+        missing = max(0, over_budget - freed, over_disk - freed)
+        if not missing:
+            with entry.partial.open("ab") as file:
+                file.truncate(num_bytes)
+    return EvictionResult(
+        evicted,
+        missing,
+        "budget" if over_budget >= over_disk else "disk",
+        frozenset(used["pinned"]),
+        frozenset(used["in transit"]),
+    )
+
+
+def sweep(folder: Path) -> None:
+    """Delete partial downloads of dead processes."""
+    with _counting(folder):
+        for item in _usage(folder).values():
+            if item.entry.partial.exists() or not item.entry.path.exists():
+                owned = item.entry.own()
+                if owned is not None:
+                    item.entry.disown(owned)
+
+
+@contextmanager
+def _counting(folder: Path) -> Iterator[None]:
+    with (folder / "room.lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _usage(folder: Path) -> dict[str, _EntryUsage]:
+    """Return the usage of every entry, by key."""
+    taken: dict[str, _EntryUsage] = {}
+    with os.scandir(folder) as files:
+        for file in files:
+            found = _NAME.fullmatch(file.name)
+            if found is None:
+                continue
+            key, kind = found[1], found[2]
+            try:
+                stat = file.stat()
+            except FileNotFoundError:  # Deleted by its owner.
+                continue
+            item = taken.setdefault(key, _EntryUsage(CacheEntry(folder, key, f"{key}-")))
+            if kind == ".json":
+                item.used_ns = stat.st_mtime_ns
+                continue
+            item.num_bytes += stat.st_size
+            if kind == ".partial":
+                item.unwritten = max(0, stat.st_size - stat.st_blocks * _BLOCK)
+            else:
+                item.entry = CacheEntry(folder, key, file.name)
+    return taken

@@ -1,4 +1,4 @@
-"""What goes on in the cache's background: who downloads what, in which order, and who waits."""
+"""Downloads of the cache: who downloads what, in which order, and who waits."""
 
 import asyncio
 import errno
@@ -13,43 +13,42 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import ConfigError
-from pipeline.remote.cache_entry import CacheEntry, entry_of
-from pipeline.remote.cache_eviction import EvictionResult, Limits, make_room
+from pipeline.remote.cache_entry import CacheEntry, EvictionResult, Limits, entry_of, make_space
 from pipeline.remote.fetch import FetchConfig, Fetcher, FetchError
 from pipeline.remote.location import FileRequest
 
 How = Literal["hits", "misses", "waits"]
 
 _POLL = 0.05
-"""Seconds between two looks at what another process does."""
+"""Seconds between polls of other processes' locks."""
 _RECHECK = 0.5
-"""Seconds between two looks for room to download ahead."""
+"""Seconds between retries of a prefetch that lacks space."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(slots=True)
 class Counts:
-    """As in `CacheStats`."""
+    """See `CacheStats`."""
 
     gets: dict[How, int] = field(default_factory=lambda: {"hits": 0, "misses": 0, "waits": 0})
     evictions: int = 0
     corrupt: int = 0
 
 
-class _NoRoomError(RuntimeError):
-    """There is no room to download ahead."""
+class _NoSpaceError(RuntimeError):
+    """There is no space to prefetch."""
 
 
 class Transfers:
-    """Downloads into one folder; belongs to fsspec's event loop, where all methods run.
+    """Downloads into one folder; all methods run on fsspec's event loop.
 
-    Processes do not talk to each other: each looks at the folder and its locks.
+    Processes coordinate only through the folder and its locks.
     """
 
     def __init__(
         self, folder: Path, limits: Limits, config: FetchConfig, pins: Callable[[], Set[str]]
     ) -> None:
-        """`pins` tells the keys of the entries that this process uses."""
+        """`pins` returns the keys of the entries that this process uses."""
         self.counts = Counts()
         self.fetcher = Fetcher(config)
         self._folder = folder
@@ -59,11 +58,11 @@ class Transfers:
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._transit: dict[str, asyncio.Task[How]] = {}
-        self._arrived: dict[str, tuple[FileRequest, FileIO]] = {}  # Pinned until somebody looks.
+        self._arrived: dict[str, tuple[FileRequest, FileIO]] = {}  # Pinned until picked up.
         self._wishes: deque[FileRequest] = deque()
-        self._ahead: set[str] = set()  # Keys wished for and not asked for yet.
-        self._running = 0  # Downloads ahead,
-        self._idle = 0  # of which so many hardly move.
+        self._ahead: set[str] = set()  # Keys wished for and not requested yet.
+        self._running = 0  # Prefetches,
+        self._idle = 0  # of which so many are pausing or late.
 
     async def get(self, wanted: FileRequest) -> FileIO:
         """Return the file of a URL, verified and pinned."""
@@ -75,10 +74,10 @@ class Transfers:
             if task is not None:
                 how = "waits"
             try:
-                # Shielded: others may wait for it too.
+                # Shielded: others may be waiting for it too.
                 ended = await asyncio.shield(task or self._start(entry, wanted, urgent=True))
-            except _NoRoomError:
-                continue  # Downloading ahead gave up; what is asked for may evict more.
+            except _NoSpaceError:
+                continue  # The prefetch gave up; a requested file may evict more.
             if task is None and how == "hits":
                 how = ended
         entry.touch()
@@ -86,13 +85,13 @@ class Transfers:
         return pinned
 
     def wish(self, wanted: Sequence[FileRequest]) -> None:
-        """Replace what is to be downloaded ahead."""
+        """Replace the list of files to prefetch."""
         self._wishes = deque(wanted)
         self._ahead = {entry_of(self._folder, item.url).key for item in wanted}
         self._pump()
 
     async def discard(self, entry: CacheEntry, file: os.stat_result) -> None:
-        """Delete an entry if it still is that file."""
+        """Delete an entry if it is still this version of the file."""
         owned = await self._own(entry)
         try:
             now = entry.path.stat()
@@ -105,7 +104,7 @@ class Transfers:
             entry.disown(owned)
 
     async def close(self) -> None:
-        """Cancel everything, and wait until it is gone."""
+        """Cancel everything and wait for it to end."""
         self._closed = True
         while self._tasks:
             for task in self._tasks:
@@ -116,7 +115,7 @@ class Transfers:
         await self.fetcher.close()
 
     def _look(self, entry: CacheEntry, wanted: FileRequest) -> FileIO | None:
-        """Pin a file that is there and known to be whole."""
+        """Pin a file that is present and known to be intact."""
         if entry.key in self._arrived:
             verified, pinned = self._arrived.pop(entry.key)
             if verified == wanted and entry.holds(pinned):
@@ -132,7 +131,9 @@ class Transfers:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # Is seen.
+        task.add_done_callback(
+            lambda task: task.cancelled() or task.exception()
+        )  # Mark as retrieved.
         return task
 
     def _start(self, entry: CacheEntry, wanted: FileRequest, *, urgent: bool) -> asyncio.Task[How]:
@@ -150,14 +151,14 @@ class Transfers:
             self._spawn(self._prefetch(self._wishes.popleft(), self._wishes))
 
     def _lend(self, change: int) -> None:
-        """Let others run while a download ahead pauses or is late."""
+        """Let others run while a prefetch pauses or is late."""
         self._idle += change
         self._pump()
 
     async def _prefetch(self, wanted: FileRequest, wishes: deque[FileRequest]) -> How:
-        """Download ahead; where there is no room, wait for it while the wish is of the last list.
+        """Prefetch a file; without space, wait for it as long as the list is current.
 
-        Errors are not raised: `get` will meet them again.
+        Errors are not raised: `get` will hit them again.
         """
         entry = entry_of(self._folder, wanted.url)
         how: How = "hits"
@@ -171,7 +172,7 @@ class Transfers:
                 try:
                     how = await self._start(entry, wanted, urgent=False)
                     break
-                except _NoRoomError:
+                except _NoSpaceError:
                     await asyncio.sleep(_RECHECK)
         except (FetchError, ConfigError, OSError):
             pass
@@ -188,7 +189,7 @@ class Transfers:
         return owned
 
     async def _bring(self, entry: CacheEntry, wanted: FileRequest, urgent: bool) -> How:
-        """See to it that the file is there; where this succeeds, it is pinned in `_arrived`."""
+        """Bring the file here; on success it is pinned in `_arrived`."""
         owned, waited = entry.own(), False
         if owned is None:  # Another process is downloading it.
             if not urgent:
@@ -207,7 +208,7 @@ class Transfers:
     async def _examine(
         self, entry: CacheEntry, owned: FileIO, wanted: FileRequest
     ) -> FileIO | None:
-        """Pin the file that is there if it is whole, and delete it if it is not."""
+        """Pin the present file if it is intact, else delete it."""
         pinned = entry.pin()
         if pinned is None:
             return None
@@ -230,7 +231,7 @@ class Transfers:
     ) -> FileIO:
         announced = wanted.num_bytes or 0
         for spare in (0, max(1, announced)):
-            await self._make_room(entry, announced, urgent, spare)
+            await self._make_space(entry, announced, urgent, spare)
             try:
                 fetched = await self.fetcher.download(
                     wanted, entry.partial, self._lend if not urgent else None
@@ -238,49 +239,49 @@ class Transfers:
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
-                continue  # Somebody else fills the disk: evict as much again, once.
+                continue  # Others fill the disk: evict as much again, once.
             if fetched.num_bytes != announced:
-                await self._make_room(entry, fetched.num_bytes, urgent)
+                await self._make_space(entry, fetched.num_bytes, urgent)
             return entry.publish(owned, wanted.url, fetched.sha256)
         raise ConfigError(
             f"folder (={self._folder}) of the cache is on a full disk; free space on it, or lower "
             "budget_gb and raise reserve_gb."
         )
 
-    async def _make_room(
+    async def _make_space(
         self, entry: CacheEntry, num_bytes: int, urgent: bool, spare: int = 0
     ) -> None:
-        """Evict until there is room; waits for what other processes use, but not for ever."""
+        """Evict until there is space; waits for other processes, but not forever."""
         begun = time.monotonic()
         while True:
             async with self._turn:  # First come, first served.
                 keep = frozenset[str]() if urgent else frozenset(self._ahead)
-                room: EvictionResult = await self.fetcher.thread(
-                    partial(make_room, entry, num_bytes, self._limits, spare=spare, keep=keep)
+                space: EvictionResult = await self.fetcher.thread(
+                    partial(make_space, entry, num_bytes, self._limits, spare=spare, keep=keep)
                 )
-            self.counts.evictions += room.evicted
-            if not room.missing:
+            self.counts.evictions += space.evicted
+            if not space.missing:
                 return
             if not urgent:
-                raise _NoRoomError
+                raise _NoSpaceError
             config = self.fetcher.config
-            patience = config.budget if room.in_transit else config.timeout
-            may_change = room.in_transit or room.pinned - self._pins()
+            patience = config.budget if space.in_transit else config.timeout
+            may_change = space.in_transit or space.pinned - self._pins()
             if not may_change or time.monotonic() - begun > patience:
-                raise ConfigError(self._shortage(room, entry, num_bytes))
+                raise ConfigError(self._shortage(space, entry, num_bytes))
             await asyncio.sleep(_POLL)
 
-    def _shortage(self, room: EvictionResult, entry: CacheEntry, num_bytes: int) -> str:
+    def _shortage(self, space: EvictionResult, entry: CacheEntry, num_bytes: int) -> str:
         budget, reserve = self._limits.budget / 1e9, self._limits.reserve / 1e9
-        used = f"{len(room.pinned | room.in_transit)} files in use"
+        used = f"{len(space.pinned | space.in_transit)} files in use"
         file = f"{entry.name[33:]} of {num_bytes / 1e9:.3g} GB"
-        if room.short_of == "budget":
+        if space.short_of == "budget":
             return (
-                f"budget_gb (={budget:g}) of the cache lacks {room.missing / 1e9:.3g} GB for "
+                f"budget_gb (={budget:g}) of the cache lacks {space.missing / 1e9:.3g} GB for "
                 f"{file} beside {used}; raise budget_gb."
             )
         return (
-            f"folder (={self._folder}) of the cache lacks {room.missing / 1e9:.3g} GB of free disk "
-            f"for {file} beside reserve_gb (={reserve:g}) and {used}; free space, or choose a "
+            f"folder (={self._folder}) of the cache lacks {space.missing / 1e9:.3g} GB of free "
+            f"disk for {file} beside reserve_gb (={reserve:g}) and {used}; free space, or choose a "
             "folder on a larger disk."
         )

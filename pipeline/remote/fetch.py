@@ -1,6 +1,7 @@
-"""Files from any URL, whole and verified: retries, resumed transfers, races against slow ones."""
+"""Fetch files from any URL, complete and verified: retries, resumption, hedged requests."""
 
 import asyncio
+import mmap
 import os
 import random
 import tempfile
@@ -15,38 +16,27 @@ from fsspec.asyn import get_loop
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.remote.hedging import Lap, TransferStats
-from pipeline.remote.location import (
-    FileRequest,
-    check_scheme,
-    is_remote,
-    join,
-    local_path,
-    redact_url,
+from pipeline.remote.location import FileRequest, check_scheme, is_remote, local_path, redact_url
+from pipeline.remote.transport import (
+    Kind,
+    Lap,
+    Link,
+    RequestError,
+    Sink,
+    TransferStats,
+    Watch,
+    new_link,
+    pull,
 )
-from pipeline.remote.transport import Kind, Link, RequestError, Sink, Watch, new_link, pull
-
-__all__ = [
-    "Counters",
-    "FetchConfig",
-    "FetchError",
-    "Fetched",
-    "Fetcher",
-    "fetch_file",
-    "is_remote",
-    "join",
-    "read_bytes",
-    "run",
-]
 
 T = TypeVar("T")
 
 _TICK = 0.02
-"""Seconds between two looks at a transfer."""
+"""Seconds between checks of a transfer."""
 _LONGEST_PAUSE = 30.0
 _FIRM_TRIES = 2
-"""A 404 may come from a cache that asked too early, a 403 from a token just being renewed: one
-more try. More would only make a wrong address slow to report."""
+"""A 404 may come from a stale cache, a 403 from a token being renewed: one retry. More would only
+delay the report of a wrong address."""
 _ADVICE = {
     "missing": "Check the address.",
     "forbidden": "Give this machine credentials that may read it.",
@@ -56,25 +46,25 @@ _ADVICE = {
 
 
 class FetchConfig(Config):
-    """How hard to try to get a file."""
+    """How persistently to fetch a file."""
 
     attempts: int = Field(default=8, ge=1)
-    """Tries for a file; a broken one is resumed by the next."""
+    """Attempts for a file; each resumes the one before."""
     timeout: float = Field(default=30, gt=0)
-    """Seconds in which a transfer must move before it is given up."""
+    """Seconds without progress after which a transfer is aborted."""
     backoff: float = Field(default=0.5, ge=0)
-    """First pause between two tries, s: doubled each time up to 30 s, and drawn from 0 to that."""
+    """Base of the exponential backoff, s: doubled up to 30 s, with full jitter."""
     budget: float = Field(default=600, gt=0)
-    """Seconds for one file altogether."""
+    """Total seconds for one file."""
     slow_after: float = Field(default=3, gt=1)
-    """A request this many times slower than usual gets a second one raced against it, for at most
-    a tenth of the files; a very large number races none."""
+    """A request this many times slower than usual is hedged by a second one, for at most a tenth
+    of the files; a very large number disables this."""
     parallel: int = Field(default=4, ge=1)
-    """Files downloaded ahead at a time; those that pause or are late do not count."""
+    """Files prefetched at a time; those that pause or are late do not count."""
 
 
 class FetchError(RuntimeError):
-    """A file that could not be had; the message names URL, failure, tries and what to do."""
+    """A file that could not be fetched; the message names URL, failure, tries and what to do."""
 
     def __init__(self, message: str, kind: Kind) -> None:
         super().__init__(message)
@@ -86,7 +76,7 @@ class FetchError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file as it arrived."""
+    """A file that was fetched."""
 
     num_bytes: int
     sha256: str
@@ -95,15 +85,15 @@ class Fetched:
 
 @dataclass(slots=True)
 class Counters:
-    """What fetching cost so far."""
+    """Cost of fetching so far."""
 
     bytes_fetched: int = 0
-    """Bytes that arrived, those of the losers of races among them."""
+    """Bytes received, those of losing hedges included."""
     retries: int = 0
     hedges: int = 0
-    """Second requests that were raced against slow ones."""
+    """Second requests raced against slow ones."""
     corrupt: int = 0
-    """Bodies that were not the file that was asked for."""
+    """Bodies that were not the requested file."""
 
 
 def read_bytes(url: str, config: FetchConfig) -> bytes:
@@ -123,20 +113,55 @@ def read_bytes(url: str, config: FetchConfig) -> bytes:
         return target.read_bytes()
 
 
+def read_if_there(url: str) -> bytes | None:
+    """Read a small file as `read_bytes` does; None if it does not exist."""
+    try:
+        return read_bytes(url, FetchConfig())
+    except FileNotFoundError:
+        return None
+    except FetchError as error:
+        if error.kind == "missing":
+            return None
+        raise
+
+
+def map_file(url: str) -> memoryview:
+    """Map a file, uint8; a remote one is fetched into a file that lives as long as the mapping.
+
+    Raises:
+        FetchError: It cannot be fetched.
+        ConfigError: Its scheme is not allowed, or its package is not installed.
+        OSError: It cannot be read.
+    """
+    if not is_remote(url):
+        return _map(local_path(url))
+    with tempfile.TemporaryDirectory(prefix="tessera-") as folder:
+        path = Path(folder) / "file"
+        fetch_file(url, path, num_bytes=None, sha256=None, config=FetchConfig())
+        return _map(path)
+
+
+def _map(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:  # An empty file cannot be mapped.
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
 def fetch_file(
     url: str, target: Path, *, num_bytes: int | None, sha256: str | None, config: FetchConfig
 ) -> Fetched:
-    """Copy a URL to `target`: whole, verified and flushed to the disk, or not at all.
+    """Copy a URL to `target` atomically: complete, verified and flushed to the disk.
 
     Args:
-        url: Of any scheme that fsspec knows and this package allows.
-        target: Replaced where it exists.
-        num_bytes: Size that the file must have; None where it is not known.
-        sha256: Hash that the file must have; None where it is not known.
-        config: How hard to try.
+        url: URL of an allowed scheme.
+        target: Replaced if it exists.
+        num_bytes: Required size; None if unknown.
+        sha256: Required hash; None if unknown.
+        config: How persistently to try.
 
     Raises:
-        FetchError: It cannot be had, or is another file.
+        FetchError: It cannot be fetched, or is another file.
         ConfigError: Its scheme is not allowed, or its package is not installed.
         OSError: `target` cannot be written.
     """
@@ -167,31 +192,31 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _keep(_: int) -> None:
-    """Lend nothing."""
+    """Ignore pauses."""
 
 
 class Fetcher:
-    """Downloads that share connections, threads for the disk, and a sense of the usual speed.
+    """Downloads that share connections, disk threads and statistics of the usual speed.
 
-    Belongs to fsspec's event loop: the methods run there.
+    All methods run on fsspec's event loop.
     """
 
     def __init__(self, config: FetchConfig) -> None:
         self.config = config
         self.counters = Counters()
         self._pace = TransferStats(config.slow_after)
-        self._random = random.Random()  # Jitter only, which must differ from node to node.
+        self._random = random.Random()  # Only jitter, which must differ between nodes.
         self._threads = ThreadPoolExecutor(2 * config.parallel, thread_name_prefix="fetch")
         self._link: Link | None = None
 
     async def close(self) -> None:
-        """End connections and threads."""
+        """Close connections and threads."""
         if self._link is not None:
             await self._link.session.close()
         self._threads.shutdown()
 
     async def thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run a function off the loop; a cancelled wait ends no sooner than the function."""
+        """Run a function off the loop; a cancelled wait still awaits the function."""
         future = asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
         try:
             return await asyncio.shield(future)
@@ -204,8 +229,8 @@ class Fetcher:
     ) -> Fetched:
         """Fill the file `partial`; raises what `fetch_file` does.
 
-        `lend` is called with 1 when the transfer begins to pause or to be late, so that somebody
-        else may use the network, and with -1 when that is over.
+        `lend` is called with 1 when the transfer starts to pause or to be late, so that others may
+        use the network, and with -1 when that ends.
         """
         check_scheme(wanted.url)
         deadline = time.monotonic() + self.config.budget
@@ -238,7 +263,7 @@ class Fetcher:
             sink.close()
 
     def _pause(self, url: str, fault: RequestError, tries: int, deadline: float) -> float:
-        """Seconds to wait before the next try; raises where there is none."""
+        """Return the seconds before the next try; raises FetchError if there is none."""
         self.counters.corrupt += fault.kind == "corrupt"
         ceiling = min(self.config.backoff * 2 ** min(tries - 1, 32), _LONGEST_PAUSE)
         pause = max(fault.retry_after, self._random.uniform(0, ceiling))
@@ -255,7 +280,7 @@ class Fetcher:
         return pause
 
     async def _race(self, url: str, sink: Sink, watch: Watch, lend: Callable[[int], None]) -> None:
-        """Let one request fill the sink, or two where the first is late."""
+        """Fill the sink by one request, hedged by a second if it is late."""
         lap = Lap()
         tasks = {asyncio.create_task(self._request(url, sink, lap))}
         raced = False

@@ -1,16 +1,18 @@
-"""One request for a file, or for the rest of it: HTTP by aiohttp, everything else by fsspec.
+"""One request for a file or the rest of it: HTTP by aiohttp, everything else by fsspec.
 
-fsspec's own HTTP hides short bodies and Retry-After. aiohttp is there wherever Ray's dashboard or
-s3fs is, has types, and a request of it can be cancelled at any point.
+fsspec's own HTTP hides short bodies and Retry-After. aiohttp comes with Ray's dashboard and s3fs,
+has types, and its requests can be cancelled at any point.
 """
 
 import asyncio
 import hashlib
 import os
 import re
+import statistics
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -23,7 +25,6 @@ import yarl
 from fsspec.asyn import AsyncFileSystem
 
 from pipeline.config import ConfigError
-from pipeline.remote.hedging import Lap
 from pipeline.remote.location import HTTP, PACKAGES, redact_url, scheme_of
 
 Kind = Literal["missing", "forbidden", "exhausted", "corrupt"]
@@ -31,7 +32,7 @@ Thread = Callable[..., Awaitable[Any]]
 """Runs a function with its arguments off the event loop."""
 
 _TRICKLE = 64 << 10
-"""Bytes within the timeout that tell a slow transfer from one that stalled."""
+"""Bytes within the timeout below which a transfer counts as stalled."""
 
 
 class RequestError(RuntimeError):
@@ -41,30 +42,30 @@ class RequestError(RuntimeError):
         super().__init__(text)
         self.kind: Kind = kind
         self.firm = firm
-        """The server means it: many more tries are of no use."""
+        """Whether the failure is permanent, so that many more tries are useless."""
         self.restart = kind == "corrupt"
-        """What arrived so far is of no use."""
+        """Whether the bytes received so far are useless."""
         self.retry_after = 0.0
-        """Pause that the server asks for, s."""
+        """Pause requested by the server, s."""
 
 
 class Sink:
-    """A file filled in order by one request after another, or by two that race.
+    """A file filled in order by consecutive requests, or by two that race.
 
-    Both push the same end forward: bytes before it are dropped, so that the slower one costs
-    neither a second file nor a second hash.
+    Both advance the same end: bytes before it are dropped, so the slower one costs neither a second
+    file nor a second hash.
     """
 
     def __init__(self, path: Path, num_bytes: int | None, sha256: str | None) -> None:
         self.num_bytes = num_bytes
-        """Size of the whole file, where it is known."""
+        """Size of the whole file, if known."""
         self.offset = 0
-        """Bytes that are there."""
+        """Bytes written so far."""
         self.received = 0
-        """Bytes that came, dropped ones among them."""
+        """Bytes received, dropped ones included."""
         self.etag: str | None = None
-        """Version that is being read; None where the hash proves better that all bytes belong
-        together: two servers of one name may give one file two tags."""
+        """Version being read; unused when the hash is known, since two servers behind one name may
+        tag the same file differently."""
         self._sha256 = sha256
         self._hash = hashlib.sha256()
         self._wrong: str | None = None
@@ -72,7 +73,7 @@ class Sink:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def expect(self, num_bytes: int | None, etag: str | None) -> None:
-        """Compare what a server says of the file with what is known of it; raises RequestError."""
+        """Compare a server's size and tag with what is known; raises RequestError."""
         if None not in (num_bytes, self.num_bytes) and num_bytes != self.num_bytes:
             raise RequestError(f"has {num_bytes} bytes, not {self.num_bytes}", "corrupt", firm=True)
         if self._sha256 is None:
@@ -81,7 +82,7 @@ class Sink:
             self.etag = etag
 
     async def write(self, position: int, data: bytes, thread: Thread) -> None:
-        """Take the bytes at `position`, which leave no gap; raises RequestError and OSError."""
+        """Write the bytes at `position`, without a gap; raises RequestError and OSError."""
         self.received += len(data)
         if self.num_bytes is not None and position + len(data) > self.num_bytes:
             raise RequestError(f"sends more than its {self.num_bytes} bytes", "corrupt")
@@ -91,7 +92,7 @@ class Sink:
                 await thread(self._append, fresh)
 
     def restart(self) -> None:
-        """Forget all bytes."""
+        """Discard all bytes."""
         self.offset, self.etag, self._hash = 0, None, hashlib.sha256()
 
     def check(self) -> str:
@@ -101,7 +102,7 @@ class Sink:
             Its SHA-256.
 
         Raises:
-            RequestError: It is another one; firm where it came out the same twice.
+            RequestError: The hash differs; firm if it came out the same twice.
         """
         found = self._hash.hexdigest()
         if self._sha256 not in (None, found):
@@ -112,7 +113,7 @@ class Sink:
         return found
 
     def flush(self) -> None:
-        """Cut the file behind its last byte and bring it to the disk."""
+        """Truncate the file after its last byte and flush it to the disk."""
         os.ftruncate(self._file, self.offset)
         os.fsync(self._file)
 
@@ -121,7 +122,7 @@ class Sink:
         os.close(self._file)
 
     def _append(self, data: memoryview) -> None:
-        # All in one, off the loop: a request that is cancelled here has still moved the end.
+        # In one step, off the loop: a request cancelled here has still advanced the end.
         self._hash.update(data)
         rest = data
         while rest:
@@ -131,7 +132,7 @@ class Sink:
 
 
 class Watch:
-    """Ends a transfer that stalls or exceeds its time."""
+    """Detects a transfer that stalls or exceeds its deadline."""
 
     def __init__(self, sink: Sink, timeout: float, deadline: float) -> None:
         self._sink = sink
@@ -140,34 +141,97 @@ class Watch:
         self._since, self._had = time.monotonic(), sink.received
 
     def check(self) -> None:
-        """Raise RequestError where it is over."""
+        """Raise RequestError if the transfer must end."""
         now = time.monotonic()
         if now > self._deadline:
-            raise RequestError(f"is not there in time ({self._sink.offset} bytes are)", firm=True)
+            raise RequestError(f"timed out after {self._sink.offset} bytes", firm=True)
         if now - self._since > self._timeout:
             if (came := self._sink.received - self._had) < _TRICKLE:
                 raise RequestError(f"stalled: {came} bytes in {self._timeout:g} s")
             self._since, self._had = now, self._sink.received
 
 
+_RECENT = 32
+_FEWEST = 5
+"""Transfers needed to know what is usual."""
+_SHARE = 0.1
+"""Share of all transfers that may be hedged; if everything is slow, more requests do not help."""
+_FLOOR = 0.05
+"""Seconds added to the usual time, so that jitter of very fast servers starts no race."""
+
+
+@dataclass(slots=True)
+class Lap:
+    """One running request; seconds of the monotonic clock."""
+
+    started: float = field(default_factory=time.monotonic)
+    first: float | None = None
+    """Arrival of its first bytes."""
+    num_bytes: int = 0
+    """Bytes received."""
+
+    def add(self, num_bytes: int) -> None:
+        """Count bytes that just arrived."""
+        if self.first is None:
+            self.first = time.monotonic()
+        self.num_bytes += num_bytes
+
+
+class TransferStats:
+    """Median time to first byte and median speed after it, of recent transfers."""
+
+    def __init__(self, slow_after: float) -> None:
+        self._slow_after = slow_after
+        self._waits: deque[float] = deque(maxlen=_RECENT)
+        self._speeds: deque[float] = deque(maxlen=_RECENT)
+        self._races = 2.0
+        """Races that may be started; finished transfers earn more."""
+
+    def finish(self, lap: Lap) -> None:
+        """Learn from a finished request."""
+        if lap.first is None:
+            return
+        self._waits.append(lap.first - lap.started)
+        self._speeds.append(lap.num_bytes / max(1e-6, time.monotonic() - lap.first))
+        self._races = min(self._races + _SHARE, _RECENT * _SHARE)
+
+    def is_late(self, lap: Lap) -> bool:
+        """Tell whether a usual request would have had these bytes `slow_after` times sooner.
+
+        A request ten times slower is thus found after a few usual times to first byte, not after
+        several times the usual time of a whole file.
+        """
+        if len(self._waits) < _FEWEST:
+            return False
+        usual = statistics.median(self._waits) + lap.num_bytes / statistics.median(self._speeds)
+        return time.monotonic() - lap.started > _FLOOR + self._slow_after * usual
+
+    def may_race(self) -> bool:
+        """Claim one more race, if allowed."""
+        if self._races < 1:
+            return False
+        self._races -= 1
+        return True
+
+
 _STEPS = (1 << 20, 16 << 20)
-"""Bytes asked for at once where there is no stream: at first, and at most after doubling."""
+"""Bytes per range request where there is no stream: at first, and at most after doubling."""
 _TRANSIENT = (408, 416, 425, 429)
-"""Client errors that another try may mend; so may all of 500 to 599."""
+"""Client errors that a retry may resolve, like all of 500 to 599."""
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 _HOPELESS = (aiohttp.InvalidURL, aiohttp.TooManyRedirects, aiohttp.ClientSSLError)
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What requests go through."""
+    """Connections and threads of requests."""
 
     session: aiohttp.ClientSession
     thread: Thread
 
 
 async def new_link(timeout: float, thread: Thread) -> Link:
-    """Open a pool of connections; `timeout` (s) is for making one."""
+    """Open a connection pool; `timeout` (s) is per connect."""
     session = aiohttp.ClientSession(
         auto_decompress=False,
         connector=aiohttp.TCPConnector(limit=0),
@@ -181,10 +245,10 @@ async def new_link(timeout: float, thread: Thread) -> Link:
 
 
 async def pull(url: str, sink: Sink, lap: Lap, link: Link) -> None:
-    """Fill `sink` from its offset to its end by one request; `lap` counts what comes.
+    """Fill `sink` from its offset to its end by one request; `lap` counts the bytes.
 
     Raises:
-        RequestError: The server or the network failed, or the file is another one.
+        RequestError: The server or the network failed, or the file changed.
         ConfigError: The package for the URL's scheme is not installed.
         OSError: The sink's disk failed.
     """
@@ -200,7 +264,7 @@ async def _pull_http(url: str, sink: Sink, lap: Lap, link: Link) -> None:
     headers = {"Range": f"bytes={sink.offset}-"} if sink.offset else {}
     if sink.offset and sink.etag:
         headers["If-Range"] = sink.etag
-    # What is escaped already, such as a signed query, goes out byte by byte.
+    # An already escaped URL, such as a signed query, is sent unchanged.
     target = yarl.URL(url, encoded="%" in url)
     try:
         async with link.session.get(target, headers=headers, max_redirects=5) as response:
@@ -214,7 +278,7 @@ async def _pull_http(url: str, sink: Sink, lap: Lap, link: Link) -> None:
 
 
 def _first_byte(response: aiohttp.ClientResponse, sink: Sink) -> int:
-    """Position in the file at which the body begins; raises RequestError where there is none."""
+    """Return the position at which the body starts; raises RequestError if there is none."""
     status, headers = response.status, response.headers
     etag = headers.get("ETag")
     if status == 200:
@@ -231,7 +295,7 @@ def _first_byte(response: aiohttp.ClientResponse, sink: Sink) -> int:
 def _refusal(status: int, retry_after: str) -> RequestError:
     fault = RequestError(f"HTTP status {status}")
     fault.firm = 400 <= status < 500 and status not in _TRANSIENT
-    fault.restart = status in (206, 416)  # The range is not the one that was asked for.
+    fault.restart = status in (206, 416)  # Not the requested range.
     fault.retry_after = _seconds(retry_after)
     if status in (401, 403):
         fault.kind = "forbidden"
@@ -241,7 +305,7 @@ def _refusal(status: int, retry_after: str) -> RequestError:
 
 
 def _seconds(retry_after: str) -> float:
-    """Read a Retry-After header, a number of seconds or a date."""
+    """Parse a Retry-After header, seconds or a date."""
     if retry_after.strip().isdecimal():
         return float(retry_after)
     try:
@@ -253,7 +317,7 @@ def _seconds(retry_after: str) -> float:
 
 
 async def _pull_ranges(url: str, sink: Sink, lap: Lap, thread: Thread) -> None:
-    """Read range by range: what fsspec opens can be neither resumed nor cancelled."""
+    """Read range by range: fsspec's open files can be neither resumed nor cancelled."""
     files, path = await _find(url, thread)
     info = await _ask(partial(_call, files, "info", path, thread))
     num_bytes = int(info["size"])
@@ -270,7 +334,7 @@ async def _pull_ranges(url: str, sink: Sink, lap: Lap, thread: Thread) -> None:
 
 
 async def _find(url: str, thread: Thread) -> tuple[Any, str]:
-    """Open the file system of a URL, with what fsspec finds in the environment."""
+    """Open the file system of a URL, configured by the environment."""
     try:
         files, path = await _ask(partial(thread, fsspec.core.url_to_fs, url))
     except ImportError:
@@ -288,7 +352,7 @@ async def _call(files: Any, method: str, path: str, thread: Thread, **how: int) 
 
 
 async def _ask(request: Callable[[], Awaitable[Any]]) -> Any:
-    """Turn whatever a file system of fsspec raises into a RequestError."""
+    """Turn whatever an fsspec file system raises into a RequestError."""
     try:
         return await request()
     except ImportError:
@@ -297,7 +361,7 @@ async def _ask(request: Callable[[], Awaitable[Any]]) -> Any:
         raise RequestError("no such file", "missing", firm=True) from None
     except PermissionError as error:
         raise RequestError(_line(error), "forbidden", firm=True) from None
-    except Exception as error:  # Each backend lets errors of its own libraries through.
+    except Exception as error:  # Each backend leaks errors of its own libraries.
         if type(error).__name__ in _NO_CREDENTIALS:
             raise RequestError(_line(error), "forbidden", firm=True) from None
         raise RequestError(_line(error), firm=isinstance(error, ValueError | TypeError)) from None

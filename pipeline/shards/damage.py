@@ -1,15 +1,15 @@
-"""What a sample that cannot be used is called, everywhere."""
+"""How unusable samples are named, everywhere."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 Reason = Literal["hash", "header", "shard", "decode", "purged"]
-"""Bytes differ from their hash; no size can be read; the shard or its index is not there or another
-one; the bytes are whole but the decoder refuses them, or but they must not be shown any more."""
+"""Bytes differ from their hash; no size in the header; the shard or its index is missing or was
+replaced; bytes are intact but do not decode; the sample was purged."""
 
 
 class DamageError(RuntimeError):
-    """Bytes are not the bytes that were written; names shard, key and offset."""
+    """Bytes differ from those that were written; names shard, key and offset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +19,9 @@ class Damage:
     sample_id: int
     shard: str
     key: str
-    """Empty where the shard's index cannot be read."""
+    """Empty if the shard's index cannot be read."""
     offset: int
-    """First byte of the image in the tar, -1 where the index cannot be read."""
+    """First byte of the image in the tar, -1 if the index cannot be read."""
     reason: Reason
     detail: str
 

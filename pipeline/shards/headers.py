@@ -1,33 +1,33 @@
-"""Width and height out of the header of an image, without decoding it."""
+"""Read width and height from an image header, without decoding."""
 
 import struct
 from typing import Literal
 
 MAX_PIXELS = 100_000_000
-"""An image that declares more is not read: decoding it would take 300 MB and more."""
+"""Images that declare more are refused: decoding one takes over 300 MB."""
 
 HeaderReason = Literal[
     "empty",
-    "header",  # no JPEG, PNG or WebP, or one whose header is cut or not what decoders take
+    "header",  # not JPEG, PNG or WebP, or a header that is truncated or unsupported by decoders
     "too_many_pixels",
-    "truncated",  # the header is whole, and the mark that ends the format is missing
+    "truncated",  # the header is intact, the end marker is missing
 ]
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _EOI = b"\xff\xd9"
 _SOS = 0xDA
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # frame headers; the three are tables
-_BARE = frozenset(range(0xD0, 0xD8)) | {0x01}  # restarts and TEM: markers without a length
+_BARE = frozenset(range(0xD0, 0xD8)) | {0x01}  # RSTn and TEM: markers without a length
 _NO_MARKER = frozenset({0x00, 0xFF})  # stuffing and fill bytes
 _COMPONENTS = (1, 3, 4)  # gray, YCbCr, CMYK
-_read_segment = struct.Struct(">BBH").unpack_from  # 0xFF, marker, length with its own two bytes
+_read_segment = struct.Struct(">BBH").unpack_from  # 0xFF, marker, length including itself
 _read_frame = struct.Struct(">BHHB").unpack_from  # precision, height, width, components
 _read_ihdr = struct.Struct(">I4sII").unpack_from
-_MAX_VP8_SIDE = 0x3FFF  # The two bits above scale, and are no part of the side.
+_MAX_VP8_SIDE = 0x3FFF  # The two bits above are a scaling hint, not part of the side.
 
 
 class HeaderError(ValueError):
-    """An image that cannot be used, told from its header."""
+    """An image whose header shows that it is unusable."""
 
     def __init__(self, reason: HeaderReason) -> None:
         super().__init__(reason)
@@ -35,17 +35,17 @@ class HeaderError(ValueError):
 
 
 def read_size(image: memoryview) -> tuple[int, int]:
-    """Read (width, height) in px as stored; takes some microseconds.
+    """Read (width, height) in px as stored; takes a few microseconds.
 
-    A JPEG's EXIF orientation is not applied, and the loader does not rotate either: an image that
-    a camera tags as turned is trained on as it lies. Bytes behind the end of an image are ignored.
+    EXIF orientation is ignored here and by the loader, so a tagged image trains unrotated. Bytes
+    after the end of an image are ignored.
 
     Args:
-        image: uint8, all bytes of the image.
+        image: uint8, the whole file.
 
     Raises:
-        HeaderError: The image is empty, no JPEG, PNG or WebP by its first bytes, declares more
-            than `MAX_PIXELS`, or lacks its end.
+        HeaderError: The image is empty, not JPEG, PNG or WebP by its first bytes, declares more
+            than `MAX_PIXELS`, or lacks its end marker.
     """
     start = bytes(image[:16])
     try:
@@ -57,7 +57,7 @@ def read_size(image: memoryview) -> tuple[int, int]:
             width, height = _read_webp(image)
         else:
             raise HeaderError("header" if start else "empty")
-    except (struct.error, IndexError):  # Cut inside it.
+    except (struct.error, IndexError):  # Truncated header.
         raise HeaderError("header") from None
     if not (width and height):
         raise HeaderError("header")
@@ -68,9 +68,9 @@ def read_size(image: memoryview) -> tuple[int, int]:
 
 def _read_jpeg(image: memoryview) -> tuple[int, int]:
     position, size, has_end = 2, None, bytes(image[-2:]) == _EOI
-    while not (size and has_end):  # Once both are known, the rest is not looked at.
+    while not (size and has_end):  # Once both are known, skip the rest.
         mark, marker, length = _read_segment(image, position)
-        if mark != 0xFF:  # Junk between segments, which decoders skip, too.
+        if mark != 0xFF:  # Junk between segments, which decoders skip too.
             position += 1
         elif marker in _NO_MARKER:
             position += 1 if marker else 2
@@ -97,9 +97,9 @@ def _read_jpeg_frame(
 
 
 def _find_end(image: memoryview, scan: int, size: tuple[int, int] | None) -> tuple[int, int]:
-    """Look for the end behind the start of the first scan, where thumbnails have none of theirs.
+    """Find the end marker after the first SOS, where no thumbnail can hold one.
 
-    Cameras pad with zeros, or add a second image or a trailer of their own.
+    Cameras pad with zeros, or append a second image or a trailer of their own.
     """
     if size is None:
         raise HeaderError("header")
@@ -118,18 +118,24 @@ def _read_png(image: memoryview) -> tuple[int, int]:
 
 
 def _read_webp(image: memoryview) -> tuple[int, int]:
-    kind, start = bytes(image[12:16]), 20
-    if kind == b"VP8X":
-        width = 1 + int.from_bytes(image[start + 4 : start + 7], "little")
-        height = 1 + int.from_bytes(image[start + 7 : start + 10], "little")
-    elif kind == b"VP8L" and image[start] == 0x2F:
-        bits = int.from_bytes(image[start + 1 : start + 5], "little")
-        width, height = 1 + (bits & _MAX_VP8_SIDE), 1 + (bits >> 14 & _MAX_VP8_SIDE)
-    elif kind == b"VP8 " and bytes(image[start + 3 : start + 6]) == b"\x9d\x01\x2a":
-        width = int.from_bytes(image[start + 6 : start + 8], "little") & _MAX_VP8_SIDE
-        height = int.from_bytes(image[start + 8 : start + 10], "little") & _MAX_VP8_SIDE
-    else:
+    kind, body = bytes(image[12:16]), bytes(image[20:30])
+    size = webp_size(kind, body)
+    is_marked = {b"VP8L": body[:1] == b"\x2f", b"VP8 ": body[3:6] == b"\x9d\x01\x2a"}
+    if size is None or not is_marked.get(kind, True):
         raise HeaderError("header")
     if 8 + int.from_bytes(image[4:8], "little") > len(image):
         raise HeaderError("truncated")
-    return width, height
+    return size
+
+
+def webp_size(kind: bytes, body: bytes) -> tuple[int, int] | None:
+    """Read (width, height) in px from the start (10 bytes) of a WebP chunk; None for others."""
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & _MAX_VP8_SIDE), 1 + (bits >> 14 & _MAX_VP8_SIDE)
+    if kind == b"VP8 ":
+        sides = int.from_bytes(body[6:8], "little"), int.from_bytes(body[8:10], "little")
+        return sides[0] & _MAX_VP8_SIDE, sides[1] & _MAX_VP8_SIDE
+    return None

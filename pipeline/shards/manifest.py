@@ -1,8 +1,8 @@
-"""The manifest: what a set of shards holds, and the proof that nothing got lost on the way."""
+"""The manifest: what a set of shards holds, with an account of every input."""
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,30 +13,35 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from pipeline.atomic import write_atomic
+from pipeline.atomic import open_atomic, write_atomic
 from pipeline.config import Config, ConfigError, parse
-from pipeline.remote.fetch import FetchConfig, FetchError, is_remote, read_bytes
-from pipeline.remote.location import join, redact_url
+from pipeline.remote.fetch import FetchConfig, FetchError, read_bytes, read_if_there
+from pipeline.remote.location import is_remote, join, redact_url
 from pipeline.shards.damage import Damage
 
 FILE_NAME = "manifest.json"
+LEDGER_NAME = "ledger.jsonl"
+PICTURES_NAME = "left_out.parquet"
+"""Thumbnails of excluded images."""
+INDEX_FOLDER = "index"
+"""Folder of indexes whose shards lie elsewhere."""
 
 
 class Ledger(Config):
-    """Where every input went; the sum is an invariant."""
+    """Where every input went; that they add up is an invariant."""
 
     inputs: int = Field(ge=0)
-    """Files looked at."""
+    """Files examined."""
     accepted: int = Field(ge=0)
     """Images in the shards."""
     quarantined: dict[str, int]
-    """Inputs that are no whole image, by reason."""
+    """Inputs that are not an intact image, by reason."""
     filtered: dict[str, int]
-    """Whole images left out by a rule of the configuration, by reason."""
+    """Intact images excluded by a configured rule, by reason."""
     duplicate: int = Field(ge=0)
-    """Images that another input stands for: equal bytes, or (`near_duplicate`) alike."""
+    """Images that another input represents: equal bytes, or near-duplicates."""
     near_duplicate: int = Field(0, ge=0)
-    """Those of `duplicate` that look like an accepted image without having its bytes."""
+    """The part of `duplicate` that resembles an accepted image without sharing its bytes."""
 
     @model_validator(mode="after")
     def _everything_is_accounted_for(self) -> Self:
@@ -56,16 +61,16 @@ class Ledger(Config):
 
     @property
     def num_quarantined(self) -> int:
-        """Quarantined inputs of all reasons."""
+        """Total of quarantined inputs."""
         return sum(self.quarantined.values())
 
     @property
     def num_filtered(self) -> int:
-        """Filtered inputs of all reasons."""
+        """Total of filtered inputs."""
         return sum(self.filtered.values())
 
     def describe(self) -> str:
-        """Spell out the invariant, with the reasons."""
+        """Format the invariant, with the reasons."""
 
         def reasons(counts: dict[str, int]) -> str:
             listed = ", ".join(f"{reason} {count}" for reason, count in counts.items())
@@ -78,6 +83,11 @@ class Ledger(Config):
             f"{self.num_filtered} filtered{reasons(self.filtered)} + "
             f"{self.duplicate} duplicate{near}"
         )
+
+    @classmethod
+    def all_accepted(cls, num: int) -> Self:
+        """Account for inputs that are all in the shards."""
+        return cls(inputs=num, accepted=num, quarantined={}, filtered={}, duplicate=0)
 
     @classmethod
     def sum(cls, ledgers: Iterable[Self]) -> Self:
@@ -104,34 +114,33 @@ class ShardInfo(Config):
     """One tar and its index, as written."""
 
     name: str
-    """Where the tar lies: a path relative to the manifest's folder, an absolute path, or a URL."""
+    """Path of the tar relative to the manifest's folder, absolute path, or URL."""
     index: str
-    """Where its index lies: a path relative to the manifest's folder."""
+    """Path of its index relative to the manifest's folder."""
     num_samples: int = Field(gt=0)
     num_bytes: int = Field(gt=0)
     """Size of the tar."""
     sha256: str | None
-    """Of the tar; None where it was indexed without reading the images, which are then read and
-    hashed on first use."""
+    """SHA-256 of the tar; None after a fast index, whose images are hashed on first use."""
     index_sha256: str
-    """Of the index."""
+    """SHA-256 of the index."""
     ledger: str | None = None
-    """Where the table of its inputs lies, relative to the manifest's folder; None where the shard
-    was not made here."""
+    """Path of the table of its inputs, relative to the manifest's folder; None for shards that
+    were not made here."""
 
 
 class Manifest(Config):
-    """A set of shards in a fixed order; sample ids count through it shard by shard."""
+    """A set of shards in a fixed order, in which sample ids count."""
 
     version: Literal[2]
     shards: tuple[ShardInfo, ...] = Field(min_length=1)
     classes: tuple[str, ...] | None
-    """Names of the labels, or None where the source gives no labels."""
+    """Names of the labels, None without labels."""
     ledger: Ledger
     sources: dict[str, Ledger] = Field(default_factory=dict)
-    """The ledger of each source, which add up to `ledger`; empty where it was not kept apart."""
+    """Ledger of each source, adding up to `ledger`; empty if sources were not told apart."""
     notes: dict[str, int] = Field(default_factory=dict)
-    """How many images in the shards were turned upright, reduced, ...: a count for each note."""
+    """Number of stored images by note: oriented, reduced, ..."""
     config: dict[str, Any]
     """The configuration that made the shards."""
 
@@ -155,7 +164,7 @@ class Manifest(Config):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that name the shards' content and order, and what the labels mean."""
+        """16 hex digits that identify the shards' content, their order and the classes."""
         rows = [f"{s.num_samples} {s.sha256 or s.index_sha256}" for s in self.shards]
         text = "\n".join([*rows, *(self.classes or ())])
         return xxhash.xxh3_64_hexdigest(text.encode())
@@ -170,7 +179,7 @@ def check_size(path: Path, info: ShardInfo) -> None:
     """Refuse a shard that is missing or has another size than was written.
 
     Raises:
-        ConfigError: The line that says so.
+        ConfigError: The shard is missing or has another size.
     """
     try:
         size = path.stat().st_size
@@ -184,14 +193,14 @@ def check_size(path: Path, info: ShardInfo) -> None:
 
 
 def manifest_location(location: str | Path) -> str:
-    """Accept a folder of shards or the manifest in it, as a path or a URL."""
+    """Return the manifest of a folder of shards, given either, as a path or a URL."""
     text = str(location)
     is_folder = not text.endswith(".json") if is_remote(text) else Path(text).is_dir()
     return join(text.rstrip("/") + "/", FILE_NAME) if is_folder else text
 
 
 def folder_of(location: str | Path) -> str:
-    """Return the folder that a manifest's relative names count from."""
+    """Return the folder that a manifest's relative names are resolved against."""
     return manifest_location(location).rpartition("/")[0] or "."
 
 
@@ -199,7 +208,7 @@ def read_manifest(location: str | Path) -> Manifest:
     """Read `manifest.json` of a shard folder, given the folder or the file, as a path or a URL.
 
     Raises:
-        ConfigError: The file is missing, no JSON, edited or of another version.
+        ConfigError: The file is missing, not JSON, edited or of another version.
     """
     file = manifest_location(location)
     try:
@@ -225,13 +234,37 @@ def read_manifest(location: str | Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` into `folder`, whole or not at all."""
+    """Write `manifest.json` into `folder`, atomically."""
     raw = {**manifest.model_dump(mode="json"), "fingerprint": manifest.fingerprint}
     write_atomic(folder / FILE_NAME, json.dumps(raw, indent=1).encode())
 
 
+def ledger_line(row: Mapping[str, Any]) -> bytes:
+    """Serialize one line of `ledger.jsonl`, without null and false values."""
+    said = {key: value for key, value in row.items() if value is not None and value is not False}
+    return (json.dumps(said) + "\n").encode()
+
+
+def finish_folder(
+    out: Path, manifest: Manifest, ledger: Iterable[bytes], stale: Iterable[Path] = ()
+) -> None:
+    """Write the ledger and then the manifest, which completes the folder; then remove `stale`.
+
+    Args:
+        out: Folder of the shards, or of their indexes.
+        manifest: Manifest of the shards.
+        ledger: Lines about inputs that are in no shard.
+        stale: Files that belong to no shard of the manifest.
+    """
+    with open_atomic(out / LEDGER_NAME) as file:
+        file.writelines(ledger)
+    write_manifest(out, manifest)
+    for path in stale:
+        path.unlink(missing_ok=True)
+
+
 def require_empty(out: Path) -> None:
-    """Raise ConfigError for a folder that new files must not go into."""
+    """Raise ConfigError unless `out` is missing or an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out (={out}) is not an empty folder; choose another one.")
 
@@ -241,23 +274,23 @@ TOMBSTONES_NAME = "tombstones.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """One purged sample: a line of the file. Holds no image and no path."""
+    """One purged sample, a line of the file. Holds no image and no path."""
 
     shard: str
     """Name of the shard, as in the manifest."""
     row: int
-    """Of the sample in the shard's index."""
+    """Row of the sample in the shard's index."""
     key: str
     hash: str
     """xxh3 (64 bit) of the stored image, 16 hex digits."""
     asked: str
-    """The hash that the removal was asked by."""
+    """Hash given in the purge request."""
     time: str
     """ISO 8601, UTC."""
 
 
 def read_tombstones(folder: str) -> list[Tombstone]:
-    """Read the tombstones of a manifest's folder, a path or a URL; none where there is no file.
+    """Read the tombstones of a manifest's folder, a path or a URL; none if there is no file.
 
     Raises:
         ConfigError: The file is damaged.
@@ -266,13 +299,7 @@ def read_tombstones(folder: str) -> list[Tombstone]:
     """
     location = join(folder.rstrip("/") + "/", TOMBSTONES_NAME)
     try:
-        text = read_bytes(location, FetchConfig()).decode("utf-8")
-    except FileNotFoundError:
-        return []
-    except FetchError as error:
-        if error.kind == "missing":
-            return []
-        raise
+        text = (read_if_there(location) or b"").decode("utf-8")
     except UnicodeDecodeError:
         raise _damaged(location, 1) from None
     stones = []
@@ -285,10 +312,10 @@ def read_tombstones(folder: str) -> list[Tombstone]:
 
 
 def purged_samples(manifest: Manifest, folder: str) -> dict[int, Damage]:
-    """Find the samples of a manifest that have a tombstone now, by id.
+    """Return the samples that currently have a tombstone, by id.
 
     Raises:
-        ConfigError: The tombstones are damaged, or name a shard or row that is not there.
+        ConfigError: The tombstones are damaged, or name an unknown shard or row.
         FetchError: They cannot be fetched.
         OSError: They cannot be read.
     """
@@ -308,7 +335,7 @@ def purged_samples(manifest: Manifest, folder: str) -> dict[int, Damage]:
 
 
 def encode_tombstones(stones: Sequence[Tombstone]) -> bytes:
-    """Serialise, a line each."""
+    """Serialize to JSON lines."""
     return "".join(json.dumps(asdict(stone)) + "\n" for stone in stones).encode()
 
 

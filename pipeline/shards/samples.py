@@ -1,4 +1,4 @@
-"""The members of a tar into samples, by WebDataset's rule: key, image, label."""
+"""Group the members of a tar into samples, by WebDataset's rule: key, image, label."""
 
 import json
 import re
@@ -15,29 +15,29 @@ MAX_LABEL = 1_000_000
 Reason = (
     HeaderReason
     | Literal[
-        "no_key",  # no dot in the last part of the name, or nothing before the first
-        "no_image",  # no member ends like an image
-        "several_images",  # often names with dots: WebDataset makes one key of many
+        "no_key",  # no dot in the base name, or nothing before the first one
+        "no_image",  # no member has an image extension
+        "several_images",  # often names with dots, which WebDataset splits at the first
     ]
 )
 
 _IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "png", "webp"))
-_is_note = re.compile(r"__[^/]*__(/|$)").match  # of a writer; WebDataset passes them over, too
+_is_note = re.compile(r"__[^/]*__(/|$)").match  # writers' notes, which WebDataset skips too
 
 
 @dataclass(slots=True)
 class RawSample:
-    """Adjacent members of one key, as they lie in the tar."""
+    """Adjacent members of one key, in tar order."""
 
     key: str
-    """The name of its only member where that gives no key."""
+    """The name of its only member if that has no key."""
     start: int
     """First byte of the first member."""
     members: dict[str, Member] = field(default_factory=dict)
-    """By ending: what follows the first dot, in lower case. Empty where there is no key."""
+    """Members by ending, what follows the first dot, in lower case; empty without a key."""
 
     def find_image(self) -> Member | Reason:
-        """Return the one member that ends like an image, or what forbids to use the sample."""
+        """Return the only member with an image extension, or why the sample is unusable."""
         images = [
             member
             for ending, member in self.members.items()
@@ -52,8 +52,20 @@ class RawSample:
         return images[0] if images[0].size else "empty"
 
 
+def plain_text(text: str) -> str:
+    """Escape halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def plain_key(name: str) -> str:
+    r"""Write the bytes of a name that are not UTF-8 as \xNN, which tables and JSON can hold."""
+    if name.isascii():
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def split_name(name: str) -> tuple[str, str]:
-    """Split a member's name into key and ending, both empty where there is no key.
+    """Split a member's name into key and ending, both empty without a key.
 
     >>> split_name("a.b/001.seg.PNG"), split_name("a/.jpg"), split_name("README")
     (('a.b/001', 'seg.png'), ('', ''), ('', ''))
@@ -64,13 +76,13 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def group_members(members: Iterable[Member], shard: str) -> list[RawSample]:
-    """Join adjacent members of one key, in the order of the tar.
+    """Join adjacent members of one key, in tar order.
 
-    A member without a key is a sample of its own; it parts no other one.
+    A member without a key is a sample of its own, and does not split the sample around it.
 
     Raises:
-        ShardError: A key returns after another one, or repeats an ending: the shard is not in the
-            order of its samples, or some were written twice.
+        ShardError: A key reappears after another one, or repeats an ending: the shard is not in
+            sample order, or samples were written twice.
     """
     samples: list[RawSample] = []
     seen: set[str] = set()
@@ -95,21 +107,21 @@ def group_members(members: Iterable[Member], shard: str) -> list[RawSample]:
 
 
 def split_span(span: bytes) -> dict[str, bytes]:
-    """Cut the span of one sample, as it lies in the tar, into its files, by ending."""
-    end_mark = bytes(1024)  # Only the last sample of a tar has one.
+    """Split the span of one sample into its files, by ending."""
+    end_mark = bytes(1024)  # Only the span of the last sample has one.
     buffer = memoryview(span + end_mark)
     samples = group_members(walk_tar(buffer, "of a sample"), "of a sample")
-    sample = next(sample for sample in samples if sample.members)  # Others are files without key.
+    sample = next(sample for sample in samples if sample.members)  # Others have no key.
     return {e: bytes(buffer[m.offset : m.offset + m.size]) for e, m in sample.members.items()}
 
 
 def read_label(buffer: memoryview, sample: RawSample, shard: str) -> int | str | None:
     """Read the class of a sample: a number from .cls or .json, a name from .json, or None.
 
-    A .json that is no mapping, or whose "label" is neither number nor text, gives none.
+    A .json that is not a mapping, or whose "label" is neither number nor text, gives None.
 
     Raises:
-        ConfigError: The number is negative or absurd, or .cls holds no number.
+        ConfigError: The number is out of range, or .cls holds no number.
     """
     number = sample.members.get("cls")
     if number is not None:
@@ -120,7 +132,7 @@ def read_label(buffer: memoryview, sample: RawSample, shard: str) -> int | str |
     if about is None:
         return None
     raw = bytes(buffer[about.offset : about.offset + about.size])
-    if b'"label"' not in raw:  # Most have none, and to parse them costs more than all the rest.
+    if b'"label"' not in raw:  # Most have none, and parsing costs more than all the rest.
         return None
     found = _parse_label(raw)
     return _check_label(found, str(found), sample, shard) if isinstance(found, int) else found
@@ -136,13 +148,13 @@ def _parse_label(raw: bytes) -> int | str | None:
         return None
     if isinstance(label, int):
         return label
-    return label.encode("utf-8", "backslashreplace").decode() or None  # JSON has half characters.
+    return plain_text(label) or None
 
 
 def _check_label(label: int | None, shown: str, sample: RawSample, shard: str) -> int:
     if label is None or not 0 <= label <= MAX_LABEL:
         raise ConfigError(
-            f"label (={shown}) of key {sample.key} in shard {shard} is no class number from 0 to "
-            f"{MAX_LABEL}; write the shard with such numbers, or without labels."
+            f"label (={shown}) of key {sample.key} in shard {shard} is not a class number from 0 "
+            f"to {MAX_LABEL}; write the shard with such numbers, or without labels."
         )
     return label

@@ -1,4 +1,4 @@
-"""Sample ids into verified bytes: mapped tars, each span checked against its hash when read."""
+"""Read verified bytes by sample id from mapped tars; every span is checked against its hash."""
 
 import errno
 import mmap
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from pipeline.config import ConfigError
-from pipeline.remote.cache import FileRequest, ShardCache
-from pipeline.remote.fetch import FetchError, is_remote, join
+from pipeline.remote.cache import ShardCache
+from pipeline.remote.fetch import FetchError
+from pipeline.remote.location import FileRequest, is_remote, join
 from pipeline.shards.damage import Damage, DamageError, Reason
-from pipeline.shards.index import ShardIndex, read_index
+from pipeline.shards.index import ShardIndex, complete_index, read_index
 from pipeline.shards.manifest import (
     Manifest,
     ShardInfo,
@@ -26,26 +27,25 @@ from pipeline.shards.manifest import (
     read_manifest,
 )
 from pipeline.shards.samples import split_span
-from pipeline.shards.third_party.lazy_index import complete_index
 
 
 @dataclass(frozen=True, slots=True)
 class MappedShard:
-    """Costs a mapping, a file descriptor and about 60 bytes a sample."""
+    """An open shard: one mapping, one file descriptor and about 60 bytes per sample."""
 
     index: ShardIndex
     ends: NDArray[np.int64]
-    """(N,), byte behind each sample's span."""
+    """(N,), end of each sample's span."""
     mapped: mmap.mmap
     """The whole tar, read-only."""
     held: ExitStack
-    """What is let go with the shard: the mapping, then what the opener holds for it."""
+    """Released with the shard: the mapping, then what the opener holds for it."""
 
     def read_span(self, row: int) -> bytes | None:
-        """Copy a sample's span out of the mapping; None where it is not what was hashed.
+        """Copy a sample's span out of the mapping; None if it does not match its hash.
 
-        A copy, because what is mapped may change between the hash and the decode. And a mapped file
-        that was cut ends the process where it is read, so its size is asked first.
+        A copy, since mapped bytes may change between hashing and decoding. Reading past the end of
+        a truncated mapping kills the process, so the size is checked first.
         """
         end = self.ends.item(row)
         if self.mapped.size() < end:
@@ -55,18 +55,18 @@ class MappedShard:
 
 
 def map_shard(info: ShardInfo, path: Path, index_path: Path, held: ExitStack) -> MappedShard:
-    """Open a shard that lies on this node; `held` becomes the shard's where all went well.
+    """Open a local shard, which takes over `held` on success.
 
     Raises:
-        ConfigError: The tar or the index is not the one of `info`.
+        ConfigError: The tar or the index does not match `info`.
         OSError: One of them cannot be read, or too many files are open.
     """
     check_size(path, info)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     held.callback(mapped.close)
-    # Behind the mapping, which needs one file descriptor more: where they run out, it is the
-    # mapping that says so, and not an index that seems damaged.
+    # After the mapping, which keeps a file descriptor: when they run out, the mapping must report
+    # it, not an index that then seems damaged.
     index = read_index(index_path, sha256=info.index_sha256)
     if info.sha256 is None:
         with memoryview(mapped) as tar:
@@ -86,23 +86,23 @@ class Samples:
     """Rows of the index for a batch of samples, and their bytes."""
 
     payloads: list[NDArray[np.uint8]]
-    """The bytes that were hashed, uint8 1-D, one encoded image each; empty where damaged."""
+    """Encoded images whose hash was checked, uint8 1-D; empty where damaged."""
     heights: NDArray[np.int32]
     """(B,), px."""
     widths: NDArray[np.int32]
     """(B,), px."""
     labels: NDArray[np.int64]
-    """(B,), class numbers, -1 where there is none."""
+    """(B,), class numbers, -1 for none."""
     damaged: dict[int, Damage]
-    """By position in the batch."""
+    """Damage by position in the batch."""
     keys: list[str] = field(default_factory=list)
-    """B of them, empty where damaged; none at all of images that are no shards."""
+    """B keys, empty where damaged; no keys for images from outside shards."""
 
     def require_whole(self) -> Self:
-        """Return the samples where all of them can be used.
+        """Return the samples if all of them are usable.
 
         Raises:
-            DamageError: Names the first that cannot.
+            DamageError: Names the first that is not.
         """
         for damage in self.damaged.values():
             raise DamageError(str(damage))
@@ -110,16 +110,16 @@ class Samples:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all images."""
+        """Total size of the images."""
         return sum(payload.size for payload in self.payloads)
 
 
 class Store:
-    """Read samples of a set of shards by id; the span of every sample is checked against its hash.
+    """Read samples of a set of shards by id; every span is checked against its hash.
 
     Args:
-        location: A folder of shards or the manifest in it, as a path or a URL. Where shards have a
-            URL, a cache must be given before the first read: `use`.
+        location: A folder of shards or the manifest in it, as a path or a URL. Remote shards need
+            a cache, given by `use` before the first read.
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -131,18 +131,18 @@ class Store:
         self._max_open = _MIN_OPEN
         self._unusable: dict[int, str] = {}
         self.is_remote = any(is_remote(self._url(shard.name)) for shard in self.manifest.shards)
-        """Whether a shard has a URL."""
+        """Whether any shard is remote."""
 
     def use(self, cache: ShardCache) -> None:
-        """Keep remote shards in a cache, which the stores of a process share."""
+        """Keep remote shards in a cache, shared by the stores of a process."""
         self._cache = cache
 
     def keep_open(self, num: int) -> None:
-        """Keep more shards mapped than usual, for an order that reads from many at a time."""
+        """Keep more shards mapped than usual, for an order that interleaves many."""
         self._max_open = min(max(self._max_open, num), _MAX_OPEN)
 
     def check(self) -> None:
-        """Look at the size of every local shard, before anything is started.
+        """Check the size of every local shard, before anything is started.
 
         Raises:
             ConfigError: A shard is missing or has another size than its manifest says.
@@ -152,7 +152,7 @@ class Store:
                 check_size(Path(self._url(shard.name)), shard)
 
     def read(self, sample_ids: NDArray[np.int64]) -> Samples:
-        """Read a batch; what is damaged is named in the result, and nothing is raised for it."""
+        """Read a batch; damaged samples are reported in the result, not raised."""
         numbers = np.searchsorted(self._starts, sample_ids, side="right") - 1
         rows = sample_ids - self._starts[numbers]
         batch = len(sample_ids)
@@ -171,7 +171,7 @@ class Store:
         return Samples(payloads, sizes[0], sizes[1], labels, damaged, keys)
 
     def prefetch(self, shards: NDArray[np.int64]) -> None:
-        """Begin to fetch remote shards, the next needed first; replaces what was asked before."""
+        """Start fetching remote shards, the next needed first; replaces earlier requests."""
         if self._cache is None:
             return
         wanted = []
@@ -185,17 +185,17 @@ class Store:
         self._cache.prefetch(wanted)
 
     def labels(self) -> NDArray[np.int64]:
-        """Class number of every sample in id order, int64 (N,); -1: it has none, or was purged."""
+        """Class number of every sample in id order, int64 (N,); -1 if it has none or was purged."""
         indexes = (self._index(s) for s in range(len(self.manifest.shards)))
         labels = np.concatenate([index.labels for index in indexes]).astype(np.int64)
         labels[list(self.purged())] = -1
         return labels
 
     def purged(self) -> dict[int, Damage]:
-        """Return the samples that have a tombstone now, by id.
+        """Return the samples that currently have a tombstone, by id.
 
         Raises:
-            ConfigError: The tombstones are damaged, or name a shard or row that is not there.
+            ConfigError: The tombstones are damaged, or name an unknown shard or row.
         """
         return purged_samples(self.manifest, self._folder)
 
@@ -207,7 +207,7 @@ class Store:
         """Read all files of a sample, by ending: jpg, json, xml.
 
         Raises:
-            DamageError: Its bytes are not those that were hashed, or cannot be read.
+            DamageError: Its bytes do not match their hash, or cannot be read.
         """
         number = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
         span = self._span(number, sample_id - int(self._starts[number]))
@@ -220,12 +220,12 @@ class Store:
         return [k for s in range(len(self.manifest.shards)) for k in self._index(s).keys]
 
     def damage(self, sample_id: int, reason: Reason, detail: str) -> Damage:
-        """Describe damage that was found behind the store."""
+        """Describe damage that was found downstream of the store."""
         number = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
         return self._damage(number, sample_id - int(self._starts[number]), reason, detail)
 
     def close(self) -> None:
-        """Let go of all shards; payloads handed out before stay valid."""
+        """Close all shards; payloads returned earlier stay valid."""
         for shard in self._open.values():
             shard.held.close()
         self._open.clear()
@@ -247,7 +247,7 @@ class Store:
         try:
             shard = self._shard(number)
             span = shard.read_span(row)
-            if span is None and self._forget(number):  # A cached copy had gone bad: fetch it anew.
+            if span is None and self._forget(number):  # A cached copy went bad: fetch it again.
                 shard = self._shard(number)
                 span = shard.read_span(row)
         except (ConfigError, FetchError, OSError) as error:
@@ -270,7 +270,7 @@ class Store:
         return Damage(sample_id, name, index.keys[row], int(index.offsets[row]), reason, detail)
 
     def _forget(self, number: int) -> bool:
-        """Throw a damaged shard out of the cache; whether it can be fetched again."""
+        """Drop a damaged shard from the cache; returns whether it can be fetched again."""
         url = self._url(self.manifest.shards[number].name)
         if self._cache is None or not is_remote(url):
             return False
@@ -279,7 +279,7 @@ class Store:
         return True
 
     def _index(self, number: int) -> ShardIndex:
-        """Read the index alone: its shard may have a URL, and need not be fetched for it."""
+        """Read the index alone, without fetching a remote shard."""
         info = self.manifest.shards[number]
         if number in self._open or info.sha256 is None:
             return self._shard(number).index
@@ -297,7 +297,7 @@ class Store:
         except OSError as error:
             if error.errno != errno.EMFILE or not self._open:
                 raise
-            self._shrink(len(self._open) // 2)  # The process has no file descriptor left.
+            self._shrink(len(self._open) // 2)  # The process is out of file descriptors.
             shard = self._open_shard(self.manifest.shards[number])
         self._open[number] = shard
         if len(self._open) > self._max_open:
@@ -305,7 +305,7 @@ class Store:
         return shard
 
     def _shrink(self, num: int) -> None:
-        """Keep no more than `num` shards open, those used last."""
+        """Keep at most `num` shards open, the most recently used."""
         self._max_open = max(1, num)
         while len(self._open) > num:
             self._open.popitem(last=False)[1].held.close()

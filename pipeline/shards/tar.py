@@ -1,4 +1,4 @@
-"""Walk the headers of a tar: where each member lies, and a clear error where the tar is damaged."""
+"""Walk the headers of a tar: the offset of every member, and a clear error on damage."""
 
 import re
 import struct
@@ -15,32 +15,33 @@ _FILE_TYPES = (b"0", b"\0")
 _FOLDER = b"5"
 _PAX, _GNU_NAME = b"x", b"L"
 _EXTENSIONS = (_PAX, b"g", _GNU_NAME, b"K")  # PAX for the next member, PAX for all, GNU names
-_MAX_EXTENSION = 2**20  # bytes; real ones have some hundred
-_AT_ONCE = 1024  # headers verified together: half a megabyte stays in the cache
-_DIGITS = np.arange(18, -1, -3, dtype=np.int32)  # bits below each digit of a checksum of seven
+_MAX_EXTENSION = 2**20  # bytes; real ones have a few hundred
+_AT_ONCE = 1024  # headers verified together: half a megabyte fits the CPU cache
+_DIGITS = np.arange(18, -1, -3, dtype=np.int32)  # shifts of a checksum's seven octal digits
+_read_length = re.compile(rb"(\d{1,7}) ").match
 _find_record = re.compile(rb"path=|size=|GNU\.sparse\.").search
 _read_fields = struct.Struct("124x12s20xc355x").unpack_from  # size and type of a header
 
 
 class ShardError(ValueError):
-    """A shard that is not as it was written; the message names the shard and the byte offset."""
+    """A damaged shard; the message names the shard and the byte offset."""
 
 
 def shard_error(shard: str, offset: int, what: str) -> ShardError:
-    """Name shard, byte and damage."""
+    """Make the error for damage `what` at a byte offset."""
     return ShardError(f"shard (={shard}) is damaged at byte {offset}: {what}. Shard again.")
 
 
-class Member(NamedTuple):  # A dataclass takes five times as long to make.
+class Member(NamedTuple):  # A dataclass takes five times as long to create.
     """One regular file of a tar."""
 
     name: str
     start: int
-    """First byte in the tar that belongs to it: its header, or the extension header before that."""
+    """First byte that belongs to it in the tar: its header, or an extension header before it."""
     offset: int
-    """First byte of the content in the tar."""
+    """First byte of its content in the tar."""
     size: int
-    """Bytes of the content."""
+    """Bytes of its content."""
 
 
 class _DamageError(Exception):
@@ -50,7 +51,7 @@ class _DamageError(Exception):
 
 @dataclass(slots=True)
 class _Trail:
-    """Where the sizes in the headers led, in the order of the tar; not verified yet."""
+    """Where the sizes in the headers led, in tar order; not verified yet."""
 
     headers: list[int] = field(default_factory=list)
     """Offset of every header."""
@@ -61,23 +62,23 @@ class _Trail:
     sizes: list[int] = field(default_factory=list)
     """Bytes of each file."""
     names: dict[int, str] = field(default_factory=dict)
-    """By position in `headers`: the name that an extension gives."""
+    """Names given by extensions, by position in `headers`."""
     pending: dict[str, str] = field(default_factory=dict)
-    """What extensions say about the next member: path, size."""
+    """Fields of the next member set by extensions: path, size."""
 
 
 def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
-    """List the regular files of a tar in order; reads headers only, and verifies every one.
+    """List the regular files of a tar in order; reads only headers, and verifies every one.
 
-    Directories are skipped, PAX and GNU long-name headers are applied to the member they precede.
+    Directories are skipped; PAX and GNU long-name headers apply to the member they precede.
 
     Args:
         buffer: uint8, the whole tar.
         shard: Named in errors.
 
     Raises:
-        ShardError: A header checksum is wrong, a member is cut or of another type (a link, a
-            device), the end mark is missing, or something follows it. Names the first such place.
+        ShardError: A header checksum is wrong, a member is truncated or of another type (a link, a
+            device), the end marker is missing, or data follows it. Names the first such place.
     """
     trail = _Trail()
     damage: _DamageError | None = None
@@ -85,7 +86,7 @@ def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
         _follow(buffer, trail)
     except _DamageError as error:
         damage = error
-    try:  # A size that lies leads astray: the header that holds it is at fault.
+    try:  # A corrupt size leads astray: blame the header that holds it.
         names = _verify(buffer, trail)
     except _DamageError as error:
         damage = error
@@ -97,7 +98,7 @@ def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
 
 
 def _follow(buffer: memoryview, trail: _Trail) -> None:
-    """Go from header to header by the sizes in them, up to the end mark."""
+    """Follow the sizes from header to header up to the end marker."""
     end = len(buffer)
     offset = first = 0
     headers, files, starts, sizes = trail.headers, trail.files, trail.starts, trail.sizes
@@ -122,16 +123,16 @@ def _follow(buffer: memoryview, trail: _Trail) -> None:
             starts.append(first)
             sizes.append(size)
             first = following
-        # Most PAX headers hold a time and nothing else: passing those by makes the walk fast.
+        # Most PAX headers hold only a time: skipping those makes the walk fast.
         elif kind != _PAX or size > _MAX_EXTENSION or _find_record(buffer, body, body + size):
             is_extension = _read_special(buffer, offset, size, kind, trail)
             first = first if is_extension else following
         offset = following
-    raise _DamageError(offset, "the tar ends without its end mark")
+    raise _DamageError(offset, "the tar has no end marker")
 
 
 def _unusual_size(size_field: bytes) -> int:
-    """Read GNU's binary form for 8 GiB and more, or an empty field; -1 where it is neither."""
+    """Read GNU's binary form for 8 GiB and more, or an empty field; -1 for anything else."""
     if size_field[0] == 0x80:
         return int.from_bytes(size_field[1:], "big")
     digits = size_field.strip(b" \0")
@@ -140,8 +141,8 @@ def _unusual_size(size_field: bytes) -> int:
 
 def _bad_size(buffer: memoryview, offset: int, size: int) -> _DamageError:
     if size < 0:
-        return _DamageError(offset, "the size is no number")
-    return _DamageError(offset, f"member {_name_at(buffer, offset)!r} is cut")
+        return _DamageError(offset, "the size is not a number")
+    return _DamageError(offset, f"member {_name_at(buffer, offset)!r} is truncated")
 
 
 def _name_at(buffer: memoryview, offset: int) -> str:
@@ -150,11 +151,11 @@ def _name_at(buffer: memoryview, offset: int) -> str:
 
 def _check_end(buffer: memoryview, offset: int) -> None:
     if np.frombuffer(buffer[offset:], np.uint8).any():
-        raise _DamageError(offset, "something follows the end mark")
+        raise _DamageError(offset, "data follows the end marker")
 
 
 def _apply_pending(trail: _Trail, size: int) -> int:
-    """Give the file whose header was read last what extensions say of it; returns its size."""
+    """Apply pending extensions to the file whose header was read last; returns its size."""
     pending, trail.pending = trail.pending, {}
     if "path" in pending:
         trail.names[len(trail.headers) - 1] = pending["path"]
@@ -162,45 +163,56 @@ def _apply_pending(trail: _Trail, size: int) -> int:
 
 
 def _read_special(buffer: memoryview, offset: int, size: int, kind: bytes, trail: _Trail) -> bool:
-    """Take in a header that is no file's; returns whether it belongs to the member behind it."""
+    """Read a header that is not of a file; returns whether it belongs to the next member."""
     if kind == _FOLDER:
         trail.pending = {}
         return False
     if kind not in _EXTENSIONS:
-        raise _DamageError(offset, f"member {_name_at(buffer, offset)!r} is no regular file")
+        raise _DamageError(offset, f"member {_name_at(buffer, offset)!r} is not a regular file")
     if size > _MAX_EXTENSION:
-        raise _DamageError(offset, f"an extension header of {size} bytes is absurd")
+        raise _DamageError(offset, f"an extension header of {size} bytes is too large")
     body = bytes(buffer[offset + _BLOCK : offset + _BLOCK + size])
     if kind == _PAX:
-        _parse_pax(body, offset, trail.pending)
+        said = parse_pax(body)
+        if "broken" in said:
+            raise _DamageError(offset, "the PAX header is malformed")
+        if "sparse" in said:
+            raise _DamageError(offset, "the member is a sparse file")
+        trail.pending.update(said)
     elif kind == _GNU_NAME:
-        trail.pending["path"] = _text(body)
+        trail.pending["path"] = decode_name(body)
     return True
 
 
-def _parse_pax(body: bytes, offset: int, pending: dict[str, str]) -> None:
-    """Read `path` and `size` of a PAX header, whose records are "length key=value", a line each."""
-    position, end = 0, len(body)
-    while position < end:
-        space = body.find(b" ", position, position + 20)
-        length = body[position:space]
-        after = position + int(length) if length.isdigit() else 0
-        if not position < space < after <= end:
-            raise _DamageError(offset, "the PAX header is malformed")
-        key, _, value = body[space + 1 : after - 1].partition(b"=")
+def parse_pax(body: bytes) -> dict[str, str]:
+    """Read the body of a PAX header, whose records are lines of "length key=value".
+
+    Returns:
+        `path` and `size` if present, `sparse` for a sparse file, and `broken` if malformed, after
+        which nothing is read.
+    """
+    found: dict[str, str] = {}
+    position = 0
+    while position < len(body):
+        head = _read_length(body, position)
+        end = position + int(head[1]) if head else 0
+        if head is None or not head.end() < end <= len(body):
+            return {**found, "broken": ""}
+        key, _, value = body[head.end() : end - 1].partition(b"=")
         if key == b"path":
-            pending["path"] = _text(value)
+            found["path"] = decode_name(value)
         elif key == b"size":
-            if not value.isdigit() or len(value) > 20:
-                raise _DamageError(offset, "the PAX header is malformed")
-            pending["size"] = value.decode()
+            if not value.isdigit() or len(value) > 19:
+                return {**found, "broken": ""}
+            found["size"] = value.decode()
         elif key.startswith(b"GNU.sparse."):
-            raise _DamageError(offset, "the member is sparse, no plain file")
-        position = after
+            found["sparse"] = ""
+        position = end
+    return found
 
 
 def _verify(buffer: memoryview, trail: _Trail) -> list[str]:
-    """Verify the checksum of every header on the trail; returns the names of the files."""
+    """Verify the checksum of every header on the trail; returns the file names."""
     if not trail.headers:
         return []
     blocks = np.frombuffer(buffer, np.uint8, len(buffer) // _BLOCK * _BLOCK).reshape(-1, _BLOCK)
@@ -223,8 +235,8 @@ def _verify(buffer: memoryview, trail: _Trail) -> list[str]:
 def _are_checksums_right(headers: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Compare the stored checksum of uint8 (N, 512) headers with the sum of their bytes.
 
-    The field must hold what writers write, six digits and then NUL space or space NUL, or seven
-    digits and NUL: a reader that takes blanks for zeros overlooks a flipped bit there.
+    The field must hold what writers emit: six digits and NUL space or space NUL, or seven digits
+    and NUL. A reader that treats blanks as zeros misses a flipped bit there.
 
     Returns:
         bool (N,).
@@ -243,9 +255,9 @@ def _are_checksums_right(headers: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def _read_names(headers: NDArray[np.uint8]) -> list[str]:
     """Read the names in uint8 (N, 512) headers."""
     fields = np.ascontiguousarray(headers[:, :100]).view("S100")[:, 0].tolist()
-    joined = b"\n".join(fields)  # To decode them together is six times as fast.
+    joined = b"\n".join(fields)  # Decoding them together is six times as fast.
     if b"\0" in joined or joined.count(b"\n") >= len(fields):
-        names = [_text(field) for field in fields]
+        names = [decode_name(field) for field in fields]
     else:
         names = joined.decode("utf-8", "surrogateescape").split("\n")
     for row in np.flatnonzero(headers[:, 345]).tolist():
@@ -254,14 +266,15 @@ def _read_names(headers: NDArray[np.uint8]) -> list[str]:
 
 
 def _full_name(header: bytes) -> str:
-    """Read the name in a header, with the prefix that USTAR keeps apart."""
-    name = _text(header[:100])
+    """Read the name in a header, with the separate prefix of USTAR."""
+    name = decode_name(header[:100])
     if header[345] and header[257:263] == b"ustar\0":
-        return f"{_text(header[345:500])}/{name}"
+        return f"{decode_name(header[345:500])}/{name}"
     return name
 
 
-def _text(field: bytes) -> str:
+def decode_name(field: bytes) -> str:
+    """Decode a name up to its first NUL; bytes that are not UTF-8 become surrogates."""
     if b"\0" in field:
         field = field[: field.index(b"\0")]
     return str(field, "utf-8", "surrogateescape")

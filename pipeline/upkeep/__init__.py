@@ -1,1 +1,1 @@
-"""Keeping finished shards: verify, repair, purge, merge, split, look."""
+"""Maintain finished shards: verify, repair, purge, merge, split, inspect."""

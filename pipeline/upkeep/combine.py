@@ -1,4 +1,4 @@
-"""Several manifests into one, and one into several: shards stay where they lie."""
+"""Merge manifests, or split one; the shards stay in place."""
 
 import hashlib
 import os
@@ -14,8 +14,9 @@ from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.location import is_remote, join, local_path
 from pipeline.shards.index import ShardIndex, encode_index
-from pipeline.shards.manifest import TOMBSTONES_NAME as TOMBSTONES
 from pipeline.shards.manifest import (
+    INDEX_FOLDER,
+    TOMBSTONES_NAME,
     Ledger,
     Manifest,
     ShardInfo,
@@ -30,23 +31,21 @@ from pipeline.shards.manifest import (
 from pipeline.shards.third_party.indexing import Progress
 from pipeline.upkeep.verify import open_index
 
-_INDEX_FOLDER = "index"
-
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a merge gave."""
+    """Result of a merge."""
 
     manifest: Manifest
     repeated: int
-    """Samples whose stored image another sample holds, too; all of them are kept."""
+    """Samples that share their stored image with another one; all are kept."""
 
 
 def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merged:
-    """Make one manifest of several; labels count through the classes of all, sorted.
+    """Merge manifests into one; labels refer to the classes of all, sorted.
 
     Raises:
-        ConfigError: A manifest cannot be read, a shard is named twice, or `out` is not empty.
+        ConfigError: A manifest cannot be read, a shard occurs twice, or `out` is not empty.
     """
     require_empty(out)
     sets = [(read_manifest(location), folder_of(location)) for location in locations]
@@ -67,7 +66,7 @@ def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merg
         stones += _moved(read_tombstones(folder), folder)
     twice = [name for name, count in Counter(info.name for info in shards).items() if count > 1]
     if twice:
-        raise ConfigError(f"shard (={twice[0]}) is named by two manifests; give each set once.")
+        raise ConfigError(f"shard (={twice[0]}) is listed in two manifests; give each set once.")
     merged = Manifest(
         version=2,
         shards=tuple(shards),
@@ -82,13 +81,13 @@ def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merg
 def split(
     location: str, out: Path, shares: Mapping[str, float], *, seed: int, on_progress: Progress
 ) -> dict[str, Manifest]:
-    """Give every shard to one of several parts, by hash of its content.
+    """Assign every shard to one of several parts, by hash of its content.
 
     Args:
         location: A folder of shards or the manifest in it, as a path or a URL.
-        out: Gets a folder with a manifest for each part.
-        shares: Name of each part to its share of the samples, which sum to 1; met to a shard.
-        seed: Another one gives other parts.
+        out: Receives a folder with a manifest for each part.
+        shares: Share of the samples by part name, summing to 1; met to within a shard.
+        seed: Seed of the assignment.
         on_progress: Called after every shard.
 
     Raises:
@@ -108,12 +107,11 @@ def split(
             shards.append(_place(out / name, folder, info, index, len(shards)))
             done += 1
             on_progress(done, len(made.shards), name)
-        held = sum(info.num_samples for info in shards)
         part = Manifest(
             version=2,
             shards=tuple(shards),
             classes=made.classes,
-            ledger=Ledger(inputs=held, accepted=held, quarantined={}, filtered={}, duplicate=0),
+            ledger=Ledger.all_accepted(sum(info.num_samples for info in shards)),
             config={"split": location, "part": name, "shares": dict(shares), "seed": seed},
         )
         ours = {info.name for info in shards}
@@ -123,14 +121,14 @@ def split(
 
 
 def _assign(made: Manifest, shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:
-    """Walk through the shards in an order of hashes, and cut where the shares say."""
+    """Cut the shards, ordered by hash, at the shares."""
     names = [shard.sha256 or shard.index_sha256 for shard in made.shards]
     order = sorted(
         range(len(names)), key=lambda n: xxhash.xxh3_64_intdigest(f"{seed}:{names[n]}".encode())
     )
     reached = np.cumsum([made.shards[n].num_samples for n in order])
     borders = np.rint(np.cumsum(list(shares.values())) * made.num_samples)
-    # A shard goes where its middle lies.
+    # A shard belongs to the part that holds its middle.
     middles = reached - np.array([made.shards[n].num_samples for n in order]) / 2
     owners = np.minimum(np.searchsorted(borders, middles, side="right"), len(shares) - 1)
     parts = {
@@ -147,17 +145,17 @@ def _assign(made: Manifest, shares: Mapping[str, float], seed: int) -> dict[str,
 
 
 def _place(out: Path, folder: str, info: ShardInfo, index: ShardIndex, number: int) -> ShardInfo:
-    """Write a shard's index into `out`, and name the shard from there."""
+    """Write a shard's index into `out`; returns its entry for a manifest there."""
     name = _absolute(folder, info.name)
     stem = Path(info.name).name.removesuffix(".tar")
-    path = out / _INDEX_FOLDER / f"{number:06}-{stem}.parquet"
+    path = out / INDEX_FOLDER / f"{number:06}-{stem}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = encode_index(index)
     write_atomic(path, encoded)
     return info.model_copy(
         update={
             "name": name,
-            "index": f"{_INDEX_FOLDER}/{path.name}",
+            "index": f"{INDEX_FOLDER}/{path.name}",
             "index_sha256": hashlib.sha256(encoded).hexdigest(),
             "ledger": _absolute(folder, info.ledger) if info.ledger else None,
         }
@@ -174,7 +172,7 @@ def _moved(stones: Sequence[Tombstone], folder: str) -> list[Tombstone]:
 
 
 def _finish(out: Path, made: Manifest, stones: Sequence[Tombstone]) -> None:
-    """Write the manifest, and before it what must not be trained on."""
+    """Write the tombstones, then the manifest."""
     if stones:
-        write_atomic(out / TOMBSTONES, encode_tombstones(stones))
+        write_atomic(out / TOMBSTONES_NAME, encode_tombstones(stones))
     write_manifest(out, made)

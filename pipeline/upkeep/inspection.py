@@ -1,4 +1,4 @@
-"""What a set of shards holds, gathered for a person to look at."""
+"""Summarize a set of shards for a person: counts, histograms, contact sheets."""
 
 import io
 from collections import Counter
@@ -14,23 +14,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.dali.decode import decode_rgb
-from pipeline.remote.fetch import FetchConfig, FetchError, read_bytes
+from pipeline.remote.fetch import FetchConfig, read_bytes, read_if_there
 from pipeline.remote.location import join
 from pipeline.shards.index import ShardIndex
-from pipeline.shards.manifest import Manifest, folder_of, read_manifest
+from pipeline.shards.manifest import PICTURES_NAME, Manifest, folder_of, read_manifest
 from pipeline.shards.store import Store
 from pipeline.shards.third_party.indexing import Progress
 from pipeline.upkeep.verify import open_index
 
-LEFT_OUT_FILE = "left_out.parquet"
 NUM_SHOWN = 24
 """Images on a contact sheet."""
 
 _THUMBNAIL_PX = 112
 _SIDES = (0, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048)
-"""px, borders of the bins of short sides."""
+"""px, bin edges of short sides."""
 _RATIOS = (1.0, 1.1, 1.25, 1.4, 1.6, 2.0, 3.0, 5.0, 10.0)
-"""Borders of the bins of long side / short side."""
+"""Bin edges of long side / short side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A small image, and what is said of it."""
+    """A small image with its caption."""
 
     jpeg: bytes
     width: int
@@ -53,11 +52,11 @@ class Thumbnail:
 
 @dataclass(frozen=True, slots=True)
 class ContactSheet:
-    """Pictures of one kind."""
+    """Thumbnails of one kind."""
 
     title: str
     count: int
-    """Images of the kind, shown or not."""
+    """Number of images of the kind, shown or not."""
     pictures: tuple[Thumbnail, ...]
 
 
@@ -67,24 +66,24 @@ class Inspection:
 
     manifest: Manifest
     num_bytes: int
-    """Of all tars."""
+    """Total size of the tars."""
     image_bytes: tuple[int, int, int]
-    """5th, 50th and 95th percentile of the stored images' sizes."""
+    """5th, 50th and 95th percentile of stored image sizes."""
     short_sides: tuple[Bin, ...]
     ratios: tuple[Bin, ...]
     """Long side / short side."""
     formats: tuple[Bin, ...]
-    """Of the inputs; empty where no ledger says."""
+    """Formats of the inputs; empty without ledgers."""
     as_is: int | None
-    """Images stored as they came; None where no ledger says."""
+    """Images stored unchanged; None without ledgers."""
     classes: tuple[Bin, ...]
-    """The largest first."""
+    """Largest first."""
     purged: int
     """Samples with a tombstone."""
     sheets: tuple[ContactSheet, ...]
 
     def summary(self) -> dict[str, Any]:
-        """Return it as JSON holds it, without the pictures."""
+        """Return all but the pictures for JSON."""
 
         def counts(bins: Sequence[Bin]) -> dict[str, int]:
             return {one.name: one.count for one in bins}
@@ -146,7 +145,7 @@ def _indexes(manifest: Manifest, folder: str, on_progress: Progress) -> Iterator
 
 
 def _bins(values: NDArray[Any], borders: Sequence[float], unit: str) -> tuple[Bin, ...]:
-    """Count values between borders, without the empty bins at both ends."""
+    """Count values between bin edges, without empty bins at either end."""
     edges = [*borders, np.inf]
     counts = np.histogram(values, edges)[0].tolist()
     used = [n for n, count in enumerate(counts) if count]
@@ -166,7 +165,7 @@ def _class_counts(manifest: Manifest, labels: NDArray[np.int32]) -> tuple[Bin, .
 
 
 def _of_ledgers(manifest: Manifest, folder: str) -> tuple[tuple[Bin, ...], int | None]:
-    """Count the formats of the inputs, and the images stored as they came."""
+    """Count input formats, and images stored unchanged."""
     formats: Counter[str] = Counter()
     as_is = 0
     for info in manifest.shards:
@@ -180,7 +179,7 @@ def _of_ledgers(manifest: Manifest, folder: str) -> tuple[tuple[Bin, ...], int |
 
 
 def _accepted_sheet(store: Store) -> ContactSheet:
-    """Draw accepted images, evenly spaced through the set."""
+    """Show accepted images, evenly spaced through the set."""
     total = store.manifest.num_samples
     ids = np.unique(np.linspace(0, total - 1, min(NUM_SHOWN, total)).astype(np.int64))
     keys = store.keys()
@@ -197,15 +196,10 @@ def _accepted_sheet(store: Store) -> ContactSheet:
 
 
 def _left_out_sheets(manifest: Manifest, folder: str) -> list[ContactSheet]:
-    """Collect what was kept of the images that are left out, by verdict and reason."""
-    try:
-        raw = read_bytes(join(folder, LEFT_OUT_FILE), FetchConfig())
-    except FileNotFoundError:
+    """Collect thumbnails of excluded images, by verdict and reason."""
+    raw = read_if_there(join(folder, PICTURES_NAME))
+    if raw is None:
         return []
-    except FetchError as error:
-        if error.kind == "missing":
-            return []
-        raise
     ledger = manifest.ledger
     counts = {"near duplicate": ledger.near_duplicate}
     counts["duplicate"] = ledger.duplicate - ledger.near_duplicate

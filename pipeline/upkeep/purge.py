@@ -1,4 +1,4 @@
-"""Purge samples by hash: tombstones that training obeys from its next epoch on."""
+"""Purge samples by hash: tombstones that training honors from its next epoch on."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,37 +17,35 @@ from pipeline.shards.manifest import (
     read_manifest,
     read_tombstones,
 )
+from pipeline.shards.writer import KEY_DIGITS
 from pipeline.upkeep.verify import open_index
 
-_KEY_DIGITS, _HASH_DIGITS, _CONTENT_DIGITS = 20, 16, 32
-_is_hash = re.compile(
-    rf"[0-9a-f]{{{_HASH_DIGITS}}}|[0-9a-f]{{{_KEY_DIGITS}}}|[0-9a-f]{{{_CONTENT_DIGITS}}}"
-).fullmatch
+_is_hash = re.compile(rf"[0-9a-f]{{16}}|[0-9a-f]{{{KEY_DIGITS}}}|[0-9a-f]{{32}}").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """What a purge did."""
+    """Result of a purge."""
 
     asked: int
-    """Hashes in the list, each counted once."""
+    """Distinct hashes in the list."""
     new: tuple[Tombstone, ...]
     """Written by this call."""
     known: int
-    """Samples asked for that had a tombstone before."""
+    """Requested samples that already had a tombstone."""
     missing: tuple[str, ...]
-    """Hashes that no sample of the shards has."""
+    """Hashes that match no sample."""
 
 
 def read_hashes(path: Path) -> list[str]:
-    """Read a list of hashes: the first word of every line; # begins a comment.
+    """Read a list of hashes: the first word of every line; # starts a comment.
 
     A hash is that of the original file (xxh3, 128 bit, 32 hex digits, as `xxh128sum` prints it),
     the key of a sample (its first 20 digits), or that of the stored image (xxh3, 64 bit, 16 hex
     digits).
 
     Raises:
-        ConfigError: The file cannot be read, or a line holds no such hash.
+        ConfigError: The file cannot be read, or a line has no such hash.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -61,7 +59,7 @@ def read_hashes(path: Path) -> list[str]:
             continue
         if not _is_hash(words[0].lower()):
             raise ConfigError(
-                f"hashes (={path}) line {number} (={words[0][:40]}) is no hash of 32 digits (of "
+                f"hashes (={path}) line {number} (={words[0][:40]}) is not a hash of 32 digits (of "
                 "the file: xxh128sum FILE), 20 digits (the key of a sample) or 16 digits (of the "
                 "stored image); nothing was purged."
             )
@@ -72,10 +70,10 @@ def read_hashes(path: Path) -> list[str]:
 def purge(
     location: str, hashes: Sequence[str], *, on_progress: Callable[[float, float, str], None]
 ) -> Purged:
-    """Write a tombstone for every sample that has one of `hashes`; shards stay as they are.
+    """Write a tombstone for every sample with one of `hashes`; shards stay unchanged.
 
     Raises:
-        ConfigError: The manifest or an index cannot be read, or lies where nothing can be written.
+        ConfigError: The manifest or an index cannot be read, or the manifest is remote.
     """
     manifest, folder = read_manifest(location), folder_of(location)
     if is_remote(folder):
@@ -83,8 +81,8 @@ def purge(
             f"manifest (={location}) is remote; purge a local copy of the folder, and upload its "
             f"{TOMBSTONES_NAME} beside the manifest."
         )
-    # A key is the beginning of its file's hash: 80 bits do not meet by chance.
-    wanted = {text[:_KEY_DIGITS]: text for text in hashes}
+    # A key is a prefix of its file's hash: 80 bits do not collide by chance.
+    wanted = {text[:KEY_DIGITS]: text for text in hashes}
     before = read_tombstones(folder)
     buried = {(stone.shard, stone.row) for stone in before}
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,12 +1,10 @@
-"""Damaged shards into a new set: what is whole is kept byte for byte, what is not is listed."""
+"""Repair damaged shards into a new set: intact samples byte for byte, the lost ones listed."""
 
-import hashlib
 import io
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,24 +15,27 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.atomic import write_atomic
+from pipeline.atomic import open_atomic, write_atomic
 from pipeline.config import ConfigError
-from pipeline.remote.fetch import FetchError
+from pipeline.remote.fetch import FetchConfig, FetchError, map_file, read_bytes
 from pipeline.remote.location import is_remote, join, local_path
-from pipeline.shards.index import ShardIndex, encode_index, hash_spans, read_index
+from pipeline.shards.index import ShardIndex, hash_spans, read_index
 from pipeline.shards.manifest import (
+    LEDGER_NAME,
     Ledger,
     Manifest,
     ShardInfo,
+    finish_folder,
     folder_of,
+    ledger_line,
     read_manifest,
     require_empty,
-    write_manifest,
 )
 from pipeline.shards.tar import ShardError, walk_tar
-from pipeline.shards.third_party.indexing import LEDGER_NAME, Progress, Run
+from pipeline.shards.third_party.indexing import Progress, Run
 from pipeline.shards.third_party.scan import ScanSpec, scan_shard
-from pipeline.upkeep.verify import CheckSpec, Problem, check_shard, open_index, opened, whole_rows
+from pipeline.shards.writer import write_tar
+from pipeline.upkeep.verify import CheckSpec, Problem, check_shard, open_index, whole_rows
 
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
@@ -42,7 +43,7 @@ _END = bytes(2 * _BLOCK)
 
 @dataclass(frozen=True, slots=True)
 class MendSpec:
-    """A shard to mend."""
+    """A shard to repair."""
 
     folder: str
     """Folder of its manifest, a path or a URL."""
@@ -51,7 +52,7 @@ class MendSpec:
     """Folder of the new set."""
     classes: tuple[str, ...]
     number: int
-    """Of the shard in its manifest."""
+    """Position of the shard in its manifest."""
 
     @property
     def name(self) -> str:
@@ -61,35 +62,35 @@ class MendSpec:
 
 @dataclass(frozen=True, slots=True)
 class Mended:
-    """What became of a shard."""
+    """Result of repairing a shard."""
 
     info: ShardInfo | None
-    """In the new set; None where nothing of it is whole."""
+    """Its entry in the new set; None if no sample is intact."""
     lost: tuple[str, ...]
-    """Keys of the samples that are not whole; numbers of rows where no index tells the keys."""
+    """Keys of the lost samples; row numbers if the index is lost too."""
     problems: tuple[Problem, ...]
-    """What was found; empty where the shard is as it was written."""
+    """Problems found; empty if the shard is intact."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair did."""
+    """Result of a repair."""
 
     manifest: Manifest
     num_mended: int
-    """Shards that were written anew."""
+    """Shards that were rewritten."""
     lost: tuple[tuple[str, str], ...]
-    """Shard and key of every sample that is not whole."""
+    """Shard and key of every lost sample."""
     problems: tuple[Problem, ...]
 
 
 def repair(location: str, out: Path, run: Run, *, on_progress: Progress) -> Repaired:
-    """Make a new set of all that is whole; the old one stays as it is.
+    """Make a new set of all intact samples; the old one stays unchanged.
 
-    Whole shards are linked or copied, and stay where they are if they have a URL.
+    Intact shards are linked or copied, and stay in place if they have a URL.
 
     Raises:
-        ConfigError: The manifest cannot be read, `out` is not empty, or nothing is whole.
+        ConfigError: The manifest cannot be read, `out` is not empty, or nothing is intact.
     """
     manifest, folder = read_manifest(location), folder_of(location)
     require_empty(out)
@@ -113,8 +114,7 @@ def repair(location: str, out: Path, run: Run, *, on_progress: Progress) -> Repa
         for key in one.lost
     ]
     made = _new_manifest(manifest, [one.info for one in mended if one.info], len(lost))
-    _write_ledger(folder, out, lost)
-    write_manifest(out, made)
+    finish_folder(out, made, _ledger(folder, lost))
     return Repaired(
         manifest=made,
         num_mended=sum(bool(one.problems) and one.info is not None for one in mended),
@@ -124,7 +124,7 @@ def repair(location: str, out: Path, run: Run, *, on_progress: Progress) -> Repa
 
 
 def mend_shard(spec: MendSpec) -> Mended:
-    """Keep what is whole of one shard."""
+    """Keep the intact samples of one shard."""
     problems = tuple(check_shard(CheckSpec(spec.folder, spec.info, deep=False)))
     if not problems:
         return Mended(_keep(spec), (), ())
@@ -132,17 +132,17 @@ def mend_shard(spec: MendSpec) -> Mended:
         index = open_index(spec.folder, spec.info)
     except (ConfigError, FetchError):
         return _mend_without_index(spec, problems)
-    rows = np.zeros(len(index), np.bool_)
-    with suppress(OSError, FetchError), opened(spec.folder, spec.info.name) as tar:
-        rows = whole_rows(index, tar)
-        if rows.any():
-            info = _write(spec, index, rows, tar)
-            return Mended(info, _lost_keys(index, rows), problems)
-    return Mended(None, _lost_keys(index, rows), problems)
+    try:
+        tar = map_file(spec.name)
+    except (OSError, FetchError):
+        return Mended(None, index.keys, problems)
+    rows = whole_rows(index, tar)
+    info = _write(spec, index, rows, tar) if rows.any() else None
+    return Mended(info, tuple(index.keys[row] for row in np.flatnonzero(~rows)), problems)
 
 
 def _mend_without_index(spec: MendSpec, problems: tuple[Problem, ...]) -> Mended:
-    """Index a shard anew whose own index is gone; a damaged tar without an index is lost."""
+    """Reindex a shard whose index is lost; if its tar is damaged too, all of it is lost."""
     everything = tuple(map(str, range(spec.info.num_samples)))
     with tempfile.TemporaryDirectory(prefix="tessera-repair-") as scratch:
         try:
@@ -155,17 +155,15 @@ def _mend_without_index(spec: MendSpec, problems: tuple[Problem, ...]) -> Mended
         numbers = [spec.classes.index(n) if n in spec.classes else -1 for n in record.names]
         if numbers:
             index = replace(index, labels=np.array([*numbers, -1], np.int32)[index.labels])
-        with opened(spec.folder, spec.info.name) as tar:
-            info = _write(spec, index, np.ones(len(index), np.bool_), tar)
+        info = _write(spec, index, np.ones(len(index), np.bool_), map_file(spec.name))
     return Mended(info, (), problems)
 
 
 def _keep(spec: MendSpec) -> ShardInfo:
-    """Take over a whole shard: linked or copied, or named where it has a URL."""
+    """Take over an intact shard: linked or copied, or by its URL."""
     stem = _stem(spec)
     index_path = spec.out / f"{stem}.parquet"
-    with opened(spec.folder, spec.info.index) as raw:
-        write_atomic(index_path, bytes(raw))
+    write_atomic(index_path, read_bytes(join(spec.folder, spec.info.index), FetchConfig()))
     changed = {"name": spec.name, "index": index_path.name, "ledger": _carry_ledger(spec, None)}
     if not is_remote(spec.name):
         target = spec.out / f"{stem}.tar"
@@ -175,15 +173,14 @@ def _keep(spec: MendSpec) -> ShardInfo:
 
 
 def _carry_ledger(spec: MendSpec, keys: Sequence[str] | None) -> str | None:
-    """Copy what is known of the shard's inputs, of `keys` only; None where nothing can be read."""
+    """Copy the shard's ledger table, reduced to `keys`; None if it cannot be read."""
     if spec.info.ledger is None:
         return None
     try:
-        with opened(spec.folder, spec.info.ledger) as raw:
-            data = bytes(raw)
-            table = pq.read_table(pa.BufferReader(data))
+        data = read_bytes(join(spec.folder, spec.info.ledger), FetchConfig())
+        table = pq.read_table(pa.BufferReader(data))
     except (OSError, FetchError, pa.ArrowException):
-        return None  # It is no part of what is trained on.
+        return None  # It is not part of what is trained on.
     if keys is not None:
         table = table.filter(pc.is_in(table.column("key"), pa.array(keys, pa.string())))
         sink = io.BytesIO()
@@ -198,48 +195,38 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # Another file system, or one without links.
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            shutil.copyfile(source, partial)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with source.open("rb") as file, open_atomic(target) as copy:
+            shutil.copyfileobj(file, copy)
 
 
 def _write(
     spec: MendSpec, index: ShardIndex, rows: NDArray[np.bool_], tar: memoryview
 ) -> ShardInfo:
-    """Write the spans of the given rows, one behind the other, and the index of them."""
+    """Write the spans of the given rows one after another, with an index."""
     kept = np.flatnonzero(rows)
     ends = np.append(index.starts[1:], len(tar))
     spans = [bytes(tar[int(index.starts[row]) : int(ends[row])]) for row in kept]
-    if kept[-1] == len(index) - 1:  # The last span holds the mark that ends the tar.
+    if kept[-1] == len(index) - 1:  # The last span holds the end marker of the tar.
         spans[-1] = _without_end(spans[-1], spec.info.name)
-    data = b"".join([*spans, _END])
     starts = np.cumsum([0, *map(len, spans[:-1])]).astype(np.int64)
-    moved = ShardIndex(
-        keys=tuple(index.keys[row] for row in kept),
-        starts=starts,
-        offsets=index.offsets[kept] - index.starts[kept] + starts,
-        sizes=index.sizes[kept],
-        widths=index.widths[kept],
-        heights=index.heights[kept],
-        hashes=index.hashes[kept],
-        span_hashes=hash_spans(memoryview(data), starts),
-        labels=index.labels[kept],
-    )
-    stem, encoded = _stem(spec), encode_index(moved)
-    write_atomic(spec.out / f"{stem}.parquet", encoded)
-    write_atomic(spec.out / f"{stem}.tar", data)
-    return ShardInfo(
-        name=f"{stem}.tar",
-        index=f"{stem}.parquet",
-        num_samples=len(kept),
-        num_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        index_sha256=hashlib.sha256(encoded).hexdigest(),
-        ledger=_carry_ledger(spec, moved.keys),
-    )
+
+    def moved(tar: memoryview) -> ShardIndex:
+        return ShardIndex(
+            keys=tuple(index.keys[row] for row in kept),
+            starts=starts,
+            offsets=index.offsets[kept] - index.starts[kept] + starts,
+            sizes=index.sizes[kept],
+            widths=index.widths[kept],
+            heights=index.heights[kept],
+            hashes=index.hashes[kept],
+            span_hashes=hash_spans(tar, starts),
+            labels=index.labels[kept],
+        )
+
+    path = spec.out / f"{_stem(spec)}.tar"
+    info = write_tar(path, lambda file: file.writelines([*spans, _END]), moved)
+    ledger = _carry_ledger(spec, [index.keys[row] for row in kept])
+    return info.model_copy(update={"ledger": ledger})
 
 
 def _without_end(span: bytes, shard: str) -> bytes:
@@ -248,26 +235,21 @@ def _without_end(span: bytes, shard: str) -> bytes:
 
 
 def _stem(spec: MendSpec) -> str:
-    """Name the shard's files in the new set; those of one name in two folders do not meet."""
+    """Return the stem of the shard's new files, distinct for equal names in two folders."""
     name = Path(spec.info.name).name.removesuffix(".tar")
     return name if name == spec.info.name.removesuffix(".tar") else f"{spec.number:06}-{name}"
 
 
-def _lost_keys(index: ShardIndex, rows: NDArray[np.bool_]) -> tuple[str, ...]:
-    return tuple(index.keys[row] for row in np.flatnonzero(~rows).tolist())
-
-
 def _new_manifest(old: Manifest, shards: Sequence[ShardInfo], num_lost: int) -> Manifest:
     if not shards:
-        raise ConfigError(f"0 of {old.num_samples} samples are whole; shard again.")
+        raise ConfigError(f"0 of {old.num_samples} samples are intact; shard again.")
     before = old.ledger
     quarantined = dict(before.quarantined)
     if num_lost:
         quarantined["damaged"] = quarantined.get("damaged", 0) + num_lost
     changed = {"accepted": before.accepted - num_lost, "quarantined": quarantined}
-    apart: dict[str, object] = (
-        {"sources": {}, "notes": {}} if num_lost else {}
-    )  # Whose the lost ones were is unknown.
+    # Which source the lost ones came from is unknown.
+    apart: dict[str, object] = {"sources": {}, "notes": {}} if num_lost else {}
     return old.model_copy(
         update={
             "shards": tuple(shards),
@@ -277,16 +259,10 @@ def _new_manifest(old: Manifest, shards: Sequence[ShardInfo], num_lost: int) -> 
     )
 
 
-def _write_ledger(folder: str, out: Path, lost: Sequence[tuple[str, str]]) -> None:
-    """Carry the ledger over, and add a line for every sample that is lost."""
-    rows = [
-        {"path": f"{shard}/{key}", "verdict": "quarantined", "reason": "damaged"}
-        for shard, key in lost
-    ]
-    try:
-        with opened(folder, LEDGER_NAME) as raw:
-            text = bytes(raw)
-    except (FileNotFoundError, FetchError):
-        text = b""
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomic(out / LEDGER_NAME, text + lines.encode())
+def _ledger(folder: str, lost: Sequence[tuple[str, str]]) -> Iterator[bytes]:
+    """Carry the ledger over, and add a line for every lost sample."""
+    with suppress(FileNotFoundError, FetchError):
+        yield read_bytes(join(folder, LEDGER_NAME), FetchConfig())
+    for shard, key in lost:
+        row = {"path": f"{shard}/{key}", "verdict": "quarantined", "reason": "damaged"}
+        yield ledger_line(row)

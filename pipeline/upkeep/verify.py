@@ -1,12 +1,9 @@
-"""Compare finished shards with what their manifest and indexes say, down to the last byte."""
+"""Verify finished shards against their manifest and indexes, down to the last byte."""
 
 import hashlib
-import mmap
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +13,15 @@ from numpy.typing import NDArray
 from pipeline.config import ConfigError
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.gate.judge import judge
-from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file
+from pipeline.remote.fetch import FetchConfig, FetchError, map_file, read_bytes
 from pipeline.remote.location import is_remote, join, local_path
-from pipeline.shards.index import ShardIndex, hash_spans, read_index
+from pipeline.shards.index import ShardIndex, decode_index, hash_spans, read_index
 from pipeline.shards.manifest import Manifest, ShardInfo, folder_of, read_manifest
-from pipeline.shards.samples import split_name
+from pipeline.shards.samples import plain_key, split_name
 from pipeline.shards.tar import ShardError, walk_tar
 from pipeline.shards.third_party.indexing import Progress, Run
-from pipeline.shards.third_party.scan import plain_key
 
-# What is stored has passed the filters of its own time; only what cannot be read is asked here.
+# Stored images passed the filters of their own run; here only unreadable ones count.
 _ANY_IMAGE = ShardConfig(
     near_duplicates=False, min_side=1, max_pixels=150_000_000, max_scans=10_000, max_seconds=60
 )
@@ -33,13 +29,13 @@ _ANY_IMAGE = ShardConfig(
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it was written."""
+    """Something that differs from what was written."""
 
     shard: str
     key: str
-    """Empty where no single sample is concerned."""
+    """Empty unless a single sample is affected."""
     offset: int
-    """First byte of the sample in the tar, -1 where no single sample is concerned."""
+    """First byte of the sample in the tar, -1 unless a single sample is affected."""
     what: str
 
     def __str__(self) -> str:
@@ -55,7 +51,7 @@ class CheckSpec:
     """Folder of its manifest, a path or a URL."""
     info: ShardInfo
     deep: bool
-    """Whether every image is decoded, strictly."""
+    """Whether to decode every image, strictly."""
 
     @property
     def name(self) -> str:
@@ -65,20 +61,20 @@ class CheckSpec:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a verification of a manifest found."""
+    """Result of verifying a manifest."""
 
     shards: int
     samples: int
     problems: tuple[Problem, ...]
-    """In the order of the manifest."""
+    """Problems in manifest order."""
 
     @property
     def ok(self) -> bool:
-        """Whether everything is as it was written."""
+        """Whether everything is as written."""
         return not self.problems
 
     def summary(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
+        """Return it for JSON."""
         return {
             "ok": self.ok,
             "shards": self.shards,
@@ -95,8 +91,8 @@ def verify(location: str, run: Run, *, deep: bool, on_progress: Progress) -> Ver
 
     Args:
         location: A folder of shards or the manifest in it, as a path or a URL.
-        run: How the checks are run: in this process, or on more.
-        deep: Decode every image, too.
+        run: Runs the checks: in this process, or in parallel.
+        deep: Also decode every image.
         on_progress: Called after every shard.
 
     Raises:
@@ -121,56 +117,30 @@ def verify(location: str, run: Run, *, deep: bool, on_progress: Progress) -> Ver
 
 
 def check_shard(spec: CheckSpec) -> list[Problem]:
-    """Check one shard: size, hashes, the index against the tar, and the images where asked."""
+    """Check one shard: size, hashes, the index against the tar, and the images if `deep`."""
     info = spec.info
     try:
-        with opened(spec.folder, info.name) as tar:
-            return _check_bytes(spec, tar)
+        return _check_bytes(spec, map_file(spec.name))
     except (OSError, FetchError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         return [Problem(info.name, "", -1, f"it cannot be read: {reason}.")]
 
 
-@contextmanager
-def opened(folder: str, name: str) -> Iterator[memoryview]:
-    """Map a file of a manifest's folder; a remote one is fetched into a file that ends with it.
-
-    Raises:
-        OSError: It cannot be read.
-        FetchError: It cannot be fetched.
-    """
-    url = join(folder, name)
-    with tempfile.TemporaryDirectory(prefix="tessera-verify-") as scratch:
-        path = Path(scratch) / "file" if is_remote(url) else local_path(url)
-        if is_remote(url):
-            fetch_file(url, path, num_bytes=None, sha256=None, config=FetchConfig())
-        if not path.stat().st_size:
-            yield memoryview(b"")
-            return
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Not closed here: what a walk of damaged headers raised may still hold on to it.
-        yield memoryview(mapped)
-
-
 def open_index(folder: str, info: ShardInfo) -> ShardIndex:
-    """Read the index of a shard, wherever it lies.
+    """Read the index of a shard, local or remote.
 
     Raises:
-        ConfigError: It is missing, or another one than the manifest's.
+        ConfigError: It is missing, or does not match the manifest.
         FetchError: It cannot be fetched.
     """
     url = join(folder, info.index)
     if not is_remote(url):
         return read_index(local_path(url), sha256=info.index_sha256)
-    with tempfile.TemporaryDirectory(prefix="tessera-verify-") as scratch:
-        path = Path(scratch) / "index.parquet"
-        fetch_file(url, path, num_bytes=None, sha256=None, config=FetchConfig())
-        return read_index(path, sha256=info.index_sha256)
+    return decode_index(read_bytes(url, FetchConfig()), url, sha256=info.index_sha256)
 
 
 def whole_rows(index: ShardIndex, tar: memoryview) -> NDArray[np.bool_]:
-    """Tell which samples of a tar have the bytes that were indexed, bool (N,)."""
+    """Tell which samples of a tar have the indexed bytes, bool (N,)."""
     ends = np.append(index.starts[1:], len(tar))
     inside: NDArray[np.bool_] = (ends <= len(tar)) & (index.starts < ends)
     if not index.span_hashes.any():  # Indexed without reading the images.
@@ -213,10 +183,14 @@ def _check_bytes(spec: CheckSpec, tar: memoryview) -> list[Problem]:
 
 
 def _check_spans(index: ShardIndex, tar: memoryview, note: Callable[..., None]) -> list[int]:
-    """Note the samples that are not whole; returns the rows of the others."""
+    """Note the damaged samples; returns the rows of the others."""
     whole = whole_rows(index, tar)
     for row in np.flatnonzero(~whole).tolist():
-        note("its bytes are not those that were written.", index.keys[row], int(index.starts[row]))
+        note(
+            "its bytes differ from those that were written.",
+            index.keys[row],
+            int(index.starts[row]),
+        )
     rows: list[int] = np.flatnonzero(whole).tolist()
     return rows
 
@@ -244,20 +218,20 @@ def _check_members(
         note(str(error))
         return
     if len(set(index.keys)) != len(index.keys):
-        note("a key stands twice in its index.")
+        note("a key occurs twice in its index.")
     rows = zip(index.keys, index.offsets.tolist(), index.sizes.tolist(), strict=True)
     for row, (key, offset, size) in enumerate(rows):
         name = members.get((offset, size))
         if name is None or plain_key(name) != key:
-            note("its index names bytes that are no member.", key, int(index.starts[row]))
+            note("its index points to bytes that are not a member.", key, int(index.starts[row]))
         elif index.hashes[row]:
             digest = xxhash.xxh3_64_intdigest(tar[offset : offset + size])
             if digest != index.hashes[row]:
-                note("the hash of its image is another one.", key, int(index.starts[row]))
+                note("its image has another hash.", key, int(index.starts[row]))
 
 
 def _misfit(index: ShardIndex, row: int, tar: memoryview) -> str | None:
-    """Say what a strict decode finds wrong with an image, or None."""
+    """Return what a strict decode finds wrong with an image, or None."""
     start, size = int(index.offsets[row]), int(index.sizes[row])
     found = judge(bytes(tar[start : start + size]), _ANY_IMAGE)
     if found.outcome == "quarantined":
@@ -272,7 +246,7 @@ def _misfit(index: ShardIndex, row: int, tar: memoryview) -> str | None:
 
 
 def _strangers(manifest: Manifest, folder: str) -> list[Problem]:
-    """Name tars that lie in the manifest's folder and are none of its shards."""
+    """List tars in the manifest's folder that are not among its shards."""
     if is_remote(folder):
         return []
     ours = {
@@ -281,7 +255,7 @@ def _strangers(manifest: Manifest, folder: str) -> list[Problem]:
         if not is_remote(join(folder, info.name))
     }
     return [
-        Problem(path.name, "", -1, "it lies beside the manifest, which does not name it.")
+        Problem(path.name, "", -1, "it is beside the manifest, which does not list it.")
         for path in sorted(local_path(folder).glob("*.tar"))
         if path.resolve() not in ours
     ]

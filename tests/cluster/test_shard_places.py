@@ -17,7 +17,7 @@ def test_shards_for_a_url_are_made_in_scratch(tmp_path):
     [
         ("s3://bucket/set", None, r"out \(=s3://bucket/set\) is a URL: .* --scratch DIR"),
         ("shards", Path("x"), r"scratch \(=x\) is for URLs"),
-        ("https://host/set", Path("x"), "which nothing can be written to"),
+        ("https://host/set", Path("x"), "is an HTTP URL, which is read-only"),
     ],
 )
 def test_places_that_do_not_go_together_are_refused(out, scratch, words):

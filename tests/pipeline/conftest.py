@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from foreign_shards import picture, tar_of
 
-from pipeline.remote.cache import CacheConfig, FileRequest, ShardCache
+from pipeline.remote.cache import CacheConfig, ShardCache
 from pipeline.remote.fetch import FetchConfig
+from pipeline.remote.location import FileRequest
 
 
 class FaultServer(http.server.ThreadingHTTPServer):

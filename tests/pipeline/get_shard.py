@@ -7,7 +7,8 @@ import hashlib
 import sys
 from pathlib import Path
 
-from pipeline.remote.cache import CacheConfig, FileRequest, ShardCache
+from pipeline.remote.cache import CacheConfig, ShardCache
+from pipeline.remote.location import FileRequest
 
 
 def main(folder, url, num_bytes, sha256, then):

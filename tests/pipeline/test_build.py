@@ -17,7 +17,7 @@ from pipeline.ingest.folder import start_folder
 from pipeline.ingest.parts import PartSpec, close_examiner, make_part
 from pipeline.ingest.plan import make_plan
 from pipeline.ingest.stage import shard_chunks
-from pipeline.ingest.write import shard_specs, write_shard
+from pipeline.ingest.write import make_shard, shard_specs
 from pipeline.shards.damage import DamageError
 from pipeline.shards.index import ShardIndex, read_index
 from pipeline.shards.manifest import ShardInfo, read_manifest
@@ -224,18 +224,18 @@ def test_images_can_be_stored_as_webp(crawl, tmp_path):
 
 def test_second_write_returns_the_first_report(crawl, tmp_path):
     spec, *_ = specs_of(crawl, tmp_path / "out")
-    first = write_shard(spec)
-    before = spec.tar_path.stat()
-    assert write_shard(spec) == first
-    assert spec.tar_path.stat().st_ino == before.st_ino  # Not written again.
+    first = make_shard(spec)
+    before = spec.path("tar").stat()
+    assert make_shard(spec) == first
+    assert spec.path("tar").stat().st_ino == before.st_ino  # Not written again.
 
 
 def test_another_plan_writes_the_shard_again(crawl, tmp_path):
     spec, *_ = specs_of(crawl, tmp_path / "out")
-    first = write_shard(spec)
+    first = make_shard(spec)
     fewer = dataclasses.replace(spec, rows=(spec.rows[0] + 1, spec.rows[1]))
-    assert write_shard(fewer).num_samples == first.num_samples - 1
-    assert write_shard(spec) == first
+    assert make_shard(fewer).num_samples == first.num_samples - 1
+    assert make_shard(spec) == first
 
 
 def test_damage_of_a_part_is_found_and_mended_by_a_second_run(made, tmp_path):

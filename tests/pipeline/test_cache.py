@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ConfigError
-from pipeline.remote.cache import CacheConfig, FileRequest, ShardCache
+from pipeline.remote.cache import CacheConfig, ShardCache
 from pipeline.remote.fetch import FetchConfig, FetchError
+from pipeline.remote.location import FileRequest
 
 
 def test_a_file_is_fetched_once(cache, put, server, get):
@@ -148,7 +149,7 @@ def test_only_the_very_file_that_was_served_is_discarded(cache_config, put, serv
         get(mine, wanted)
         get(other, wanted)
         other.discard(wanted.url)
-        get(other, wanted)  # Fetched anew.
+        get(other, wanted)  # Fetched again.
         mine.discard(wanted.url)  # Means the old one.
         mine.discard(wanted.url)
         mine.discard("http://never/asked.tar")

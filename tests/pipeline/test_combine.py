@@ -77,7 +77,7 @@ def test_tombstones_go_along(own_shards, tmp_path):
 
 
 def test_a_set_given_twice_is_refused(shards, tmp_path):
-    with pytest.raises(ConfigError, match="named by two manifests"):
+    with pytest.raises(ConfigError, match="listed in two manifests"):
         merge([str(shards), str(shards)], tmp_path / "all", on_progress=quiet)
 
 

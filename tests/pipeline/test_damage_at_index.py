@@ -41,19 +41,19 @@ def flip(data, position):
 REFUSED = {
     "cut at a sample boundary": (
         WHOLE[: HEADERS[8]],
-        f"at byte {HEADERS[8]}: the tar ends without its end mark",
+        f"at byte {HEADERS[8]}: the tar has no end marker",
     ),
     "cut inside a header": (
         WHOLE[: HEADERS[8] + 200],
-        f"at byte {HEADERS[8]}: the tar ends without its end mark",
+        f"at byte {HEADERS[8]}: the tar has no end marker",
     ),
     "cut between jpg and json": (
         WHOLE[: HEADERS[9]],
-        f"at byte {HEADERS[9]}: the tar ends without its end mark",
+        f"at byte {HEADERS[9]}: the tar has no end marker",
     ),
     "cut inside a member": (
         WHOLE[: HEADERS[8] + 700],
-        f"at byte {HEADERS[8]}: member 'd4.jpg' is cut",
+        f"at byte {HEADERS[8]}: member 'd4.jpg' is truncated",
     ),
     "a flipped bit in a header": (
         flip(WHOLE, HEADERS[6] + 3),
@@ -61,15 +61,15 @@ REFUSED = {
     ),
     "the end mark is missing": (
         WHOLE[:END],
-        f"at byte {END}: the tar ends without its end mark",
+        f"at byte {END}: the tar has no end marker",
     ),
     "two tars in one file": (
         WHOLE + WHOLE,
-        f"at byte {END}: something follows the end mark",
+        f"at byte {END}: data follows the end marker",
     ),
     "zeros in place of a header": (
         WHOLE[: HEADERS[4]] + bytes(512) + WHOLE[HEADERS[4] + 512 :],
-        f"at byte {HEADERS[4]}: something follows the end mark",
+        f"at byte {HEADERS[4]}: data follows the end marker",
     ),
     "all jpg first, then all json": (
         tar_bytes([*MEMBERS[::2], *MEMBERS[1::2]]),
@@ -83,8 +83,8 @@ REFUSED = {
         tar_bytes([*MEMBERS, *pair(9, key="d2")]),
         "key 'd2' occurs twice",
     ),
-    "nothing at all": (b"", "at byte 0: the tar ends without its end mark"),
-    "a text": (b"<html>" * 200, "at byte 0: the size is no number|checksum is wrong"),
+    "nothing at all": (b"", "at byte 0: the tar has no end marker"),
+    "a text": (b"<html>" * 200, "at byte 0: the size is not a number|checksum is wrong"),
     "compressed": (b"\x1f\x8b\x08" + bytes(2000), "at byte 0: it is compressed"),
 }
 """Bytes, and what the message says: what can only be told of the shard as a whole."""
@@ -111,7 +111,7 @@ QUARANTINED = {
         2,
     ),
 }
-"""Bytes, samples left out by reason, and samples kept: what harms no other sample."""
+"""Bytes, samples excluded by reason, and samples kept: what harms no other sample."""
 
 
 def index(inputs, out, **options):
@@ -122,7 +122,7 @@ def index(inputs, out, **options):
 
 @pytest.fixture
 def good(tmp_path):
-    """A whole shard that stands beside the damaged ones."""
+    """An intact shard beside the damaged ones."""
     path = tmp_path / "good.tar"
     path.write_bytes(WHOLE)
     return path

@@ -20,7 +20,7 @@ from pipeline.ingest.parts import PartSpec, make_part
 from pipeline.ingest.plan import make_plan
 from pipeline.ingest.sources.chunks import list_chunks
 from pipeline.ingest.sources.source_list import parse_sources
-from pipeline.ingest.write import shard_specs, write_shard
+from pipeline.ingest.write import make_shard, shard_specs
 
 SCRIPT = Path(__file__).with_name("delivering_ranks.py")
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def make_uneven(folder, sizes):
     plan = make_plan([part.table_path for part in parts], sum(sizes), job.plan, config)
     cut = dataclasses.replace(plan, borders=tuple(np.cumsum([0, *sizes]).tolist()))
     specs = shard_specs(cut, out, job.parts, config)
-    made = finish_folder(job, cut, [write_shard(spec) for spec in specs], chunks)
+    made = finish_folder(job, cut, [make_shard(spec) for spec in specs], chunks)
     assert made.shard_counts.tolist() == list(sizes)
     return out
 

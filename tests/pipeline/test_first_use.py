@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.shards.index import ShardIndex, encode_index, read_index
+from pipeline.shards.index import ShardIndex, complete_index, encode_index, read_index
 from pipeline.shards.store import Store
 from pipeline.shards.third_party.indexing import index_shards, run_here
-from pipeline.shards.third_party.lazy_index import complete_index
 
 NUM_SAMPLES = 6
 BROKEN = 2  # A header that is none: only the images tell.
@@ -136,7 +135,7 @@ def test_where_nothing_can_be_written_nothing_is_kept(tar, quick, folder):
 COMPLETE = """
 import sys
 from pathlib import Path
-from pipeline.shards.third_party.lazy_index import complete_index
+from pipeline.shards.index import complete_index
 from pipeline.shards.index import read_index
 
 tar, path, sha256, go = sys.argv[1:]

@@ -75,7 +75,7 @@ def test_a_cut_image_is_never_taken(name):
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
 @pytest.mark.parametrize("tail", [bytes(5000), b"\x01\x02\x03", b"trailer of a camera" * 400])
-def test_bytes_behind_the_end_are_ignored(name, tail):
+def test_bytes_after_the_end_are_ignored(name, tail):
     assert judge(encode(name) + tail) == (40, 30)
 
 

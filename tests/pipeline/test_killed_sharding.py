@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from crawls import contents, encoded
 
-from pipeline.ingest.write import read_report
+from pipeline.shards.writer import ShardReport, read_report
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("killed_sharding.py")
@@ -61,7 +61,7 @@ class Sharding:
 def check_what_is_there(out):
     """A shard with a report is whole, whenever its maker was killed."""
     for report in out.glob("shard-*.json"):
-        assert read_report(report) is not None, report.name
+        assert read_report(report, ShardReport) is not None, report.name
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from children import children
 
-from pipeline.remote.piped import open_shard
+from pipeline.loading.piped import open_shard
 from pipeline.shards.tar import ShardError
 
 

@@ -8,9 +8,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline.config import ConfigError
-from pipeline.remote import publish as module
 from pipeline.remote.cache import CacheConfig, ShardCache
-from pipeline.remote.publish import PublishError, check_target, publish
+from pipeline.shards import publish as module
+from pipeline.shards.publish import PublishError, check_target, publish
 from pipeline.shards.store import Store
 
 URL = "s3://crawl/sets/first one"

@@ -118,12 +118,15 @@ def test_the_tombstones_hold_no_image_and_no_path(own_shards):
     bury(own_shards, Store(own_shards).keys()[0])
     (line,) = (own_shards / TOMBSTONES_NAME).read_text().splitlines()
     assert set(json.loads(line)) == {"shard", "row", "key", "hash", "asked", "time"}
-    assert read_manifest(own_shards).num_samples == 198  # The shards stay as they are.
+    assert read_manifest(own_shards).num_samples == 198  # The shards stay unchanged.
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("abc", "line 1 (=abc) is no hash"), (f"{'0' * 32}\n../x\n", "line 2 (=../x) is no hash")],
+    [
+        ("abc", "line 1 (=abc) is not a hash"),
+        (f"{'0' * 32}\n../x\n", "line 2 (=../x) is not a hash"),
+    ],
 )
 def test_a_list_that_holds_something_else_purges_nothing(tmp_path, text, words):
     path = tmp_path / "list"

@@ -74,7 +74,7 @@ def test_faults_on_the_way_change_nothing(location, server, shards, tmp_path):
     assert not server.faults or not any(server.faults.values())
 
 
-def test_a_cached_shard_that_rots_while_it_is_used_is_fetched_anew(location, shards, tmp_path):
+def test_a_cached_shard_that_rots_in_use_is_fetched_again(location, shards, tmp_path):
     store = Store(location)
     whole = Store(shards).read(np.arange(198))
     with ShardCache(parse(CacheConfig, {"folder": tmp_path, "fetch": FAST}, "c")) as cache:

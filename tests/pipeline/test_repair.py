@@ -86,14 +86,14 @@ def blank(folder, sample_ids, *, header=True):
 
 
 def name_of(folder, sample_id):
-    """A pattern of where a sample lies, as damage names it."""
+    """A pattern of how damage names a sample."""
     store = Store(folder)
     store.read(np.array([sample_id]))  # Key and offset are in the index of an open shard.
     return re.escape(str(store.damage(sample_id, "decode", "")).removesuffix(": "))
 
 
 def own_anonymous_bytes():
-    """Memory of this process that no file stands behind."""
+    """Memory of this process that no file backs."""
     return int(memory_mib(os.getpid(), "RssAnon") * 2**20)
 
 
@@ -192,7 +192,7 @@ def test_an_evaluation_names_the_first_of_two_damages(own_shards, spoil, prefetc
         list(whole_batches(Store(own_shards), np.arange(198), options(10, prefetch), px=32))
 
 
-def test_an_error_behind_a_repaired_batch_is_raised_behind_it(own_shards, spoil, monkeypatch):
+def test_an_error_after_a_repaired_batch_is_raised_after_it(own_shards, spoil, monkeypatch):
     order = order_of(own_shards)
     spoil(own_shards, at((5, 7))(order))
     loader, read = loader_of(own_shards), Store.read

@@ -8,8 +8,9 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 from pipeline.remote import transport
-from pipeline.remote.cache import CacheConfig, FileRequest, ShardCache
+from pipeline.remote.cache import CacheConfig, ShardCache
 from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file, read_bytes
+from pipeline.remote.location import FileRequest
 
 QUICK = FetchConfig(attempts=3, backoff=0.01, timeout=5)
 

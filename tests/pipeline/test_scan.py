@@ -207,7 +207,7 @@ def test_nothing_usable_is_one_clear_line(tmp_path):
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-# A leading dot behind a folder is left out: WebDataset makes "d/" the key of d/.jpg.
+# A leading dot after a folder is excluded: WebDataset makes "d/" the key of d/.jpg.
 NAMES = st.text("ab./", min_size=1, max_size=6).filter(lambda n: "/." not in n and n[-1] != "/")
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.config import ConfigError
 from pipeline.ingest import folder as room
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.lock import lock_folder
+from pipeline.ingest.folder import lock_folder
 from pipeline.ingest.parts import close_examiner
 from pipeline.ingest.stage import UnfinishedError
 from pipeline.shards.manifest import Ledger, Manifest, read_manifest, write_manifest
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline.ingest.lock import lock_folder
+from pipeline.ingest.folder import lock_folder
 with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -99,26 +99,26 @@ def test_a_folder_of_another_run_is_refused(crawl, tmp_path, resume, config, mes
 def test_a_strange_folder_is_no_resume(crawl, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("x")
-    with pytest.raises(ConfigError, match="holds no shards to go on with"):
+    with pytest.raises(ConfigError, match="holds no shards to resume"):
         build(crawl, tmp_path / "out", resume=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
 def test_out_inside_a_source_is_refused(crawl):
-    with pytest.raises(ConfigError, match=r"out \(=.*shards\) lies inside source"):
+    with pytest.raises(ConfigError, match=r"out \(=.*shards\) is inside source"):
         build(crawl, crawl / "shards")
     assert not (crawl / "shards").exists()
 
 
 def test_out_that_is_a_file_is_refused(crawl, tmp_path):
     (tmp_path / "out").write_text("x")
-    with pytest.raises(ConfigError, match="is no folder that can be written"):
+    with pytest.raises(ConfigError, match="is not a writable folder"):
         build(crawl, tmp_path / "out")
 
 
 def test_out_at_a_url_is_refused(crawl):
     job = job_of(crawl, Path("s3://bucket/shards"))
-    with pytest.raises(ConfigError, match="must be a folder of this machine"):
+    with pytest.raises(ConfigError, match="must be a folder on this machine"):
         build(crawl, job.out)
 
 

@@ -97,7 +97,7 @@ def test_more_shards_than_file_descriptors_are_no_damage(make_shards, tmp_path):
     assert not damaged, next(iter(damaged.values()))
 
 
-def test_bytes_that_change_behind_the_check_are_never_delivered(own_shards, shards):
+def test_bytes_that_change_after_the_check_are_never_delivered(own_shards, shards):
     clean = {row[:3]: row[3] for row in rows_of(loader_of(shards), 16)}
     got = rows_of(loader_of(own_shards, on_damage="error"), 16, prefetch=4)
     seen = list(islice(got, 36))

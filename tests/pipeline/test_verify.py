@@ -75,12 +75,13 @@ def test_every_flipped_bit_is_found_and_named(own_shards):
     assert check(own_shards).ok
 
 
-def test_a_cut_shard_names_what_is_gone(own_shards):
+@pytest.mark.parametrize("row", [60, 0])
+def test_a_cut_shard_names_what_is_gone(own_shards, row):
     index, tar = first_index(own_shards), own_shards / "shard-000000.tar"
-    tar.write_bytes(tar.read_bytes()[: int(index.starts[60]) + 100])
+    tar.write_bytes(tar.read_bytes()[: int(index.starts[row]) + 100])
     found = check(own_shards).problems
     assert "its manifest says" in found[0].what
-    assert [p.key for p in found[1:]] == list(index.keys[60:])
+    assert [p.key for p in found[1:]] == list(index.keys[row:])
 
 
 def test_missing_and_extra_files_are_found(own_shards):
@@ -89,7 +90,7 @@ def test_missing_and_extra_files_are_found(own_shards):
     (own_shards / "shard-000002.parquet").write_bytes(b"PAR1")
     found = {problem.shard: problem.what for problem in check(own_shards).problems}
     assert "cannot be read" in found["shard-000001.tar"]
-    assert "does not name it" in found["stray.tar"]
+    assert "does not list it" in found["stray.tar"]
     assert "does not match the hash" in found["shard-000002.tar"]
 
 
@@ -125,7 +126,7 @@ def test_a_repair_keeps_all_that_is_whole_byte_for_byte(own_shards, shards, tmp_
     for row in (0, 5, last):
         flip(own_shards / "shard-000000.tar", int(index.offsets[row]) + 10)
     (own_shards / "shard-000001.tar").unlink()
-    (own_shards / "shard-000002.parquet").unlink()  # Its tar is whole: indexed anew.
+    (own_shards / "shard-000002.parquet").unlink()  # Its tar is intact: reindexed.
     done = mend(own_shards, tmp_path / "mended")
     before, _ = payloads(shards)
     after, store = payloads(tmp_path / "mended")
@@ -153,7 +154,7 @@ def test_a_repair_of_whole_shards_changes_nothing(shards, tmp_path):
 def test_a_repair_of_nothing_says_so(own_shards, tmp_path):
     for path in own_shards.glob("*.tar"):
         path.unlink()
-    with pytest.raises(ConfigError, match="0 of 198 samples are whole"):
+    with pytest.raises(ConfigError, match="0 of 198 samples are intact"):
         mend(own_shards, tmp_path / "mended")
 
 

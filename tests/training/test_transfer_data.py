@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import ConfigError
-from pipeline.shards.labelled import Packed, content_key, pack
+from pipeline.ingest.labelled import Packed, content_key, pack
 from pipeline.shards.store import Store
 from training.transfer.images.data import TaskOptions, open_task
 from training.transfer.images.pool import Contents, contents_of, count_shared

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cluster.get_data import get_data
 from pipeline.config import ConfigError
-from pipeline.shards.labelled import Packed, pack
+from pipeline.ingest.labelled import Packed, pack
 from pipeline.shards.store import Store
 from training.transfer.images.data import TaskOptions, open_task
 from training.transfer.images.split import SplitRule

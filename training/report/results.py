@@ -13,9 +13,9 @@ import yaml
 
 from pipeline.config import ConfigError
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.excluded import LEDGER_NAME, ExcludedInput
+from pipeline.ingest.excluded import ExcludedInput
 from pipeline.shards.damage import DamageError
-from pipeline.shards.manifest import Manifest, folder_of, read_manifest
+from pipeline.shards.manifest import LEDGER_NAME, Manifest, folder_of, read_manifest
 from training.metrics import MetricsRecord, read_metrics
 from training.pretrain import RESULT_FILE as PRETRAIN_FILE
 from training.pretrain import PretrainResult

@@ -13,6 +13,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.gate.decoded import Decoded, RefusedError, exif_orientation
 from pipeline.ingest.gate.encode import stored_size
+from pipeline.shards.headers import webp_size
 
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _PNG_FRAMES = (b"acTL", b"fcTL", b"fdAT")
@@ -141,7 +142,8 @@ def read_webp_header(data: bytes, config: ShardConfig) -> Header:
         )
         body = slice(start + 8, start + 8 + length)
         if not header.width:
-            header.set_size(*_webp_size(name, data[body.start : body.start + 10]), config)
+            first = data[body.start : body.start + 10]
+            header.set_size(*(webp_size(name, first) or (0, 0)), config)
         if name in (b"ICCP", b"EXIF", b"XMP "):
             header.add_metadata(length, config)
             if name == b"EXIF":
@@ -150,22 +152,6 @@ def read_webp_header(data: bytes, config: ShardConfig) -> Header:
         start += 8 + length + length % 2
     header.frames = min(max(frames, 1), 2)
     return header
-
-
-def _webp_size(name: bytes, body: bytes) -> tuple[int, int]:
-    if name == b"VP8X":
-        sides = int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
-    elif name == b"VP8 ":
-        sides = (
-            int.from_bytes(body[6:8], "little") & 0x3FFF,
-            int.from_bytes(body[8:10], "little") & 0x3FFF,
-        )
-    elif name == b"VP8L":
-        bits = int.from_bytes(body[1:5], "little")
-        sides = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    else:
-        sides = 0, 0
-    return sides
 
 
 def read_gif_header(data: bytes, config: ShardConfig) -> Header:

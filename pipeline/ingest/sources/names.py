@@ -1,10 +1,11 @@
 """Names of inputs: unique among all, and plain Unicode."""
 
 import fnmatch
-import os
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+
+from pipeline.shards.samples import plain_key
 
 
 def is_wanted(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
@@ -47,7 +48,7 @@ def escape(path: str) -> str:
     >>> escape("caf\udce9/1.jpg") == r"caf\xe9/1.jpg"
     True
     """
-    return os.fsencode(path).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return plain_key(path.replace("\\", "\\\\"))
 
 
 def member_name(archive: str, member: str) -> str:
@@ -83,11 +84,6 @@ def folder_label(path: str) -> str | None:
     ('cat', None)
     """
     return path.rpartition("/")[0].rpartition("/")[2] or None
-
-
-def plain_text(text: str) -> str:
-    """Escape halves of characters, which JSON can hold and UTF-8 cannot."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Names:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pipeline.ingest.item import Item
-from pipeline.ingest.sources.names import folder_label, member_name, plain_text
+from pipeline.ingest.sources.names import folder_label, member_name
 from pipeline.ingest.sources.tar_stream import StreamMember
-from pipeline.shards.samples import split_name
+from pipeline.shards.samples import plain_text, split_name
 
 _IMAGES = frozenset(
     ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic")

@@ -1,6 +1,5 @@
 """Walk a tar in passing, whatever state it is in: members that are whole, places that are not."""
 
-import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from pipeline.ingest.item import Reason
 from pipeline.ingest.sources.decompress import DecompressError, Unpacked
 from pipeline.ingest.sources.names import is_unsafe
+from pipeline.shards.tar import decode_name, parse_pax
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
@@ -160,38 +160,11 @@ def _read_extension(tar: Unpacked, info: tarfile.TarInfo, state: _State) -> None
         state.extra["broken"] = ""
         return
     body = tar.read(_padded(info.size))[: info.size]
+    state.extra["seen"] = ""  # The member begins with this header.
     if info.type in (_PAX, tarfile.SOLARIS_XHDTYPE):
-        state.extra.update(_parse_pax(body))
-    else:
-        state.extra["seen"] = ""  # The member begins with this header.
-        if info.type == _LONG_NAME:
-            state.extra["path"] = _text(body.split(b"\0", 1)[0])
-
-
-def _parse_pax(body: bytes) -> dict[str, str]:
-    """Read path, size and whether the member is sparse; records are "length key=value", a line."""
-    found = {"seen": ""}
-    position = 0
-    while position < len(body):
-        head = re.compile(rb"(\d{1,7}) ").match(body, position)
-        end = position + int(head[1]) if head else 0
-        if head is None or not head.end() < end <= len(body):
-            return {**found, "broken": ""}
-        key, _, value = body[head.end() : end - 1].partition(b"=")
-        if key == b"path":
-            found["path"] = _text(value)
-        elif key == b"size":
-            if not re.fullmatch(rb"\d{1,19}", value):
-                return {**found, "broken": ""}
-            found["size"] = value.decode()
-        elif key.startswith(b"GNU.sparse."):
-            found["sparse"] = ""
-        position = end
-    return found
-
-
-def _text(field: bytes) -> str:
-    return str(field, "utf-8", "surrogateescape")
+        state.extra.update(parse_pax(body))
+    elif info.type == _LONG_NAME:
+        state.extra["path"] = decode_name(body)
 
 
 def _padded(size: int) -> int:

@@ -20,7 +20,8 @@ from pipeline.ingest.gate.formats import is_image
 from pipeline.ingest.item import Item
 from pipeline.ingest.sources.files import InputError, open_archive
 from pipeline.ingest.sources.inputs import Chunk
-from pipeline.ingest.sources.names import Names, member_name, place_name, plain_text
+from pipeline.ingest.sources.names import Names, member_name, place_name
+from pipeline.shards.samples import plain_text
 
 _STEP = 2**16
 _MAX_HEAD = 2**16

@@ -1,1 +1,1 @@
-"""Shards that others wrote: listed, scanned and indexed where they lie."""
+"""Third-party shards: listed, scanned and indexed in place."""

@@ -1,33 +1,44 @@
-"""Indexes and a manifest for shards that others wrote, which stay where they lie."""
+"""Index third-party shards in place: indexes, a ledger and a manifest."""
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.location import redact_url
 from pipeline.shards import manifest
 from pipeline.shards.damage import DamageError
-from pipeline.shards.manifest import Ledger, Manifest, ShardInfo
+from pipeline.shards.index import index_name
+from pipeline.shards.manifest import (
+    INDEX_FOLDER,
+    LEDGER_NAME,
+    Manifest,
+    ShardInfo,
+    finish_folder,
+    ledger_line,
+)
 from pipeline.shards.tar import ShardError
-from pipeline.shards.third_party.lazy_index import index_name
 from pipeline.shards.third_party.listing import list_shards
-from pipeline.shards.third_party.record import ShardRecord, record_path, renumber, wanted_numbers
-from pipeline.shards.third_party.scan import Scan, ScanSpec, scan_shard
-
-INDEX_FOLDER = "index"
-LEDGER_NAME = "ledger.jsonl"
+from pipeline.shards.third_party.scan import (
+    Scan,
+    ScanSpec,
+    ShardRecord,
+    record_path,
+    renumber,
+    scan_shard,
+    wanted_numbers,
+)
+from pipeline.shards.writer import count_inputs
 
 
 @dataclass(frozen=True, slots=True)
 class DamagedShard:
-    """A shard that is left out as a whole: one line of `ledger.jsonl`."""
+    """A shard that is excluded as a whole: one line of `ledger.jsonl`."""
 
     name: str
     reason: str
@@ -37,10 +48,10 @@ def check_folder(out: Path) -> None:
     """Refuse a folder before any work is done; writes nothing.
 
     Raises:
-        ConfigError: `out` is no folder, or holds a manifest or ledger that no index made.
+        ConfigError: `out` is not a folder, or holds a manifest or ledger of another kind.
     """
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"out (={out}) is no folder; choose another one.")
+        raise ConfigError(f"out (={out}) is not a folder; choose another one.")
     path = out / manifest.FILE_NAME
     try:
         raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -54,21 +65,11 @@ def check_folder(out: Path) -> None:
         )
 
 
-def start_folder(out: Path) -> Path:
-    """Make the folder; returns the one in it where records and indexes go.
-
-    What an earlier call completed stays complete until this one is.
-    """
-    folder = out / INDEX_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def class_names(records: Sequence[ShardRecord]) -> tuple[str, ...] | None:
-    """Return the classes of all shards together: names, sorted, or numbers as text.
+    """Merge the classes of all shards: names, sorted, or numbers as text.
 
     Raises:
-        ConfigError: Some shards have numbers as labels, others names.
+        ConfigError: Some shards have numeric labels, others names.
     """
     named = [record for record in records if record.names]
     numbered = [record for record in records if record.num_classes]
@@ -84,65 +85,8 @@ def class_names(records: Sequence[ShardRecord]) -> tuple[str, ...] | None:
     return None
 
 
-def finish_folder(
-    out: Path,
-    outcomes: Sequence[ShardRecord | DamagedShard],
-    classes: tuple[str, ...] | None,
-    config: dict[str, object],
-) -> Manifest:
-    """Write the ledger and then the manifest, which completes the folder; remove what is stale.
-
-    Args:
-        out: The folder.
-        outcomes: One for each shard, in the order of the manifest; labels count through `classes`.
-        classes: Of all shards together.
-        config: What made the indexes.
-
-    Raises:
-        ConfigError: No sample is usable; the message counts the reasons.
-    """
-    records = [outcome for outcome in outcomes if isinstance(outcome, ShardRecord)]
-    ledger = _count(records)
-    if not ledger.accepted:
-        listed = ", ".join(f"{count} {reason}" for reason, count in ledger.quarantined.items())
-        raise ConfigError(
-            f"0 usable of {ledger.inputs} samples in {len(outcomes)} shards"
-            f"{': ' + listed if listed else ''}. Give other shards."
-        )
-    made = Manifest(
-        version=2,
-        shards=tuple(_info(record) for record in records if record.num_samples),
-        classes=classes,
-        ledger=ledger,
-        config=config,
-    )
-    lines = [json.dumps(row) + "\n" for outcome in outcomes for row in _ledger_rows(outcome)]
-    write_atomic(out / LEDGER_NAME, "".join(lines).encode())
-    manifest.write_manifest(out, made)
-    _remove_stale(out, records)
-    return made
-
-
-def _count(records: Sequence[ShardRecord]) -> Ledger:
-    reasons = Counter(reason for record in records for _, reason in record.left_out)
-    return Ledger(
-        inputs=sum(record.num_inputs for record in records),
-        accepted=sum(record.num_samples for record in records),
-        quarantined=dict(sorted(reasons.items())),
-        filtered={},
-        duplicate=0,  # Equal images of others' shards are kept.
-    )
-
-
 def _info(record: ShardRecord) -> ShardInfo:
-    return ShardInfo(
-        name=record.name,
-        index=f"{INDEX_FOLDER}/{record.index}",
-        num_samples=record.num_samples,
-        num_bytes=record.num_bytes,
-        sha256=record.sha256,
-        index_sha256=record.index_sha256,
-    )
+    return record.info.model_copy(update={"index": f"{INDEX_FOLDER}/{record.index}"})
 
 
 def _ledger_rows(outcome: ShardRecord | DamagedShard) -> list[dict[str, str]]:
@@ -155,48 +99,46 @@ def _ledger_rows(outcome: ShardRecord | DamagedShard) -> list[dict[str, str]]:
     ]
 
 
-def _remove_stale(out: Path, records: Sequence[ShardRecord]) -> None:
-    """Remove what belongs to no shard of the manifest, and what killed runs left."""
+def _stale(out: Path, records: Sequence[ShardRecord]) -> list[Path]:
+    """List files of no shard in the manifest, and leftovers of killed runs."""
     folder = out / INDEX_FOLDER
     wanted = {record_path(folder, record.name).name for record in records}
     wanted |= {record.index for record in records}
-    stale = [
+    indexes = [
         path
         for path in folder.iterdir()
         if path.suffix in (".json", ".parquet", ".partial")
         and not {path.name, index_name(path.name)} & wanted
     ]
-    for name in (LEDGER_NAME, manifest.FILE_NAME):
-        stale += out.glob(f".{name}.*.partial")
-    for path in stale:
-        path.unlink(missing_ok=True)
+    partials = [out.glob(f".{name}.*.partial") for name in (LEDGER_NAME, manifest.FILE_NAME)]
+    return [*indexes, *chain(*partials)]
 
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Generator[tuple[int, Any], None, None]]
-"""Calls a function for every item, in any order; yields position, and result or exception."""
+"""Calls a function for every item, in any order; yields position and result or exception."""
 Progress = Callable[[float, float, str], None]
-"""Is told shards done, all shards, and a note."""
+"""Receives shards done, total shards and a note."""
 
 
 class UnreadableError(RuntimeError):
-    """Shards that could not be read now, though nothing says that they are damaged."""
+    """Shards that could not be read, though nothing shows that they are damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Indexed:
-    """What a call of `index_shards` gave and took."""
+    """Result and cost of `index_shards`."""
 
     manifest: Manifest
     num_damaged: int
-    """Shards left out as a whole."""
+    """Shards excluded as a whole."""
     num_scanned: int
-    """Shards read by this call; the others were known."""
+    """Shards read by this call; the others were unchanged."""
     num_members: int
-    """Members of the shards read by this call."""
+    """Members of the shards that this call read."""
     seconds: float
 
     def summary(self) -> dict[str, Any]:
-        """Return counts and speed, as JSON holds them."""
+        """Return counts and speed for JSON."""
         ledger = self.manifest.ledger
         return {
             "shards": len(self.manifest.shards),
@@ -213,17 +155,17 @@ class Indexed:
 
 @dataclass(slots=True)
 class _Found:
-    """What the scans gave, by position of the shard."""
+    """Results of the scans, by position of the shard."""
 
     records: dict[int, ShardRecord] = field(default_factory=dict)
     errors: dict[int, Exception] = field(default_factory=dict)
     num_samples: int = 0
     num_scanned: int = 0
     num_members: int = 0
-    """Of the shards that were scanned."""
+    """Members of the scanned shards."""
 
     def add(self, position: int, scan: Scan) -> None:
-        """Take in a shard that can be used."""
+        """Add a usable shard."""
         self.records[position] = scan.record
         self.num_samples += scan.record.num_samples
         if scan.is_new:
@@ -253,26 +195,27 @@ def index_shards(
 ) -> Indexed:
     """Index shards and write the manifest.
 
-    What is written does not depend on the order in which `run` works. A call again scans only what
-    is new or changed; stopped at any moment, it goes on, and what was complete before stays so.
+    The output does not depend on the order in which `run` works. Later calls scan only new and
+    changed shards; an interrupted call can be resumed, and an earlier manifest stays valid.
 
     Args:
-        inputs: As `list_shards` takes them.
-        out: Folder for manifest, ledger and indexes.
-        run: How the scans are run: `run_here`, or on more processes.
-        fast: Read the tars' headers only.
-        skip_damaged: Leave damaged shards out and name them in the ledger.
+        inputs: See `list_shards`.
+        out: Folder of manifest, ledger and indexes.
+        run: Runs the scans: `run_here`, or in parallel.
+        fast: Read only the headers of the tars.
+        skip_damaged: Exclude damaged shards and name them in the ledger.
         on_progress: Called after every shard.
 
     Raises:
-        ConfigError: An input, `out` or a label cannot be used as it is, or no sample is usable.
-        DamageError: Shards are damaged; names all of them. Nothing was completed.
-        UnreadableError: Shards could not be read now.
+        ConfigError: An input, `out` or a label is unusable, or no sample is usable.
+        DamageError: Shards are damaged; names all of them. No manifest was written.
+        UnreadableError: Shards could not be read.
     """
     started = time.monotonic()
     names = list_shards(inputs)
     check_folder(out)
-    folder = start_folder(out)
+    folder = out / INDEX_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
     specs = [ScanSpec(name, folder, fast) for name in names]
     found = _scan_all(specs, run, on_progress)
     _raise_errors(found, names, skip_damaged=skip_damaged)
@@ -282,9 +225,18 @@ def index_shards(
         found.records.get(number) or DamagedShard(name, str(found.errors[number]))
         for number, name in enumerate(names)
     ]
-    manifest = finish_folder(out, outcomes, classes, {"indexed": list(inputs), "fast": fast})
+    records = [outcome for outcome in outcomes if isinstance(outcome, ShardRecord)]
+    made = Manifest(
+        version=2,
+        ledger=count_inputs(records, f"samples in {len(outcomes)} shards"),
+        shards=tuple(_info(record) for record in records if record.num_samples),
+        classes=classes,
+        config={"indexed": list(inputs), "fast": fast},
+    )
+    lines = (ledger_line(row) for outcome in outcomes for row in _ledger_rows(outcome))
+    finish_folder(out, made, lines, _stale(out, records))
     return Indexed(
-        manifest=manifest,
+        manifest=made,
         num_damaged=len(found.errors),
         num_scanned=found.num_scanned,
         num_members=found.num_members,
@@ -306,13 +258,13 @@ def _scan_all(specs: Sequence[ScanSpec], run: Run, on_progress: Progress) -> _Fo
 
 
 def _raise_errors(found: _Found, names: Sequence[str], *, skip_damaged: bool) -> None:
-    """Raise for what keeps the index from being complete, damage first."""
+    """Raise for shards that could not be indexed, damage first."""
     errors = dict(sorted(found.errors.items()))
     damaged = [error for error in errors.values() if isinstance(error, ShardError)]
     if damaged and not skip_damaged:
         raise DamageError(
             f"{len(damaged)} of {len(names)} shards are damaged: {' '.join(map(str, damaged))} "
-            "To leave them out, use --skip-damaged."
+            "To exclude them, use --skip-damaged."
         )
     others = {n: error for n, error in errors.items() if not isinstance(error, ShardError)}
     for error in others.values():
@@ -330,11 +282,11 @@ def _raise_errors(found: _Found, names: Sequence[str], *, skip_damaged: bool) ->
 def _renumber_all(
     records: dict[int, ShardRecord], folder: Path, classes: Sequence[str], run: Run
 ) -> None:
-    """Let the labels of every index count through the same classes; replaces records."""
-    others = [n for n, r in records.items() if r.numbers != wanted_numbers(r, classes)]
-    items = [records[number] for number in others]
+    """Renumber the labels of every index to the merged classes; replaces records."""
+    stale = [n for n, r in records.items() if r.numbers != wanted_numbers(r, classes)]
+    items = [records[number] for number in stale]
     with closing(run(lambda record: renumber(folder, record, classes), items)) as ended:
         for position, result in ended:
             if isinstance(result, Exception):
                 raise result
-            records[others[position]] = result
+            records[stale[position]] = result

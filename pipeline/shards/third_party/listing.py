@@ -1,4 +1,4 @@
-"""Paths, globs, brace patterns, folders and URLs into the shards they name, in a fixed order."""
+"""Expand paths, globs, brace patterns, folders and URLs to shards, in a fixed order."""
 
 import glob
 import math
@@ -22,30 +22,28 @@ from pipeline.remote.location import (
 )
 
 _MOST = 1_000_000
-"""Shards; a pattern that gives more holds a typing mistake."""
+"""Most shards; a pattern that gives more has a typo."""
 
 
 def list_shards(inputs: Sequence[str]) -> list[str]:
-    """Name every shard once: inputs in the order given, folders and globs sorted.
+    """List every shard once: inputs in the order given, folders and globs sorted.
 
-    A path that exists is taken as it is, whatever its name; folders and globs give what ends in
-    .tar only. Brace patterns are expanded first: {000000..000009}, {train,val}.
+    An existing path is used literally, whatever its name; folders and globs give only *.tar.
+    Brace patterns are expanded first: {000000..000009}, {train,val}.
 
     Returns:
         Absolute paths and URLs.
 
     Raises:
-        ConfigError: An input gives no shard, a shard is missing, or is named twice.
+        ConfigError: An input matches no shard, a shard is missing, or is given twice.
     """
-    names: dict[str, None] = {}  # A set that keeps its order.
+    names: dict[str, None] = {}  # An ordered set.
     for text in inputs:
         for pattern in expand_braces(text, "input", "shards"):
             check_scheme(pattern)
             found = _find_remote(pattern) if is_remote(pattern) else _find_local(pattern)
             if not found:
-                raise ConfigError(
-                    f"input (={redact_url(pattern)}) gives no file that ends in .tar."
-                )
+                raise ConfigError(f"input (={redact_url(pattern)}) matches no .tar file.")
             for name in found:
                 _check_name(name, names)
                 names[name] = None
@@ -53,48 +51,50 @@ def list_shards(inputs: Sequence[str]) -> list[str]:
 
 
 def ask_filesystem(url: str, method: str) -> Any:
-    """Call a method of the file system that a URL belongs to, with its path there.
+    """Call a method of a URL's file system with the URL's path.
 
     Raises:
         ConfigError: There is no such file, or a package for the scheme is missing.
-        OSError: It cannot be had now.
+        OSError: The request failed.
     """
     try:
         system, path = fsspec.url_to_fs(url)
         return getattr(system, method)(path)
     except FileNotFoundError:
-        raise ConfigError(f"shard (={redact_url(url)}) is not there; check the address.") from None
+        raise ConfigError(
+            f"shard (={redact_url(url)}) does not exist; check the address."
+        ) from None
     except ImportError as error:
         raise ConfigError(f"shard (={redact_url(url)}) needs a package: {error}.") from None
     except OSError:
         raise
-    except Exception as error:  # Every file system has errors of its own.
+    except Exception as error:  # Every file system has its own errors.
         raise OSError(f"{redact_url(url)}: {type(error).__name__}: {error}") from error
 
 
 def expand_braces(text: str, what: str, of: str) -> list[str]:
-    """Expand brace patterns, unless a local file has this very name.
+    """Expand brace patterns, unless a local file has exactly this name.
 
     Args:
         text: A path or a URL.
-        what: How messages call it: input.
-        of: How messages call what it names: shards.
+        what: What messages call it: input.
+        of: What messages call its results: shards.
 
     Raises:
-        ConfigError: Its braces do not pair, or name more than a million.
+        ConfigError: Its braces are unbalanced, or expand to more than a million.
     """
     if "{" not in text or (not is_remote(text) and local_path(text).exists()):
         return [text]
     counts = (_count_choices(group) for group in re.findall(r"\{([^{}]*)\}", text))
-    if math.prod(counts) > _MOST:  # Asked first: they are all held in memory.
+    if math.prod(counts) > _MOST:  # Checked first: the results are all held in memory.
         raise ConfigError(
-            f"{what} (={redact_url(text)}) names more than {_MOST} {of}; check its braces."
+            f"{what} (={redact_url(text)}) expands to more than {_MOST} {of}; check its braces."
         )
     try:
         return list(braceexpand(text, escape=False))
     except ValueError:
         raise ConfigError(
-            f"{what} (={redact_url(text)}) has braces that do not pair; close them."
+            f"{what} (={redact_url(text)}) has unbalanced braces; close them."
         ) from None
 
 
@@ -138,4 +138,4 @@ def _check_name(name: str, earlier: dict[str, None]) -> None:
     except UnicodeEncodeError:
         raise ConfigError(f"shard (={name!a}) has a name that is not UTF-8; rename it.") from None
     if not is_remote(name) and not Path(name).is_file():
-        raise ConfigError(f"shard (={name}) is no file that is there; check the name.")
+        raise ConfigError(f"shard (={name}) is not an existing file; check the name.")

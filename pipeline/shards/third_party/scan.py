@@ -1,39 +1,55 @@
-"""One shard that others wrote: its members, samples, images and labels into an index."""
+"""Scan one third-party shard: members, samples, images and labels into an index."""
 
 import hashlib
-import mmap
-import tempfile
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import xxhash
+from pydantic import Field
 
+from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
-from pipeline.remote.fetch import FetchConfig, FetchError, fetch_file
+from pipeline.remote.fetch import FetchError, map_file
 from pipeline.remote.location import is_remote, redact_url
 from pipeline.shards.headers import HeaderError, read_size
-from pipeline.shards.index import ShardIndex, hash_spans
-from pipeline.shards.samples import RawSample, group_members, read_label
+from pipeline.shards.index import ShardIndex, encode_index, hash_spans, kept_files, read_index
+from pipeline.shards.samples import RawSample, group_members, plain_key, read_label
 from pipeline.shards.tar import Member, shard_error, walk_tar
 from pipeline.shards.third_party.listing import ask_filesystem
-from pipeline.shards.third_party.record import ShardRecord, read_record, write_record
+from pipeline.shards.writer import ShardReport, read_report, write_report
 
+_FORMAT_VERSION = 1  # Raise when an equal shard would give another index.
+_NAME_LENGTH = 80  # of 255 that file systems allow; hashes and endings follow
 _GZIP = b"\x1f\x8b"
 _TAGS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "blob_id")
-"""What the file systems of fsspec call that which changes with a file."""
+"""Keys under which fsspec's file systems report a file's version."""
+
+
+class ShardRecord(ShardReport):
+    """Proof that the index of a shard is complete, with what else the scan found."""
+
+    num_members: int = Field(ge=0)
+    names: tuple[str, ...]
+    """Classes of the samples, sorted; empty if labels are numbers or missing."""
+    numbers: tuple[int, ...]
+    """Number of each of `names` in the index."""
+    num_classes: int = Field(ge=0)
+    """One more than the largest numeric label, else 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScanSpec:
-    """Everything that decides what a scan gives, and where it goes."""
+    """Everything that determines a scan and where it is stored."""
 
     name: str
     """Absolute path or URL."""
     folder: Path
-    """Of records and indexes."""
+    """Folder of records and indexes."""
     fast: bool
-    """Read the tar's headers only; the loader does the rest when it first reads the shard."""
+    """Read only the tar's headers; the loader does the rest on first use."""
 
 
 @dataclass(slots=True)
@@ -53,27 +69,31 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What is known of a shard now."""
+    """Outcome of scanning a shard."""
 
     record: ShardRecord
     is_new: bool
-    """Whether the shard was read for it; it was known and unchanged otherwise."""
+    """Whether the shard was read; otherwise an earlier scan still holds."""
 
 
 def scan_shard(spec: ScanSpec) -> Scan:
-    """Scan the shard of `spec` and write index and record, unless it is unchanged since.
+    """Scan the shard of `spec` and write index and record, unless it is unchanged.
 
     Raises:
         ShardError: The shard is damaged; nothing was written.
-        ConfigError: It is missing or changes, or its labels cannot be used.
-        OSError: It cannot be read now.
+        ConfigError: It is missing, changed during the scan, or has unusable labels.
+        OSError: It cannot be read.
     """
     stamp = _read_stamp(spec.name)
-    known = read_record(spec.folder, spec.name)
-    if known is not None and stamp and (known.stamp, known.fast) == (stamp, spec.fast):
+    plan_id = f"{_FORMAT_VERSION} {'fast' if spec.fast else 'whole'} {stamp}" if stamp else ""
+    known = read_report(record_path(spec.folder, spec.name), ShardRecord, plan_id)
+    if known is not None and known.name == spec.name and stamp:
         return Scan(known, is_new=False)
-    buffer = _read_shard(spec.name)
-    record, index = _scan(buffer, spec, stamp)
+    try:
+        buffer = map_file(spec.name)
+    except FetchError as error:
+        raise OSError(str(error)) from error
+    record, index = _scan(buffer, spec, plan_id)
     if _read_stamp(spec.name) != stamp:
         raise ConfigError(
             f"shard (={redact_url(spec.name)}) changed while it was read; wait for it."
@@ -82,11 +102,11 @@ def scan_shard(spec: ScanSpec) -> Scan:
 
 
 def _read_stamp(name: str) -> str:
-    """Tell a shard from its later versions without reading it; empty where that cannot be done.
+    """Identify a version of a shard without reading it; empty if there is no way.
 
     Raises:
         ConfigError: There is no such file.
-        OSError: It cannot be asked for now.
+        OSError: The request failed.
     """
     if not is_remote(name):
         try:
@@ -99,28 +119,7 @@ def _read_stamp(name: str) -> str:
     return f"{info.get('size')} {' '.join(tags)}" if tags else ""
 
 
-def _read_shard(name: str) -> memoryview:
-    """Map a shard; a remote one is fetched first, into a file that ends with its mapping."""
-    if is_remote(name):
-        with tempfile.TemporaryDirectory(prefix="tessera-index-") as folder:
-            path = Path(folder) / "shard.tar"
-            try:
-                fetch_file(name, path, num_bytes=None, sha256=None, config=FetchConfig())
-            except FetchError as error:
-                raise OSError(str(error)) from error
-            return _map(path)
-    return _map(Path(name))
-
-
-def _map(path: Path) -> memoryview:
-    with path.open("rb") as file:
-        try:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except ValueError:  # An empty file cannot be mapped.
-            return memoryview(b"")
-
-
-def _scan(buffer: memoryview, spec: ScanSpec, stamp: str) -> tuple[ShardRecord, ShardIndex]:
+def _scan(buffer: memoryview, spec: ScanSpec, plan_id: str) -> tuple[ShardRecord, ShardIndex]:
     if buffer[:2] == _GZIP:
         raise shard_error(spec.name, 0, "it is compressed; unpack it to read single samples")
     members = list(walk_tar(buffer, spec.name))
@@ -131,17 +130,14 @@ def _scan(buffer: memoryview, spec: ScanSpec, stamp: str) -> tuple[ShardRecord, 
     names, numbers = _number_labels(rows.labels, spec.name)
     counts = any(isinstance(label, int) for label in rows.labels)
     record = ShardRecord(
-        version=1,
         name=spec.name,
-        stamp=stamp,
-        fast=spec.fast,
         num_bytes=len(buffer),
         sha256=None if spec.fast else hashlib.sha256(buffer).hexdigest(),
         num_members=len(members),
-        num_inputs=len(samples),
         num_samples=len(rows.keys),
         index="",
         index_sha256="",
+        plan_id=plan_id,
         names=names,
         numbers=tuple(range(len(names))),
         num_classes=1 + max(numbers) if counts else 0,
@@ -151,7 +147,7 @@ def _scan(buffer: memoryview, spec: ScanSpec, stamp: str) -> tuple[ShardRecord, 
 
 
 def _add(rows: _Rows, sample: RawSample, buffer: memoryview, spec: ScanSpec) -> None:
-    """Add a sample to the index, or to what is left out."""
+    """Add a sample to the index or to the excluded ones."""
     key = plain_key(sample.key)
     image = sample.find_image()
     if not isinstance(image, Member):
@@ -175,7 +171,7 @@ def _add(rows: _Rows, sample: RawSample, buffer: memoryview, spec: ScanSpec) -> 
 
 
 def _number_labels(labels: list[int | str | None], shard: str) -> tuple[tuple[str, ...], list[int]]:
-    """Return the class names, sorted, and the number of every label, -1 where there is none."""
+    """Return the class names, sorted, and the number of every label, -1 for none."""
     names = tuple(sorted({label for label in labels if isinstance(label, str)}))
     if not names:
         return (), [label if isinstance(label, int) else -1 for label in labels]
@@ -189,10 +185,9 @@ def _number_labels(labels: list[int | str | None], shard: str) -> tuple[tuple[st
 
 def _make_index(rows: _Rows, labels: list[int], buffer: memoryview, *, fast: bool) -> ShardIndex:
     starts = np.array(rows.starts, np.int64)
-    starts[:1] = 0  # What lies before the first sample belongs to it, so that spans cover the tar.
+    starts[:1] = 0  # What precedes the first sample belongs to it, so that spans cover the tar.
     offsets, bytes_ = np.array(rows.images, np.int64).reshape(-1, 2).T
     widths, heights = np.array(rows.sizes, np.int32).reshape(-1, 2).T
-    has_spans = len(starts) > 0 and not fast
     return ShardIndex(
         keys=tuple(rows.keys),
         starts=starts,
@@ -201,13 +196,46 @@ def _make_index(rows: _Rows, labels: list[int], buffer: memoryview, *, fast: boo
         widths=widths,
         heights=heights,
         hashes=np.array(rows.hashes, np.uint64),
-        span_hashes=hash_spans(buffer, starts) if has_spans else np.zeros(len(starts), np.uint64),
+        span_hashes=np.zeros(len(starts), np.uint64) if fast else hash_spans(buffer, starts),
         labels=np.array(labels, np.int32),
     )
 
 
-def plain_key(key: str) -> str:
-    r"""Write bytes that are not UTF-8 as \xNN, which tables and JSON can hold."""
-    if key.isascii():
-        return key
-    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def record_path(folder: Path, name: str) -> Path:
+    """Return the path of a shard's record, distinct even for equal file names."""
+    stem = re.split(r"[?#]", name)[0].rstrip("/").rpartition("/")[2].removesuffix(".tar")
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", stem)[:_NAME_LENGTH]
+    return folder / f"{plain}-{xxhash.xxh3_64_hexdigest(name.encode())}.json"
+
+
+def write_record(folder: Path, record: ShardRecord, index: ShardIndex) -> ShardRecord:
+    """Write an index and then the record, with the index filled in.
+
+    Indexes are named after their content, so one that an older manifest refers to stays.
+    """
+    encoded = encode_index(index)
+    digest = hashlib.sha256(encoded).hexdigest()
+    path = record_path(folder, record.name)
+    index_path = path.with_name(f"{path.stem}-{digest[:8]}.parquet")
+    for stale in kept_files(index_path):  # The shard may have changed though its headers did not.
+        stale.unlink(missing_ok=True)
+    write_atomic(index_path, encoded)
+    record = record.model_copy(update={"index": index_path.name, "index_sha256": digest})
+    write_report(path, record)
+    return record
+
+
+def wanted_numbers(record: ShardRecord, classes: Sequence[str]) -> tuple[int, ...]:
+    """Return the `numbers` that match `classes`."""
+    position = {name: number for number, name in enumerate(classes)}
+    return tuple(position[name] for name in record.names)
+
+
+def renumber(folder: Path, record: ShardRecord, classes: Sequence[str]) -> ShardRecord:
+    """Renumber the labels of an index to `classes`, those of all shards."""
+    numbers = wanted_numbers(record, classes)
+    index = read_index(folder / record.index, sha256=record.index_sha256)
+    new = np.full(max(record.numbers) + 2, -1, np.int32)  # A label of -1 reads the last.
+    new[list(record.numbers)] = numbers
+    record = record.model_copy(update={"numbers": numbers})
+    return write_record(folder, record, replace(index, labels=new[index.labels]))

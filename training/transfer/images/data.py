@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.remote.cache import CacheConfig
-from pipeline.shards.labelled import LEDGER_NAME
+from pipeline.shards.manifest import LEDGER_NAME
 from pipeline.shards.store import Store
 from training.transfer.images.pool import (
     Pool,

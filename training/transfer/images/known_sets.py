@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import ConfigError
-from pipeline.shards.labelled import Packed
+from pipeline.ingest.labelled import Packed
 from training.transfer.images.tree import (
     LabelledFile,
     Listing,

@@ -7,8 +7,8 @@ from pathlib import Path
 import xxhash
 
 from pipeline.config import ConfigError
-from pipeline.remote.fetch import is_remote
-from pipeline.shards.labelled import Packed, pack
+from pipeline.ingest.labelled import Packed, pack
+from pipeline.remote.location import is_remote
 from pipeline.shards.manifest import FILE_NAME
 from training.transfer.images.tree import LabelledFile, Listing, list_tree, list_voc, read_listed
 from training.transfer.job import Progress

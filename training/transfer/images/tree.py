@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError
-from pipeline.shards.labelled import Packed, content_key
+from pipeline.ingest.labelled import Packed, content_key
 from training.transfer.images.voc import VocSet, read_voc, targets_of
 
 _TEST_NAMES = ("test", "val", "validation")  # The first that is there is tested on.

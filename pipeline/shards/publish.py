@@ -1,4 +1,4 @@
-"""A finished folder of shards to a URL: whole objects under their names, the manifest last."""
+"""Upload a finished folder of shards to a URL: whole objects only, the manifest last."""
 
 import json
 import os
@@ -14,9 +14,14 @@ import fsspec
 from pipeline.config import ConfigError
 from pipeline.remote.fetch import FetchConfig, FetchError, read_bytes
 from pipeline.remote.location import HTTP, check_scheme, join, redact_url, scheme_of
-from pipeline.shards.manifest import FILE_NAME, Manifest, read_manifest
+from pipeline.shards.manifest import (
+    FILE_NAME,
+    LEDGER_NAME,
+    PICTURES_NAME,
+    Manifest,
+    read_manifest,
+)
 
-_BESIDE = ("ledger.jsonl", "left_out.parquet")
 _DONE_NAME = ".published"
 _ATTEMPTS = 5
 _BACKOFF = 0.5  # s, before the second try; doubled each time
@@ -24,19 +29,19 @@ _AT_ONCE = 4
 
 
 class PublishError(RuntimeError):
-    """A file could not be brought to its URL; what is there is whole, and no manifest names it."""
+    """A file could not be uploaded; what is there is intact, and no manifest refers to it."""
 
 
 def check_target(url: str) -> None:
-    """Refuse a URL that nothing can be written to, before any work is done.
+    """Refuse a URL that cannot be written to, before any work is done.
 
     Raises:
-        ConfigError: Its scheme cannot be written to, or needs a package that is not there.
+        ConfigError: Its scheme is read-only, or needs a package that is not installed.
     """
     check_scheme(url)
     if scheme_of(url) in HTTP:
         raise ConfigError(
-            f"out (={redact_url(url)}) is read over HTTP, which nothing can be written to; give "
+            f"out (={redact_url(url)}) is an HTTP URL, which is read-only; give "
             "s3://, gs://, az:// or a folder."
         )
     _system(url)
@@ -45,13 +50,13 @@ def check_target(url: str) -> None:
 def publish(folder: Path, url: str, *, on_progress: Callable[[float, float, str], None]) -> None:
     """Copy the shards of `folder`, their indexes and ledgers to `url`, and then the manifest.
 
-    Called again after a stop, it copies what is not there yet. Readers see nothing before the
-    manifest is there, and no object under its name before it is whole.
+    An interrupted call resumes with what is missing. Readers see no object before it is complete,
+    and no manifest before all objects are.
 
     Args:
-        folder: Holds a finished manifest; stays as it is, but for a note of what was copied.
-        url: Like a folder.
-        on_progress: Is told bytes done, all bytes, and a note.
+        folder: Holds a finished manifest; gains only a record of what was copied.
+        url: URL of the target folder.
+        on_progress: Receives bytes done, total bytes and a note.
 
     Raises:
         ConfigError: `url` holds another manifest, or cannot be written to.
@@ -85,7 +90,7 @@ def _names(made: Manifest) -> Iterator[str]:
         yield info.index
         if info.ledger:
             yield info.ledger
-    yield from _BESIDE
+    yield from (LEDGER_NAME, PICTURES_NAME)
 
 
 def _refuse_other(made: Manifest, url: str) -> None:
@@ -104,7 +109,7 @@ def _refuse_other(made: Manifest, url: str) -> None:
 
 
 def _copy(path: Path, url: str, done: dict[str, str]) -> None:
-    """Copy a file, unless it was copied before and is still there; several tries."""
+    """Copy a file unless an earlier copy is still there; retries."""
     target, size = _target(url, path.name), path.stat().st_size
     for attempt in range(1, _ATTEMPTS + 1):
         system, place = _system(target)
@@ -118,9 +123,9 @@ def _copy(path: Path, url: str, done: dict[str, str]) -> None:
             if found == size:
                 return
             problem = f"has {found} bytes there, not {size}"
-        except FileNotFoundError:  # Copied once, and gone: copy it again.
+        except FileNotFoundError:  # Copied before and gone since: copy again.
             problem, done = "is not there after it was copied", {}
-        except Exception as error:  # Stores raise what they like.
+        except Exception as error:  # Stores raise arbitrary errors.
             problem = f"{type(error).__name__}: {error}"
         if attempt < _ATTEMPTS:
             time.sleep(_BACKOFF * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
@@ -131,7 +136,7 @@ def _copy(path: Path, url: str, done: dict[str, str]) -> None:
 
 
 def _stamp(path: Path) -> str:
-    """Tell a file from what stood under its name before."""
+    """Identify a version of a file by size and mtime."""
     status = path.stat()
     return f"{status.st_size} {status.st_mtime_ns}"
 
@@ -149,7 +154,7 @@ def _system(url: str) -> tuple[Any, str]:
 
 
 def _read_done(folder: Path, url: str) -> dict[str, str]:
-    """Read the names and stamps of the files that were copied to `url`."""
+    """Read the name and stamp of every file already copied to `url`."""
     try:
         lines = (folder / _DONE_NAME).read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]

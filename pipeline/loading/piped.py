@@ -1,4 +1,4 @@
-"""A shard as a stream of bytes: a file, standard input, or the output of a command."""
+"""Open a shard as a byte stream: a file, standard input, or the output of a command."""
 
 import lzma
 import os
@@ -22,13 +22,13 @@ from pipeline.shards.tar import ShardError
 STDIN = "-"
 PIPE = "pipe"
 _SCHEMES = ("file", *(name for name in webdataset.gopen_schemes if name != "__default__"))
-"""Which URLs can be opened: what webdataset opens. It starts a command for each but `file`."""
+"""URL schemes that webdataset opens, all but `file` by starting a command."""
 
 TAR_ERRORS = (ShardError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
-"""What reading a damaged tar raises, compressed ones too."""
+"""Errors of reading a damaged tar, compressed or not."""
 
 _PATIENCE = 30.0
-"""Seconds that a command may take to end behind the end of its output."""
+"""Seconds a command may take to exit after the end of its output."""
 _CURL = {
     6: "the host is not known",
     7: "the server cannot be reached",
@@ -39,7 +39,7 @@ _CURL = {
 
 
 def check_url(url: str) -> None:
-    """Raise ConfigError for a shard that cannot be opened, as far as its name tells."""
+    """Raise ConfigError for a shard that, by its name, cannot be opened."""
     if url == STDIN:
         return
     scheme = scheme_of(url)
@@ -57,7 +57,7 @@ def check_url(url: str) -> None:
     path = local_path(url)
     if not path.exists():
         hint = " Only braces are expanded, as in {000..099}, no *." if "*" in url else ""
-        raise ConfigError(f"data.stream.url (={url}) is no file; correct the path.{hint}")
+        raise ConfigError(f"data.stream.url (={url}) is not a file; correct the path.{hint}")
     if path.is_dir():
         raise ConfigError(
             f"data.stream.url (={url}) is a folder; name its tars, as in {url}/{{000..099}}.tar."
@@ -65,16 +65,16 @@ def check_url(url: str) -> None:
 
 
 def absolute_url(url: str) -> str:
-    """Resolve a path; URLs, commands and standard input stay as they are."""
+    """Make a path absolute; URLs, commands and standard input stay unchanged."""
     return url if url == STDIN or is_remote(url) else str(local_path(url).absolute())
 
 
 @contextmanager
 def open_shard(url: str) -> Iterator[IO[bytes]]:
-    """Open a shard for reading; when the block is left, no process of it is left either.
+    """Open a shard for reading; its process does not outlive the block.
 
     Raises:
-        ShardError: Its command failed; raised behind the end of what it wrote.
+        ShardError: Its command failed; raised after the end of its output.
         OSError: It cannot be opened.
     """
     if url == STDIN:
@@ -95,7 +95,7 @@ def _running(url: str) -> Iterator[IO[bytes]]:
         try:
             yield stream
         except TAR_ERRORS:
-            _check_status(pipe, url)  # Where the command failed, a cut tar follows from that.
+            _check_status(pipe, url)  # A failed command explains a truncated tar.
             raise
         _check_status(pipe, url)
     finally:
@@ -107,8 +107,8 @@ def _start(url: str) -> Pipe:
     if scheme_of(url) != PIPE:
         pipe: Pipe = webdataset.gopen(url)
         return pipe
-    # As webdataset does, but in a group of its own, so that all of `a | b` can be ended; standard
-    # input may be a terminal, or the shard of another command.
+    # Like webdataset, but in a process group of its own, so that all of `a | b` can be killed, and
+    # without standard input, which may be a terminal or another shard.
     return Pipe(
         url[len(PIPE) + 1 :],
         mode="rb",
@@ -119,14 +119,14 @@ def _start(url: str) -> Pipe:
 
 
 def _check_status(pipe: Pipe, url: str) -> None:
-    """Raise where the output ended since the command failed."""
+    """Raise ShardError if the output ended because the command failed."""
     if pipe.stream.read(1):
         return
     try:
         status = pipe.proc.wait(_PATIENCE)
     except subprocess.TimeoutExpired:
         raise ShardError(
-            f"the command still runs {_PATIENCE:.0f} s behind the end of its output."
+            f"the command is still running {_PATIENCE:.0f} s after the end of its output."
         ) from None
     if status == 0:
         return
@@ -138,7 +138,7 @@ def _check_status(pipe: Pipe, url: str) -> None:
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    if process.returncode is not None:  # Waited for, and its number may belong to another by now.
+    if process.returncode is not None:  # Reaped; its pid may already be reused.
         return
     if os.getpgid(process.pid) == process.pid:
         os.killpg(process.pid, signal.SIGKILL)

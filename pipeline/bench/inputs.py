@@ -31,7 +31,7 @@ from pipeline.shards.third_party.indexing import run_here
 
 SHARDS = "shards"
 FILES = "files"
-_SHARDS_PER_CORE = 4  # Peers hand out whole shards; each of their workers needs several.
+_SHARDS_PER_CORE = 4  # Peers assign whole shards; each of their workers needs several.
 Kind = Literal["large", "small", "png"]
 LARGE_SIDE = 1_500
 """Short side of the large photographs, px."""
@@ -44,7 +44,7 @@ def prepare(data: Path, scratch: Path, *, most: int, least: int, cores: int) -> 
     Args:
         data: Folder tree of images, or shards of this project: their folder or manifest.
         scratch: Folder of the run.
-        most: Images taken, evenly spread over what there is.
+        most: Most images taken, evenly spread over all.
         least: Images that a contest needs.
         cores: The number of shards grows with it.
 
@@ -83,7 +83,7 @@ def _shard(folder: Path, out: Path, *, most: int, least: int, cores: int) -> Man
 
 
 def _thin(chunks: Sequence[Chunk], most: int) -> tuple[list[Chunk], int]:
-    """Keep at most `most` of the files of `chunks`, evenly spread; returns their number, too."""
+    """Keep at most `most` files of `chunks`, evenly spread; return their number, too."""
     rows = np.array(_spread(sum(len(chunk.files) for chunk in chunks), most), np.int64)
     kept, start = [], 0
     for chunk in chunks:
@@ -114,7 +114,7 @@ def _write_files(store: Store, ids: "np.typing.ArrayLike", folder: Path) -> None
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """How many images there are of each kind, at most."""
+    """Most images of each kind."""
 
     small: int
     large: int
@@ -127,7 +127,7 @@ def make_inputs(data: Path, scratch: Path, numbers: Numbers) -> dict[Kind, Path]
     Args:
         data: Folder tree of images, or of shards.
         scratch: Folder of the run.
-        numbers: Of each kind.
+        numbers: Numbers of images by kind.
 
     Raises:
         ConfigError: `data` is not there, or holds fewer than two usable images.
@@ -154,7 +154,7 @@ def _enlarge(path: Path, out: Path) -> None:
 
 
 def stored_sizes(files: Path) -> list[tuple[int, int]]:
-    """List what the images of a folder must be stored as: (width, height), sorted."""
+    """List the sizes that the images of a folder must be stored at: (width, height), sorted."""
     sizes = []
     for path in files.iterdir():
         with Image.open(path) as picture:
@@ -163,7 +163,7 @@ def stored_sizes(files: Path) -> list[tuple[int, int]]:
 
 
 def complaint(out: Path, wanted: Sequence[tuple[int, int]]) -> str | None:
-    """Decode all that a contestant wrote; say what is wrong with it, None where it is as wanted.
+    """Decode all that a contender wrote; return what is wrong, None where all is as it must be.
 
     Args:
         out: Folder of tars or of parts.

@@ -60,7 +60,7 @@ PHRASES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchOptions:
-    """What is measured, on what."""
+    """What is measured, and on which images."""
 
     data: Path
     """Folder of images or of shards."""
@@ -70,7 +70,7 @@ class BenchOptions:
     device: Literal["cpu", "cuda"]
     effort: Effort
     most: int
-    """Images taken from `data`."""
+    """Most images taken from `data`."""
     batch: int = 64
 
     @property
@@ -87,7 +87,7 @@ def bench_loader(options: BenchOptions, on_progress: Progress, show: Show) -> di
     """Measure what the options ask for.
 
     Args:
-        options: What.
+        options: What is measured.
         on_progress: Called with steps done, steps in all, and what is being done.
         show: Called with each table as it is ready, and with the last line.
 
@@ -194,7 +194,7 @@ def _table(part: Part, measured: dict[str, Any], options: BenchOptions) -> Rende
 def make_options(
     data: Path, *, quick: bool, only: str | None, cores: int | None, device: str
 ) -> BenchOptions:
-    """Check what a person typed.
+    """Check the options of the command line.
 
     Raises:
         ConfigError: A name is not known, or the machine has fewer cores.

@@ -45,7 +45,7 @@ _AHEAD = 2  # Batches in flight for each thread of a limit.
 
 @contextmanager
 def contend(name: str, **work: Any) -> Iterator[Answer]:
-    """Be a contender, as a worker: choose a setting, then give a stretch of batches a command.
+    """Be a contender, as a worker: choose a setting, then answer with a stretch per command.
 
     Args:
         name: Name of the contender.
@@ -77,11 +77,11 @@ def contend(name: str, **work: Any) -> Iterator[Answer]:
 
 
 class TorchvisionCut:
-    """Encoded images of a batch into its views, on the calling thread."""
+    """Turns the encoded images of a batch into views, on the calling thread."""
 
-    # Measured on one core, photographs of 500 x 375: decode 1,060 images/s; with a crop that is
-    # resized as it is sliced 700, since torch then resizes and returns channels first; with the
-    # crop made contiguous channels last before 830.
+    # Measured on one core, photographs of 500 x 375: decoding alone 1,060 images/s; resizing the
+    # sliced crop 700, since torch then resizes channels first; making the crop contiguous channels
+    # last before 830.
 
     def __init__(self, view: View, decode: Callable[[bytes], Tensor] | None = None) -> None:
         self._view, self._decode = view, decode or decode_torchvision
@@ -168,8 +168,8 @@ def webdataset_variants(work: LoaderWork) -> Variants:
 def _open_webdataset(work: LoaderWork, workers: int) -> Batches:
     import webdataset
 
-    # Tars are drawn again and again, so that a small set never starves a worker; the labels beside
-    # the images are passed over; a worker cuts whole batches.
+    # Tars are resampled, so that a small set never starves a worker; labels are skipped; a worker
+    # cuts whole batches.
     dataset = (
         webdataset.WebDataset(
             work.tars(),
@@ -357,7 +357,7 @@ def _encoded(work: LoaderWork) -> Iterator[list[memoryview]]:
                 ready = ready[work.batch :]
 
 
-# What no loader can beat that decodes whole images: the decode alone, and the read alone.
+# Limits of any loader that decodes whole images: decoding alone, and reading alone.
 
 
 def decode_variants(work: LoaderWork) -> Variants:
@@ -437,7 +437,7 @@ CONTENDERS = (
 
 
 def quick_names() -> tuple[str, ...]:
-    """Name the two strongest peers that are installed, beside ours and one limit."""
+    """Name ours, the two strongest peers that are installed, and one limit."""
     chosen = ("tessera", "webdataset", "spdl", "decode_only")
     # SPDL is named even where it is absent: its row says so.
     return chosen if find_spec("spdl") else (*chosen, "files")

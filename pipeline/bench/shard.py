@@ -75,7 +75,7 @@ CONTESTS = (
     ),
     Contest(
         "passthrough",
-        "Photographs stored unchanged, beside the strict decode alone",
+        "Photographs stored unchanged, against the strict decode alone",
         "small",
         ("tessera_near", "tessera_shards", "copy", "decode_only"),
         "decode_only",
@@ -140,7 +140,7 @@ PHRASES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardBench:
-    """What is measured, on what."""
+    """What is measured, and on which images."""
 
     data: Path
     """Folder of images or of shards."""
@@ -203,7 +203,7 @@ def bench_shard(options: ShardBench, on_progress: Progress, show: Show) -> dict[
     """Measure what the options ask for.
 
     Args:
-        options: What.
+        options: What is measured.
         on_progress: Called with steps done, steps in all, and what is being done.
         show: Called with each table as it is ready, and with the last line.
 
@@ -263,7 +263,7 @@ def _start(
 ) -> dict[Runner, list[Process]]:
     """Start the processes of all contenders, once for all contests.
 
-    `cores` is 1 where two workers would share a core; they are left out then.
+    With 1 core, two workers would share it: they are excluded then.
     """
     names = [name for name in get_args(Name) if name in runners]
     pairs = [pair for pair in _PAIRS if pair in runners and cores > 1]

@@ -36,15 +36,12 @@ Name = Literal[
     "copy",
 ]
 _SLOW: dict[Name, tuple[str, ...]] = {
-    "tessera": (),
-    "tessera_near": (),
-    "tessera_444": (),
     "tessera_shards": ("pipeline.ingest.stage",),
     "img2dataset": ("cv2", "webdataset"),
     "webdataset": ("webdataset",),
     "copy": ("webdataset",),
-    "decode_only": (),
 }
+"""Modules that are imported before the first command, since they take long to load."""
 STORED = ShardConfig().max_side
 """Short side of what is stored, px, where the image is not smaller."""
 QUALITY = 90
@@ -60,7 +57,7 @@ class Maker:
     images: int
     """Number of inputs."""
     variant: str = ""
-    """Which of several programs it is."""
+    """Which of several implementations it is."""
 
 
 @contextmanager
@@ -74,7 +71,7 @@ def contend(name: Name, core: int | None) -> Iterator[Answer]:
         name: Name of the contender.
         core: Number of the core that it keeps to after its imports, which use all; None keeps all.
     """
-    for module in _SLOW[name]:
+    for module in _SLOW.get(name, ()):
         with suppress(ImportError):  # What is missing is named by `open_maker`.
             importlib.import_module(module)
     cores = sorted(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""SVMs beside scikit-learn, and the probe of all layers beside that of the last one."""
+"""SVMs against scikit-learn, and the probe of all layers against that of the last."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -23,34 +23,34 @@ from training.transfer.frozen.svm import LayerFeatures, run_svm, scaled, score_l
 from training.transfer.job import NamedTrunk, Progress, Setting
 
 _PATIENCE_S = 300.0
-"""With scikit-learn in a round: of 100 classes it takes minutes a layer, and an hour the last."""
+"""Limit for scikit-learn in a round: of 100 classes it takes minutes a layer, an hour the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Timed:
-    """What a call gave, and what it took."""
+    """The result of a call, and what it took."""
 
     found: Any
     seconds: float
-    """By the clock."""
+    """Wall-clock time."""
     cpu_seconds: float
-    """Of all threads of this process, those that spin while they wait included."""
+    """CPU time of all threads of this process, including those that spin while they wait."""
 
 
 def measure_svms(
     setting: Setting, trunk: NamedTrunk, theirs: Path, rounds: int, step: Steps
 ) -> dict[str, Any]:
-    """Time the SVMs of all layers, and beside scikit-learn on features of the torchvision loop.
+    """Time our SVMs of all layers, and both solvers on features of the torchvision loop.
 
-    Features are there before: the seconds are those of reading, scaling, choosing a cost and
-    testing. The loop's views are normalised another way, so that its features are not ours; the
-    two solvers are compared on the same, layer by layer, as far as scikit-learn gets in time.
+    Features are extracted before: the seconds are for reading, scaling, choosing a cost and
+    testing. The loop normalises its views differently, so its features are not ours; the two
+    solvers are compared on the loop's, layer by layer, as far as scikit-learn gets in time.
 
     Args:
         setting: Images, and threads: scikit-learn fits a fold in each.
-        trunk: Whose features ours are.
+        trunk: Trunk of our features.
         theirs: Folder with SIDE.LAYER.npy of the torchvision loop.
-        rounds: How often all run.
+        rounds: Number of rounds of all three.
         step: Hears of each turn, and of each layer within scikit-learn's long one.
     """
     step("our features")
@@ -98,7 +98,7 @@ def measure_svms(
 def measure_probes(
     setting: Setting, trunk: NamedTrunk, *, epochs: int, rounds: int, step: Steps
 ) -> dict[str, Any]:
-    """Time the linear probe of all layers and that of the last one, on the same schedule."""
+    """Time the linear probe of all layers and that of the last, on the same schedule."""
     last = trunk.build(0).stage_names[-1:]
     jobs = {
         "all": LinearConfig(name="linear", epochs=epochs),
@@ -142,7 +142,7 @@ def _sklearn_score(folder: Path, layer: str, setting: Setting) -> float:
     """Choose the cost, fit and test on a layer; mean accuracy of the classes, percent.
 
     Loss, costs, folds and scaling are those of the job svm. Folds are fitted in threads: liblinear
-    runs without Python's lock.
+    releases the GIL.
     """
     task = setting.task
     train, test = kept_rows(folder, layer)
@@ -161,7 +161,7 @@ def _sklearn_score(folder: Path, layer: str, setting: Setting) -> float:
 def _ratio(
     ours: Sequence[Sequence[_Timed]], others: Sequence[Sequence[_Timed]], what: str
 ) -> float:
-    """Divide what scikit-learn's layers took by what the same ones took us; median of rounds."""
+    """Divide scikit-learn's time by ours for the same layers; median of the rounds."""
     found: float = median(
         sum(getattr(one, what) for one in theirs)
         / sum(getattr(one, what) for one in mine[: len(theirs)])

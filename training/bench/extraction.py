@@ -1,4 +1,4 @@
-"""Extraction of features beside its two halves and a torchvision loop, in turn."""
+"""Extraction of features against its two halves and a torchvision loop."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -55,7 +55,7 @@ _KEPT = 4
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _STEM = ("conv1", "bn1", "relu", "maxpool")
 _HOOKS = {"relu": "conv1"}
-"""Modules that give a stage of another name."""
+"""Modules whose output is a stage of another name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +65,7 @@ class ExtractionWork:
     shards: str
     """Labelled shards, with or without a split."""
     folder: str
-    """Of features and loose files."""
+    """Folder of features and loose files."""
     trunk: TrunkName
     view_px: int
     batch: int
@@ -73,7 +73,7 @@ class ExtractionWork:
     train_per_class: int
     test_per_class: int
     num_classes: int | None
-    """At most so many classes, the first ones; None takes all."""
+    """Number of classes used, the first ones; None uses all."""
 
     def setting(self) -> Setting:
         """Open the images.
@@ -108,7 +108,7 @@ class ExtractionWork:
 
 
 def first_classes(task: Task, num: int | None) -> Task:
-    """Leave out all but the first `num` classes that have images, and number these anew.
+    """Exclude all but the first `num` classes that have images, and renumber these.
 
     Raises:
         ConfigError: Images may show several classes.
@@ -132,10 +132,10 @@ def first_classes(task: Task, num: int | None) -> Task:
 def hold(
     work: ExtractionWork, effort: Effort, kept: Path, step: Callable[[str], None]
 ) -> list[Row]:
-    """Measure the contenders in turn; then let the torchvision loop keep its features in a folder.
+    """Measure the contenders in turn; then let the torchvision loop save its features to `kept`.
 
     Raises:
-        ConfigError: A contender failed, say at an image that only Pillow refuses.
+        ConfigError: A contender failed, for instance on an image that only Pillow rejects.
     """
 
     def measure(standing: Standing) -> None:
@@ -300,14 +300,14 @@ def write_files(task: Task, folder: Path) -> None:
 
 
 def _loop(work: ExtractionWork) -> Batches:
-    """Yield features of the first layer, (B, D), for ever; all layers are made."""
+    """Yield features of the first layer, (B, D), for ever; all layers are computed."""
     pictures = Pictures(Path(work.folder) / "files" / "train", work.view_px)
     for rows in _features(work, pictures, cycle(range(len(pictures)))):
         yield next(iter(rows.values()))
 
 
 def keep_features(work: ExtractionWork, files: Path, out: Path) -> None:
-    """Show every image once, and write SIDE.LAYER.npy, float32 (N, D), into a folder."""
+    """Run over every image once, and write SIDE.LAYER.npy, float32 (N, D), into a folder."""
     out.mkdir()
     for side in ("train", "test"):
         pictures = Pictures(files / side, work.view_px)

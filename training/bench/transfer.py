@@ -27,7 +27,7 @@ from training.transfer.config import TransferConfig
 from training.transfer.images.prepare import prepare
 
 _OTHER_TURNS = 2
-"""Steps beside the rounds: features of either side."""
+"""Steps besides the rounds: features of ours and of the torchvision loop."""
 _IN_WORDS = {"loader": "the loader", "forward": "the forward pass"}
 
 
@@ -72,10 +72,10 @@ QUICK = Budget(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransferBench:
-    """What is measured, on what."""
+    """What is measured, and on which images."""
 
     data: Path
-    """Labelled images: a tree with a folder for each class, or shards."""
+    """Labelled images: a tree with a folder per class, or shards."""
     trunk: TrunkName
     budget: Budget
     cores: int
@@ -99,7 +99,7 @@ def bench_transfer(options: TransferBench, on_progress: Progress, show: Show) ->
     """Measure the extraction, the SVMs and the probes.
 
     Args:
-        options: What.
+        options: What is measured.
         on_progress: Called with steps done, steps in all, and what is being done.
         show: Called with each table as it is ready, and with the last line.
 
@@ -163,7 +163,7 @@ def _measure(
 def _open(
     options: TransferBench, scratch: Path, on_progress: Callable[[str, int, int], None]
 ) -> ExtractionWork:
-    """Pack the images where they are no shards."""
+    """Make shards of the images, unless they are shards already."""
     budget = options.budget
     sets = (TransferConfig().train_set, TransferConfig().test_set)
     places = prepare(options.data, scratch, sets=sets, on_progress=on_progress).places
@@ -181,7 +181,7 @@ def _open(
 
 
 def svm_table(svms: dict[str, Any]) -> Table:
-    """Show the scores of each layer, and the time of all."""
+    """Show the scores by layer, and the time of all."""
     title = "SVMs of all layers: percent of the test images, mean over classes"
     table = Table(title=title, box=SIMPLE_HEAD)
     table.add_column("layer")
@@ -207,7 +207,7 @@ def svm_table(svms: dict[str, Any]) -> Table:
 
 
 def last_line(found: dict[str, Any]) -> str:
-    """Say it in one line."""
+    """Say the headline in one line."""
     return (
         f"extraction runs at {found['ratio_to_bound']:.2f} of {_IN_WORDS[found['bound_by']]}, "
         f"which bounds it, {found['ratio_to_shared_cores']:.2f} of what both can on the same "

@@ -132,7 +132,7 @@ def bench_walk(json_file: JsonFile = None) -> None:
         import tempfile
 
         from pipeline.atomic import write_json
-        from pipeline.bench.walk import measure_walk
+        from pipeline.bench.shard_measures import measure_walk
 
         with tempfile.TemporaryDirectory() as folder:
             result = measure_walk(Path(folder))

@@ -1,15 +1,10 @@
-"""What a flaky server costs: throughput of the cache with 1 % failed and 5 % slow requests.
-
-python -m pipeline.bench.faults
-"""
+"""What a flaky server costs: throughput of the cache with 1 % failed and 5 % slow requests."""
 
 import asyncio
 import hashlib
-import json
 import logging
 import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,12 +25,10 @@ _FAILED = 0.01
 _SLOW = 0.05
 _TIMES_SLOWER = 10
 _LATENCY = 0.04
-"""Seconds until the first byte of a request."""
+"""Seconds to the first byte."""
 _SPEED = 20e6
-"""Bytes a second of one connection."""
+"""Bytes per second and connection."""
 _CHUNK = 64 << 10
-
-
 _COLUMNS = {
     # name: (share of requests that fail, share that is slow, slow_after)
     "clean": (0.0, 0.0, 3.0),
@@ -48,22 +41,22 @@ _COLUMNS = {
 class _Run:
     megabytes_per_s: float
     arrived: list[int]
-    """Numbers of the files that were whole."""
+    """Numbers of the files that arrived whole."""
     stats: CacheStats
 
 
 def measure_faults(
     num_files: int = 240, num_bytes: int = 2 << 20, rounds: int = 5, parallel: int = 4
 ) -> dict[str, Any]:
-    """Download files ahead as a loader does, in turn from a good and from a flaky server.
+    """Prefetch files as a loader does, in turn from a good and from a flaky server.
 
-    The server is a process of its own on the loopback: 40 ms to the first byte, then 20 MB/s a
-    connection. Flaky means that 1 % of the requests get a 503 or a reset in the middle, and 5 %
-    are ten times slower in both respects. The last column is the flaky server without races.
+    The server is a separate process on the loopback: 40 ms to the first byte, then 20 MB/s a
+    connection. Flaky means that 1 % of the requests get a 503 or a reset midway, and 5 % are ten
+    times slower in both respects. The last column is the flaky server without hedging.
 
     Returns:
-        By column, `mb_per_s`, median of the rounds; `kept`, median of the share of the clean
-        throughput of the same round; sums of `retries`, `hedges`, and files `lost` and `repeated`.
+        By column, `mb_per_s`, median of the rounds; `kept`, median share of the clean throughput
+        of the same round; sums of `retries`, `hedges`, and files `lost` and `repeated`.
     """
     block = np.random.default_rng(0).bytes(num_bytes)
     runs: dict[str, list[_Run]] = {name: [] for name in _COLUMNS}
@@ -121,7 +114,7 @@ def _body(block: bytes, number: int) -> bytes:
 
 @contextmanager
 def _serve(block: bytes) -> Iterator[str]:
-    """Run the server in a process of its own, so that it takes no time from the client's."""
+    """Run the server in a separate process, so that it takes no time from the client's."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_server, args=(theirs, block), daemon=True)
@@ -170,11 +163,7 @@ async def _answer(pipe: Connection, block: bytes) -> None:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # Losers of races hang up.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # Losers of races disconnect.
     pipe.send("http://{}:{}".format(*runner.addresses[0]))
     await asyncio.to_thread(pipe.poll, None)
     await runner.cleanup()
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(measure_faults(), indent=1) + "\n")

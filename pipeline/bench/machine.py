@@ -1,4 +1,4 @@
-"""What numbers depend on: processor, versions, date, commit, command."""
+"""What numbers depend on: processor, versions, date, commit, command; and memory."""
 
 import contextlib
 import json
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 _ROOT = Path(__file__).parents[2]
-_LOOK_S = 0.02
+_SAMPLE_S = 0.02
 
 
 def memory_mib(pid: int, what: Literal["RssAnon", "VmHWM"]) -> float:
-    """Read how much memory a process takes, MiB.
+    """Read the memory use of a process, MiB.
 
     Args:
-        pid: Its number.
-        what: RssAnon is its own at this moment, with no file behind it; VmHWM is the most it had in
-            use so far, mapped files included. (getrusage's is that of the parent where that is
-            more.)
+        pid: Process id.
+        what: RssAnon is its own at this moment, not backed by a file; VmHWM is its peak resident
+            memory so far, mapped files included. (getrusage reports the parent's where that is
+            higher.)
 
     Raises:
         OSError: There is no such process.
@@ -38,16 +38,16 @@ def memory_mib(pid: int, what: Literal["RssAnon", "VmHWM"]) -> float:
 def watch(
     module: str, arguments: Sequence[object], scratch: Path, what: str
 ) -> tuple[dict[str, Any], float]:
-    """Run a module in a process of its own that says its last line in JSON.
+    """Run a module that prints JSON as its last line, and watch its memory.
 
     Args:
-        module: Its name; run from the folder of the project.
-        arguments: Of its command line.
+        module: Name of the module; run from the folder of the project.
+        arguments: Arguments of its command line.
         scratch: Folder that takes its output.
-        what: Is measured, for the message.
+        what: Name of the measure, for the message.
 
     Returns:
-        What it said, and the most memory of its own that was seen, MiB.
+        Its last line, and the peak of its own memory as sampled, MiB.
 
     Raises:
         RuntimeError: It failed.
@@ -63,7 +63,7 @@ def watch(
             while process.poll() is None:
                 with contextlib.suppress(OSError, StopIteration):  # It ends just now.
                     most = max(most, memory_mib(process.pid, "RssAnon"))
-                time.sleep(_LOOK_S)
+                time.sleep(_SAMPLE_S)
         finally:
             process.kill()
     if process.returncode:

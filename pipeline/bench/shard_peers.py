@@ -1,14 +1,16 @@
 """Who makes shards in the contests of `tessera bench shard`: each gives its whole path to a tar.
 
 All take the same files, one core, and reduce to the same side: JPEG of quality 90, chroma at half
-the resolution (4:2:0), as the peers' libraries have it unless told otherwise. `tessera_444` is
-ours as it is by default, with chroma at full resolution.
+the resolution (4:2:0), the default of the peers' libraries. `tessera_444` is our default, with
+chroma at full resolution.
 """
 
 import importlib
 import io
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +18,9 @@ from typing import Any, Literal
 import simplejpeg
 from PIL import Image
 
+from pipeline.bench.worker import Answer, cpu_seconds
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.parts import PartSpec, make_part
+from pipeline.ingest.parts import PartSpec, close_examiner, make_part
 from pipeline.ingest.sources.chunks import list_chunks
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.ingest.sources.source_list import SourceList, parse_sources
@@ -33,46 +36,69 @@ Name = Literal[
     "copy",
 ]
 _SLOW: dict[Name, tuple[str, ...]] = {
-    "tessera": (),
-    "tessera_near": (),
-    "tessera_444": (),
     "tessera_shards": ("pipeline.ingest.stage",),
     "img2dataset": ("cv2", "webdataset"),
     "webdataset": ("webdataset",),
     "copy": ("webdataset",),
-    "decode_only": (),
 }
+"""Modules that are imported before the first command, since they take long to load."""
 STORED = ShardConfig().max_side
 """Short side of what is stored, px, where the image is not smaller."""
 QUALITY = 90
-_CHUNK_INPUTS = 256  # As `tessera shard` has them.
+_CHUNK_INPUTS = 256  # As in `tessera shard`.
 
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """A contestant that knows its inputs."""
+    """A contender that knows its inputs."""
 
     make: Callable[[Path], Any]
     """Writes shards of all inputs into a new folder."""
     images: int
-    """Inputs."""
+    """Number of inputs."""
     variant: str = ""
-    """Which of several programs it is."""
+    """Which of several implementations it is."""
 
 
-def load(name: Name) -> None:
-    """Import what takes long to load; what is missing is named by `open_maker`."""
-    for module in _SLOW[name]:
-        with suppress(ImportError):
+@contextmanager
+def contend(name: Name, core: int | None) -> Iterator[Answer]:
+    """Be a contender, as a worker: make shards of the images in a folder, command by command.
+
+    A command is {"files", "out"}; an answer has the number of images, seconds, CPU seconds, and the
+    variant as `setting`.
+
+    Args:
+        name: Name of the contender.
+        core: Number of the core that it keeps to after its imports, which use all; None keeps all.
+    """
+    for module in _SLOW.get(name, ()):
+        with suppress(ImportError):  # What is missing is named by `open_maker`.
             importlib.import_module(module)
+    cores = sorted(os.sched_getaffinity(0))
+    opened: dict[str, Maker] = {}
+
+    def answer(command: dict[str, Any]) -> dict[str, Any]:
+        if core is not None:
+            os.sched_setaffinity(0, {cores[core % len(cores)]})
+        files, out = command["files"], Path(command["out"])
+        if files not in opened:
+            opened[files] = open_maker(name, Path(files))
+        maker = opened[files]
+        cpu, start = cpu_seconds(), time.perf_counter()
+        maker.make(out)
+        seconds = time.perf_counter() - start
+        used = cpu_seconds() - cpu
+        about = {"images": maker.images, "seconds": seconds, "cpu_seconds": used}
+        return {**about, "setting": maker.variant}
+
+    try:
+        yield answer
+    finally:
+        close_examiner()
 
 
 def open_maker(name: Name, files: Path) -> Maker:
-    """Import a contestant and list its inputs, outside the clock.
-
-    Args:
-        name: Who.
-        files: Folder of images.
+    """Import a contender and list the images in a folder, before its clock starts.
 
     Raises:
         ImportError: A package of it is not installed.
@@ -127,7 +153,7 @@ def _shards_maker(
 
 
 def _img2dataset(paths: Sequence[Path]) -> Maker:
-    """Use img2dataset's own resizer and writer, or the calls of OpenCV that they come to."""
+    """Use img2dataset's own resizer and writer, or the calls of OpenCV that they make."""
     import cv2
 
     cv2.setNumThreads(1)

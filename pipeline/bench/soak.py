@@ -1,4 +1,4 @@
-"""Kill readers of a set of shards at random, go on with another number, and count every sample."""
+"""Kill readers of shards at random, resume with another number of them, count every sample."""
 
 import json
 import multiprocessing
@@ -27,7 +27,7 @@ from pipeline.shards.store import Store
 
 ORDER = OrderConfig(global_batch=64, num_lanes=8, window=1024)
 PRETEXT = JigsawConfig(name="jigsaw", crop_px=129, tile_px=32, min_scale=0.6, num_permutations=100)
-"""Of the demo: small tiles, so that many epochs pass in a minute."""
+"""As in the demo: small tiles, so that many epochs pass in a minute."""
 WORLD_SIZES = (2, 3)
 
 State = dict[str, Any]
@@ -39,33 +39,33 @@ _PATIENCE_S = 300.0  # Readers wait for each other as ranks do; the first import
 
 @dataclass(frozen=True, slots=True)
 class _ReaderTask:
-    """What a set of readers is to do."""
+    """The task of a set of readers."""
 
     folder: str
     seed: int
     epochs: int
     state: State | None
-    """Where to begin; None is the start."""
+    """Where to resume; None is the start."""
     number: int
-    """Of the set."""
+    """Number of the set."""
     scratch: Path
 
     def ledger(self, rank: int) -> Path:
-        """Return the file of one reader, a line for every batch."""
+        """Return the file of one reader, a line per batch."""
         return self.scratch / f"{self.number}_{rank}.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class _Delivery:
-    """What a set of readers delivered before it was killed, or came to the end."""
+    """What a set of readers delivered before it was killed or finished."""
 
     world_size: int
     rows: list[Row]
-    """Of all readers, before `state`."""
+    """Rows of all readers before `state`."""
     state: State | None
     """The position that all readers had passed."""
     rolled_back: int
-    """Images delivered behind it, which the next readers deliver again."""
+    """Images delivered after it, which the next readers deliver again."""
     seconds: float
     """From the first batch to the last."""
 
@@ -84,23 +84,23 @@ def soak(
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Read a set of shards for some epochs by processes that are killed on the way.
+    """Read shards for several epochs by processes that are killed midway.
 
     Each set of readers but the last is killed by SIGKILL at a random moment, all at once; the next
-    one begins at the last position that all had passed, as it would at a checkpoint. Every reader
-    writes down what it was given.
+    one resumes at the last position that all had passed, as it would at a checkpoint. Every reader
+    logs what it was given.
 
     Args:
         folder: Shards, or their manifest.
-        scratch: New folder for the ledgers, one for each process; they stay there.
-        epochs: To read in all.
-        world_sizes: Numbers of readers, one after the other.
-        seed: Of the order.
+        scratch: New folder for the ledgers, one per process; they stay there.
+        epochs: Number of epochs in all.
+        world_sizes: Numbers of readers, one set after the other.
+        seed: Seed of the order.
         on_progress: Called with (images delivered, images in all) several times a second.
 
     Returns:
-        What JSON can hold. `lost`, `repeated` and `misplaced` count samples over all epochs and
-        must be 0; `remainder` samples of each epoch fill no step.
+        A JSON object. `lost`, `repeated` and `misplaced` count samples over all epochs and must be
+        0; `remainder` samples of each epoch fill no step.
     """
     context = multiprocessing.get_context("spawn")  # DALI does not live through a fork.
     order = Order(read_manifest(folder).shard_counts, ORDER, seed=seed)
@@ -110,7 +110,7 @@ def soak(
     done, state = 0, None
     for number, world_size in enumerate(world_sizes):
         left = len(world_sizes) - number
-        # Killed in the middle of an even share of what is left.
+        # Killed within an even share of the remaining images.
         share = (total - done) / left * random.uniform(0.4, 1.0)
         enough = total if left == 1 else int(done + share)
         job = _ReaderTask(str(folder), seed, epochs, state, number, scratch)
@@ -163,7 +163,7 @@ def _start(context: SpawnContext, job: _ReaderTask, barrier: Barrier) -> list[Ba
 
 
 def _watch(readers: Sequence[BaseProcess], ledgers: Sequence[Path]) -> Iterator[int]:
-    """Yield now and then how many images the readers have delivered, until they end.
+    """Yield how many images the readers have delivered, every 50 ms, until they end.
 
     Raises:
         RuntimeError: A reader failed.
@@ -190,7 +190,7 @@ def _kill(readers: Sequence[BaseProcess]) -> None:
 
 
 def _commit(ledgers: Sequence[Path], start: State | None) -> _Delivery:
-    """Read what a set of readers left, and cut it where the slowest of them was."""
+    """Read the ledgers of a set of readers up to the position of the slowest."""
     parts = [_rows(ledger, 0)[0] for ledger in ledgers]
     state = min((part[-1]["state"] if part else start for part in parts), key=_position)
     delivered = [row for part in parts for row in part]
@@ -206,10 +206,10 @@ def _commit(ledgers: Sequence[Path], start: State | None) -> _Delivery:
 
 
 def _rows(ledger: Path, offset: int) -> tuple[list[Row], int]:
-    """Read the whole lines from `offset` on; a killed reader may leave a part of one.
+    """Read the whole lines from `offset` on; a killed reader may leave a torn one.
 
     Returns:
-        The rows, and where the next one begins.
+        The rows, and the offset of the next one.
     """
     if not ledger.exists():
         return [], offset

@@ -1,6 +1,8 @@
-"""The work every contender does: which images, which views, how many cores."""
+"""The work of the loader's contests, and our own loader doing it."""
 
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,13 +10,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.bench.worker import Answer, Batches
+from pipeline.dali.graph import GraphOptions
+from pipeline.loading.loader import PretextLoader, whole_batches
+from pipeline.loading.mixture import DataSet, Mixture, RankInfo
+from pipeline.loading.order import Order, OrderConfig
+from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.shards.store import Store
+
 View = Literal["tiles", "whole"]
 """Nine jittered tiles of a random crop (pretraining), or the central square (transfer)."""
-
-Batches = Generator[Any, None, None]
-"""Arrays or tensors, uint8, batch first; never ends. Closing it ends its workers."""
-Variants = dict[str, Callable[[], Batches]]
-"""Settings a contender may choose from, by name; it runs with the one that is fastest here."""
 
 GRID = 3
 CROP_PX = 255
@@ -24,6 +29,21 @@ WHOLE_PX = 224
 CELL_PX = CROP_PX // GRID
 CELLS = np.stack(np.divmod(np.arange(GRID * GRID), GRID), axis=1) * CELL_PX
 """int64 (9, 2): top, left of every cell in the resized crop."""
+
+SEED = 0
+PRETEXT = JigsawConfig(
+    name="jigsaw",
+    grid=GRID,
+    crop_px=CROP_PX,
+    tile_px=TILE_PX,
+    min_scale=MIN_SCALE,
+    gray_probability=0,
+    channel_shift_px=0,
+)
+_LANES = 8
+_WINDOW = 1024
+_WHOLE_RUN = 1_000_000  # Images of one evaluation; then the next one begins.
+_FRESH_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,14 +71,14 @@ class LoaderWork:
 
 
 def check_batch(batch: NDArray[Any], work: LoaderWork) -> float:
-    """Return the mean of a batch after a look at its shape, type and contrast.
+    """Return the mean of a batch after checking its shape, type and contrast.
 
     Args:
         batch: What a contender gave, on the CPU, channels last or channels first.
         work: What it should be.
 
     Raises:
-        ValueError: It is not a batch of pictures of the agreed shape.
+        ValueError: It is not a batch of images of the agreed shape.
     """
     *lead, height, width, channels = work.shape
     first = (work.batch, *lead, channels, height, width)
@@ -69,3 +89,53 @@ def check_batch(batch: NDArray[Any], work: LoaderWork) -> float:
     if np.median(flat.std(axis=1)) < 1:
         raise ValueError("batch holds images of one colour; a contender must decode them.")
     return float(flat.mean())
+
+
+def make_loader(shards: Path, batch: int) -> PretextLoader:
+    """Open shards for one rank of one."""
+    store = Store(shards)
+    lanes = _LANES if batch % _LANES == 0 else 1
+    config = OrderConfig(global_batch=batch, num_lanes=lanes, window=_WINDOW)
+    order = Order(store.manifest.shard_counts, config, seed=SEED)
+    data = Mixture([DataSet(store, order)])
+    return PretextLoader(data, PRETEXT, seed=SEED, place=RankInfo(0, 1))
+
+
+def graph_options(batch: int, threads: int, device_id: int | None = None) -> GraphOptions:
+    """Return the settings that runs use."""
+    return GraphOptions(max_batch=batch, num_threads=threads, device_id=device_id, prefetch=2)
+
+
+def open_ours(work: LoaderWork, threads: int) -> Batches:
+    """Yield the batches of our own loader, uint8, channels last."""
+    options = graph_options(work.batch, threads)
+    if work.view == "tiles":
+        for batch in make_loader(work.shards, work.batch).batches(options):
+            yield batch.views
+    store = Store(work.shards)
+    once = np.random.default_rng(SEED).permutation(store.manifest.num_samples)
+    ids = np.resize(once, _WHOLE_RUN // work.batch * work.batch)
+    while True:
+        for batch in whole_batches(store, ids, options, px=WHOLE_PX):
+            yield batch.views
+
+
+@contextmanager
+def fresh_start(shards: str, threads: int, started: float) -> Iterator[Answer]:
+    """Time the first batch of this process, as a worker.
+
+    Args:
+        shards: Folder of shards.
+        threads: Threads of the graph.
+        started: The parent's `time.monotonic` before it started this process: it is the machine's.
+    """
+    imports = time.monotonic() - started
+
+    def answer(_: dict[str, Any]) -> dict[str, Any]:
+        begin = time.monotonic()
+        options = graph_options(_FRESH_BATCH, threads)
+        next(make_loader(Path(shards), _FRESH_BATCH).batches(options))
+        own = time.monotonic() - begin
+        return {"seconds": imports + own, "imports": imports, "own": own}
+
+    yield answer

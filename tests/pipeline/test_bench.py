@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import sys
@@ -8,17 +9,21 @@ import pytest
 from command import refused, tessera
 from rich.console import Console
 
-from pipeline.bench.contenders import CONTENDERS, quick_names
-from pipeline.bench.contest import Effort, Entrant, Standing, exclude_strangers, hold
-from pipeline.bench.growth import images_of
-from pipeline.bench.loader import BenchOptions, bench_loader, make_options
-from pipeline.bench.measure import Stretch
-from pipeline.bench.ours import graph_options
-from pipeline.bench.photos import prepare
-from pipeline.bench.table import busy_note, contest_table, headline, last_line, rows_of
-from pipeline.bench.torch_peers import TorchvisionCut
-from pipeline.bench.work import LoaderWork, check_batch
-from pipeline.bench.worker import _answers
+from pipeline.bench.contest import Effort, Standing, busy_note, contest_table
+from pipeline.bench.contest import last_line as say
+from pipeline.bench.inputs import prepare
+from pipeline.bench.loader import (
+    PHRASES,
+    BenchOptions,
+    bench_loader,
+    headline,
+    make_options,
+    rows_of,
+)
+from pipeline.bench.loader_measures import contest, exclude_strangers, images_of
+from pipeline.bench.loader_peers import CONTENDERS, TorchvisionCut, contend, quick_names
+from pipeline.bench.work import LoaderWork, check_batch, graph_options
+from pipeline.bench.worker import Stretch, answers
 from pipeline.config import ConfigError
 from pipeline.shards.store import Store
 
@@ -31,6 +36,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:
 
 def work_of(folder, view="tiles"):
     return LoaderWork(shards=folder / "shards", scratch=folder, view=view, batch=BATCH, cores=1)
+
+
+def answers_of(name, work, commands):
+    return answers(lambda: contend(name, **dataclasses.asdict(work)), commands)
+
+
+def last_line(top):
+    return say(top, *PHRASES)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +83,8 @@ def test_files_and_shards_hold_the_same_bytes(prepared):
 @pytest.mark.slow
 @pytest.mark.parametrize("view", ["tiles", "whole"])
 def test_every_installed_contender_runs_all_rounds(prepared, view):
-    entrants = [Entrant(contender, work_of(prepared, view)) for contender in CONTENDERS]
-    rows = rows_of(hold(entrants, BLINK, lambda *_: None))
+    entrants = [(contender, work_of(prepared, view)) for contender in CONTENDERS]
+    rows = rows_of(contest(entrants, BLINK, lambda *_: None))
     assert {row["name"] for row in rows} == {contender.name for contender in CONTENDERS}
     for row in rows:
         ran_all_rounds(row)
@@ -113,8 +126,7 @@ def test_the_result_says_what_a_reader_of_the_number_must_know(result):
 @pytest.mark.parametrize("name", ["tessera", "dali", "decode_only", "read_only"])
 @pytest.mark.parametrize("view", ["tiles", "whole"])
 def test_contenders_without_processes_of_their_own_give_the_agreed_view(prepared, name, view):
-    answers = _answers(name, work_of(prepared, view), [json.dumps({"seconds": 0.01})])
-    ready, chosen = answers
+    ready, chosen = answers_of(name, work_of(prepared, view), [json.dumps({"seconds": 0.01})])
     assert ready == {}
     assert "failure" not in chosen
     if name in ("tessera", "dali"):
@@ -159,7 +171,7 @@ def test_channels_may_come_first(tmp_path):
 def standing(name, rates, **changes):
     contender = next(one for one in CONTENDERS if one.name == name)
     rounds = [Stretch(images=rate, seconds=1, cpu_seconds=2) for rate in rates]
-    return Standing(Entrant(contender, work_of(Path("nowhere"))), rounds=rounds, **changes)
+    return Standing(name, contender.title, role=contender.role, rounds=rounds, **changes)
 
 
 def test_ratios_compare_the_rounds_side_by_side():
@@ -183,13 +195,13 @@ def test_ratios_compare_the_rounds_side_by_side():
     missing = rows[3]
     assert missing["images_per_s"] is missing["ratio_to_fastest_peer"] is None
     console = Console(file=io.StringIO(), width=200)
-    console.print(contest_table("title", rows))
+    console.print(contest_table("title", rows, {}))
     assert "SPDL + torch: not installed: No module named 'spdl'" in console.file.getvalue()
 
 
 @pytest.mark.parametrize(("used", "warns"), [(1.1, True), (1.9, False), (None, False)])
 def test_a_busy_machine_is_told(used, warns):
-    note = busy_note({"cores_used": used}, cores=2)
+    note = busy_note(used, cores=2)
     assert (note is not None) == warns
     assert not warns or "1.1 of 2 cores" in note
 
@@ -200,7 +212,7 @@ def test_without_any_peer_the_last_line_still_says_the_speed():
 
 def test_a_peer_that_is_not_installed_is_named_with_the_reason(prepared, monkeypatch):
     monkeypatch.setitem(sys.modules, "litdata", None)
-    (answer,) = _answers("litdata", work_of(prepared), [])
+    (answer,) = answers_of("litdata", work_of(prepared), [])
     assert answer["failure"].startswith("not installed: ")
     assert "litdata" in answer["failure"]
 

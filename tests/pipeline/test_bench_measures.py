@@ -7,14 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.bench import first_batch, overhead
-from pipeline.bench.cuda import cuda
-from pipeline.bench.growth import images_of
-from pipeline.bench.measure import choose, run
-from pipeline.bench.ours import graph_options, make_loader
-from pipeline.bench.photos import prepare
+from pipeline.bench import loader_measures
+from pipeline.bench.inputs import prepare
+from pipeline.bench.loader_measures import cuda, images_of
 from pipeline.bench.repeated import shrink, write_repeated
-from pipeline.bench.work import LoaderWork
+from pipeline.bench.work import LoaderWork, graph_options, make_loader
+from pipeline.bench.worker import choose, run
 from pipeline.shards.store import Store
 
 BATCH = 16
@@ -41,7 +39,7 @@ def broken():
 
 def test_the_fastest_setting_that_runs_is_chosen():
     settings = {"slow": lambda: endless(0.01), "fast": lambda: endless(0.001), "broken": broken}
-    assert choose(settings, 0.05).setting == "fast"
+    assert choose(settings, 0.05)[0] == "fast"
     with pytest.raises(RuntimeError, match="no such setting"):
         choose({"broken": broken, "broken too": broken}, 0.05)
 
@@ -80,16 +78,16 @@ def test_shrunken_images_are_small_and_repeat(prepared):
 
 
 def test_the_cost_of_python_is_told_apart_from_the_hash(prepared):
-    found = overhead.python_overhead(prepared / "shards", batch=BATCH, batches=2)
+    found = loader_measures.python_overhead(prepared / "shards", batch=BATCH, batches=2)
     assert found["python_us"] > 0
     assert found["hash_us"] > 0
     assert found["kib"] > 1
 
 
 def test_a_resume_in_a_billion_samples_is_measured(monkeypatch):
-    monkeypatch.setattr(overhead, "_SYNTHETIC_SHARDS", 100)
-    monkeypatch.setattr(overhead, "_SYNTHETIC_SAMPLES", 10_000_000)
-    found = overhead.restore(seconds=0.01)
+    monkeypatch.setattr(loader_measures, "_SYNTHETIC_SHARDS", 100)
+    monkeypatch.setattr(loader_measures, "_SYNTHETIC_SAMPLES", 10_000_000)
+    found = loader_measures.restore(seconds=0.01)
     assert found["samples"] == 10_000_000
     assert found["seconds"] > 0
     assert found["samples_per_cpu_s"] > 0
@@ -97,10 +95,10 @@ def test_a_resume_in_a_billion_samples_is_measured(monkeypatch):
 
 @pytest.mark.multiprocess
 def test_the_first_batch_of_a_fresh_process_is_timed(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(first_batch, "SHARDS", 5)
-    monkeypatch.setattr(first_batch, "SAMPLES", 30)
+    monkeypatch.setattr(loader_measures, "FIRST_SHARDS", 5)
+    monkeypatch.setattr(loader_measures, "FIRST_SAMPLES", 30)
     images = images_of(prepared / "files")
-    found = first_batch.first_batch(images, tmp_path / "out", threads=1, times=1)
+    found = loader_measures.first_batch(images, tmp_path / "out", threads=1, times=1)
     assert found["seconds"] == pytest.approx(found["imports"] + found["own"])
     assert found["own"] > 0
 

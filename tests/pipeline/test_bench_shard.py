@@ -8,18 +8,25 @@ import pytest
 from command import refused, tessera
 from PIL import Image
 
+from pipeline.bench.contest import last_line
+from pipeline.bench.inputs import Numbers, complaint, make_inputs, stored_sizes
 from pipeline.bench.plan_growth import measure_plan
-from pipeline.bench.shard import ShardBench, bench_shard, headline, last_line, make_options
-from pipeline.bench.shard_contest import CONTESTS
-from pipeline.bench.shard_growth import measure_growth
-from pipeline.bench.shard_inputs import Numbers, complaint, make_inputs, stored_sizes
-from pipeline.bench.shard_peers import Name, open_maker
-from pipeline.bench.shard_worker import answers
+from pipeline.bench.shard import (
+    CONTESTS,
+    PHRASES,
+    ShardBench,
+    bench_shard,
+    headline,
+    make_options,
+)
+from pipeline.bench.shard_measures import measure_growth
+from pipeline.bench.shard_peers import Name, contend, open_maker
+from pipeline.bench.worker import answers
 from pipeline.config import ConfigError
 from pipeline.ingest.parts import close_examiner
 
 ROOT = Path(__file__).parents[2]
-LEFT_OUT = {"tessera", "tessera_444", "tessera_shards", "webdataset"}  # Of quick runs.
+EXCLUDED = {"tessera", "tessera_444", "tessera_shards", "webdataset"}  # Of quick runs.
 NUMBERS = Numbers(small=6, large=4, png=5)
 NAMES = set(get_args(Name)) - {"decode_only"}  # Which stores nothing.
 
@@ -54,6 +61,10 @@ def result(data):
     return {**bench_shard(options, lambda *_: None, shown.append), "shown": shown}
 
 
+def answers_of(name, commands):
+    return answers(lambda: contend(name, core=None), commands)
+
+
 def command(files, out):
     out.mkdir()
     return json.dumps({"files": str(files), "out": str(out)})
@@ -76,7 +87,7 @@ def test_inputs_are_large_small_and_png(folders):
         {(name, contest.files) for contest in CONTESTS for name in contest.runners if name in NAMES}
     ),
 )
-def test_every_contestant_stores_all_images_at_the_size_asked(folders, tmp_path, name, kind):
+def test_every_contender_stores_all_images_at_the_size_asked(folders, tmp_path, name, kind):
     if name == "img2dataset":
         pytest.importorskip("cv2")
     try:
@@ -91,7 +102,9 @@ def test_every_contestant_stores_all_images_at_the_size_asked(folders, tmp_path,
 
 def test_an_answer_says_what_was_done_in_which_time(folders, tmp_path):
     files = folders["small"]
-    told = list(answers("tessera_near", [command(files, tmp_path / str(row)) for row in range(2)]))
+    told = list(
+        answers_of("tessera_near", [command(files, tmp_path / str(row)) for row in range(2)])
+    )
     assert [answer["images"] for answer in told[1:]] == [6, 6]
     assert all(answer["cpu_seconds"] > 0 for answer in told[1:])
 
@@ -110,16 +123,16 @@ def test_what_is_missing_or_of_another_size_is_no_win(folders, tmp_path):
     assert "does not decode" in complaint(tmp_path, wanted)
 
 
-def test_a_contestant_that_is_not_installed_is_named(folders, tmp_path, monkeypatch):
+def test_a_contender_that_is_not_installed_is_named(folders, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    _, answer = answers("img2dataset", [command(folders["small"], tmp_path / "out")])
+    _, answer = answers_of("img2dataset", [command(folders["small"], tmp_path / "out")])
     assert answer["failure"].startswith("not installed: ")
     assert "cv2" in answer["failure"]
     assert "[bench]" in answer["failure"]
 
 
-def test_a_failure_of_a_contestant_is_its_row(folders, tmp_path):
-    _, answer = answers("copy", [command(folders["png"], tmp_path / "out")])
+def test_a_failure_of_a_contender_is_its_row(folders, tmp_path):
+    _, answer = answers_of("copy", [command(folders["png"], tmp_path / "out")])
     assert answer["failure"].startswith("failed: ValueError: ")
 
 
@@ -132,7 +145,7 @@ def test_the_result_says_what_a_reader_of_the_numbers_must_know(result):
         num = {"large": 4, "small": 6, "png": 5}[contest.files]
         assert measured["files"] == num
         names = {row["name"] for row in measured["rows"]}
-        assert names == set(contest.runners) - LEFT_OUT
+        assert names == set(contest.runners) - EXCLUDED
         for row in measured["rows"]:
             ran(row, num, contest.times)
     assert result["ratio_passthrough_to_decode_only"] > 0
@@ -182,9 +195,12 @@ def test_without_peers_and_a_second_core_the_rest_is_still_said():
         contest.name: {"rows": [row(runner, None) for runner in contest.runners]}
         for contest in CONTESTS
     }
-    assert last_line(headline(contests)) == "ours did not run; see the tables"
+    assert last_line(headline(contests), PHRASES) == "ours did not run; see the tables"
     contests["passthrough"]["rows"][0] = row("tessera_near", 0.5)
-    assert last_line(headline(contests)) == "ours 0.50 (0.50 per CPU s) of the strict decode only"
+    assert (
+        last_line(headline(contests), PHRASES)
+        == "ours 0.50 (0.50 per CPU s) of the strict decode only"
+    )
 
 
 @pytest.mark.multiprocess
@@ -197,7 +213,7 @@ def test_growth_has_a_line_for_every_number(tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_plans_of_made_up_inputs_find_what_was_planted(tmp_path):
+def test_plans_of_synthetic_inputs_find_what_was_planted(tmp_path):
     found = measure_plan((500, 1000), tmp_path, lambda *_: None)
     assert list(found) == ["500", "1000"]
     for measured in found.values():
@@ -210,7 +226,7 @@ def test_variants_of_ours_and_the_weaker_peer_are_left_to_the_full_run(tmp_path)
         options = make_options(tmp_path, quick=quick, growth=None, plan=None)
         return {runner for contest in options.contests for runner in contest.runners}
 
-    assert runners(False) - runners(True) == LEFT_OUT
+    assert runners(False) - runners(True) == EXCLUDED
 
 
 def test_growth_is_measured_in_tenfold_steps(tmp_path):

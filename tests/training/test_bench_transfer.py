@@ -11,29 +11,38 @@ from command import refused, tessera
 from labelled_stripes import CLASSES, multi_label, striped_task, stripes
 from rich.console import Console
 
+from pipeline.bench.contest import Effort, Steps
+from pipeline.bench.worker import answers
 from pipeline.config import ConfigError
 from pipeline.ingest.config import ShardConfig
 from training.bench import classifiers
 from training.bench.classifiers import measure_svms
-from training.bench.extraction import Turns, bound
-from training.bench.peers import Pictures, keep_features, write_files
+from training.bench.extraction import (
+    POOLINGS,
+    SVM,
+    ExtractionWork,
+    Pictures,
+    bound,
+    contend,
+    first_classes,
+    keep_features,
+    write_files,
+)
 from training.bench.transfer import (
     QUICK,
-    Effort,
+    Budget,
     TransferBench,
     bench_transfer,
     last_line,
     make_options,
     svm_table,
 )
-from training.bench.work import POOLINGS, SVM, ExtractionWork, first_classes
-from training.bench.worker import answers
 from training.transfer.frozen.features import layer_rows
 from training.transfer.frozen.svm import LayerFeatures, scaled, score_layer
 
 ROOT = Path(__file__).parents[2]
-BLINK = Effort(
-    turns=Turns(rounds=2, warm=0.0, seconds=0.05),
+BLINK = Budget(
+    extraction=Effort(rounds=2, warm=0.0, seconds=0.05),
     svm_rounds=1,
     probe_rounds=1,
     epochs=1,
@@ -62,7 +71,7 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(tree):
     """What the command writes of very little, and what it shows."""
-    options = TransferBench(data=tree, trunk="small", effort=BLINK, cores=1)
+    options = TransferBench(data=tree, trunk="small", budget=BLINK, cores=1)
     shown, steps = [], []
     found = bench_transfer(options, lambda *now: steps.append(now), shown.append)
     return found, shown, steps
@@ -198,7 +207,8 @@ def test_both_solvers_agree_on_the_same_features(work, tmp_path):
     keep_features(given, Path(given.folder) / "files", out)
     setting = given.setting()
     said = []
-    found = measure_svms(setting, given.named_trunk(), out, 1, said.append, said.append)
+    step = Steps(lambda done, total, what: said.append(what), 0)
+    found = measure_svms(setting, given.named_trunk(), out, 1, step)
     layers = [row["layer"] for row in found["layers"]]
     assert said[4:] == [f"SVMs of scikit-learn: {name}" for name in layers]
     for row in found["layers"]:
@@ -211,12 +221,12 @@ def test_both_solvers_agree_on_the_same_features(work, tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_layers_that_scikit_learn_does_not_reach_in_time_are_left_out(work, tmp_path, monkeypatch):
+def test_layers_that_scikit_learn_does_not_reach_in_time_are_excluded(work, tmp_path, monkeypatch):
     monkeypatch.setattr(classifiers, "_PATIENCE_S", 0.0)
     given = work("small")
     keep_features(given, Path(given.folder) / "files", tmp_path / "loop")
     setting, trunk = given.setting(), given.named_trunk()
-    found = measure_svms(setting, trunk, tmp_path / "loop", 1, *[lambda what: None] * 2)
+    found = measure_svms(setting, trunk, tmp_path / "loop", 1, Steps(lambda *_: None, 0))
     first, *others = found["layers"]
     assert (found["svm_layers"], found["sklearn_layers"]) == (10, 1)
     assert all(row["sklearn_score"] is None and row["svm_score"] >= 0 for row in others)
@@ -232,8 +242,9 @@ def test_layers_that_scikit_learn_does_not_reach_in_time_are_left_out(work, tmp_
 def test_a_failure_of_a_contender_is_its_answer(tmp_path, work):
     given = dataclasses.replace(work("small"), folder=str(tmp_path / "nothing"))
     command = json.dumps({"warm": 0, "seconds": 0.01})
-    _, answer = answers("torchvision", given, [command])
-    assert answer["failure"].startswith("FileNotFoundError: ")
+    work = dataclasses.asdict(given)
+    _, answer = answers(lambda: contend("torchvision", **work), [command])
+    assert answer["failure"].startswith("failed: FileNotFoundError: ")
 
 
 def test_classes_are_numbered_anew(make_shards, tmp_path):
@@ -248,8 +259,8 @@ def test_classes_are_numbered_anew(make_shards, tmp_path):
 
 def test_quick_is_less_of_the_same(tmp_path):
     options = make_options(tmp_path, quick=True, trunk="small")
-    assert options.effort == QUICK
-    assert make_options(tmp_path, quick=False, trunk="small").effort.num_classes is None
+    assert options.budget == QUICK
+    assert make_options(tmp_path, quick=False, trunk="small").budget.num_classes is None
     with pytest.raises(ConfigError, match=r"trunk \(=vgg\) is not known here; give resnet18"):
         make_options(tmp_path, quick=True, trunk="vgg")
 
@@ -271,7 +282,7 @@ def test_images_that_teach_nothing_are_refused(tree, tmp_path, kept, words):
         (data / name).mkdir(parents=True)
         for path in sorted((tree / name).iterdir())[:num]:
             shutil.copy(path, data / name)
-    options = TransferBench(data=data, trunk="small", effort=BLINK, cores=1)
+    options = TransferBench(data=data, trunk="small", budget=BLINK, cores=1)
     with pytest.raises(ConfigError, match=words):
         bench_transfer(options, lambda *_: None, lambda shown: None)
 
@@ -281,7 +292,7 @@ def test_shards_without_labels_are_refused(make_shards, tmp_path):
     for number in range(4):
         (tmp_path / "crawl" / f"{number}.png").write_bytes(stripes("lying", number))
     make_shards(tmp_path / "crawl", tmp_path / "shards", ShardConfig())
-    options = TransferBench(data=tmp_path / "shards", trunk="small", effort=BLINK, cores=1)
+    options = TransferBench(data=tmp_path / "shards", trunk="small", budget=BLINK, cores=1)
     with pytest.raises(ConfigError, match="has 0 classes, a transfer needs at least 2"):
         bench_transfer(options, lambda *_: None, lambda shown: None)
 

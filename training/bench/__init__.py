@@ -1,1 +1,1 @@
-"""Benches of what is trained and scored, beside what others offer."""
+"""Benches of transfer jobs against torchvision and scikit-learn."""

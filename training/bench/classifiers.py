@@ -1,4 +1,4 @@
-"""SVMs beside scikit-learn, and the probe of all layers beside that of the last one."""
+"""SVMs against scikit-learn, and the probe of all layers against that of the last."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,47 +9,49 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import joblib
 import numpy as np
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 
-from training.bench.extraction import Step
-from training.bench.peers import rows_of
-from training.bench.work import POOLINGS, SVM
+from pipeline.bench.contest import Steps
+from training.bench.extraction import POOLINGS, SVM, kept_rows
 from training.transfer.frozen.features import frozen_features
 from training.transfer.frozen.linear import LinearConfig, run_linear
 from training.transfer.frozen.svm import LayerFeatures, run_svm, scaled, score_layer
 from training.transfer.job import NamedTrunk, Progress, Setting
 
 _PATIENCE_S = 300.0
-"""With scikit-learn in a round: of 100 classes it takes minutes a layer, and an hour the last."""
+"""Limit for scikit-learn in a round: of 100 classes it takes minutes a layer, an hour the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Timed:
-    """What a call gave, and what it took."""
+    """The result of a call, and what it took."""
 
     found: Any
     seconds: float
-    """By the clock."""
+    """Wall-clock time."""
     cpu_seconds: float
-    """Of all threads of this process, those that spin while they wait included."""
+    """CPU time of all threads of this process, including those that spin while they wait."""
 
 
 def measure_svms(
-    setting: Setting, trunk: NamedTrunk, theirs: Path, rounds: int, step: Step, within: Step
+    setting: Setting, trunk: NamedTrunk, theirs: Path, rounds: int, step: Steps
 ) -> dict[str, Any]:
-    """Time the SVMs of all layers, and beside scikit-learn on features of the torchvision loop.
+    """Time our SVMs of all layers, and both solvers on features of the torchvision loop.
 
-    Features are there before: the seconds are those of reading, scaling, choosing a cost and
-    testing. The loop's views are normalised another way, so that its features are not ours; the
-    two solvers are compared on the same, layer by layer, as far as scikit-learn gets in time.
+    Features are extracted before: the seconds are for reading, scaling, choosing a cost and
+    testing. The loop normalises its views differently, so its features are not ours; the two
+    solvers are compared on the loop's, layer by layer, as far as scikit-learn gets in time.
 
     Args:
         setting: Images, and threads: scikit-learn fits a fold in each.
-        trunk: Whose features ours are.
+        trunk: Trunk of our features.
         theirs: Folder with SIDE.LAYER.npy of the torchvision loop.
-        rounds: How often all run.
-        step: Called before each turn.
-        within: Called in a long turn, with what comes next.
+        rounds: Number of rounds of all three.
+        step: Hears of each turn, and of each layer within scikit-learn's long one.
     """
     step("our features")
     frozen = frozen_features(setting, trunk, 0, POOLINGS, _quiet)
@@ -61,7 +63,7 @@ def measure_svms(
         step(f"{what}: ours on the features of the torchvision loop")
         ours.append([_timed(partial(_ours_on, theirs, name, setting)) for name in frozen.layers])
         step(f"{what}: scikit-learn on the same")
-        others.append(_by_sklearn(theirs, frozen.layers, setting, within))
+        others.append(_by_sklearn(theirs, frozen.layers, setting, step))
     layers = [
         {
             "layer": name,
@@ -94,9 +96,9 @@ def measure_svms(
 
 
 def measure_probes(
-    setting: Setting, trunk: NamedTrunk, *, epochs: int, rounds: int, step: Step
+    setting: Setting, trunk: NamedTrunk, *, epochs: int, rounds: int, step: Steps
 ) -> dict[str, Any]:
-    """Time the linear probe of all layers and that of the last one, on the same schedule."""
+    """Time the linear probe of all layers and that of the last, on the same schedule."""
     last = trunk.build(0).stage_names[-1:]
     jobs = {
         "all": LinearConfig(name="linear", epochs=epochs),
@@ -121,29 +123,45 @@ def measure_probes(
 def _ours_on(folder: Path, layer: str, setting: Setting) -> float:
     """Score a layer of the torchvision loop with our solver, percent."""
     task = setting.task
-    rows = scaled(*rows_of(folder, layer), setting.device, multi_label=False)
+    rows = scaled(*kept_rows(folder, layer), setting.device, multi_label=False)
     return score_layer(LayerFeatures(*rows, task.train.targets, task.test.targets), SVM).score
 
 
-def _by_sklearn(
-    folder: Path, layers: Sequence[str], setting: Setting, within: Step
-) -> list[_Timed]:
+def _by_sklearn(folder: Path, layers: Sequence[str], setting: Setting, step: Steps) -> list[_Timed]:
     """Score one layer after the other with scikit-learn; none begins after `_PATIENCE_S`."""
-    from training.bench.peers import score_layer as score  # What it imports is not timed.
-
     found: list[_Timed] = []
     for layer in layers:
         if sum(one.seconds for one in found) > _PATIENCE_S:
             break
-        within(f"SVMs of scikit-learn: {layer}")
-        found.append(_timed(partial(score, folder, layer, setting.task, setting.threads)))
+        step.within(f"SVMs of scikit-learn: {layer}")
+        found.append(_timed(partial(_sklearn_score, folder, layer, setting)))
     return found
+
+
+def _sklearn_score(folder: Path, layer: str, setting: Setting) -> float:
+    """Choose the cost, fit and test on a layer; mean accuracy of the classes, percent.
+
+    Loss, costs, folds and scaling are those of the job svm. Folds are fitted in threads: liblinear
+    releases the GIL.
+    """
+    task = setting.task
+    train, test = kept_rows(folder, layer)
+    scaler = StandardScaler().fit(train)
+    search = GridSearchCV(
+        LinearSVC(loss="squared_hinge", dual="auto"),
+        {"C": SVM.costs_for(multi_label=False)},
+        cv=StratifiedKFold(SVM.folds, shuffle=True, random_state=0),
+        scoring="balanced_accuracy",
+    )
+    with joblib.parallel_config("threading", n_jobs=setting.threads):
+        search.fit(scaler.transform(train), task.train.targets)
+    return 100 * float(search.score(scaler.transform(test), task.test.targets))
 
 
 def _ratio(
     ours: Sequence[Sequence[_Timed]], others: Sequence[Sequence[_Timed]], what: str
 ) -> float:
-    """Divide what scikit-learn's layers took by what the same ones took us; median of rounds."""
+    """Divide scikit-learn's time by ours for the same layers; median of the rounds."""
     found: float = median(
         sum(getattr(one, what) for one in theirs)
         / sum(getattr(one, what) for one in mine[: len(theirs)])

@@ -8,36 +8,38 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rich.box import SIMPLE_HEAD
-from rich.console import RenderableType
 from rich.table import Table
 
-from pipeline.bench.contest import Progress
+from pipeline.bench.contest import (
+    Effort,
+    Progress,
+    Show,
+    Steps,
+    contest_table,
+    load_note,
+    measure_table,
+)
 from pipeline.bench.machine import describe_machine
-from pipeline.bench.table import Row, load_note, measure_table, speed_cells
 from pipeline.config import ConfigError
 from training.bench.classifiers import measure_probes, measure_svms
-from training.bench.extraction import TITLES, Turns, bound, hold
-from training.bench.peers import write_files
-from training.bench.work import ExtractionWork, TrunkName
+from training.bench.extraction import ExtractionWork, TrunkName, bound, hold, write_files
 from training.transfer.config import TransferConfig
 from training.transfer.images.prepare import prepare
 
-_TURNS_OF_ALL = 2
-"""Steps beside the rounds: features of either side."""
+_OTHER_TURNS = 2
+"""Steps besides the rounds: features of ours and of the torchvision loop."""
 _IN_WORDS = {"loader": "the loader", "forward": "the forward pass"}
-Show = Callable[[RenderableType], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Effort:
+class Budget:
     """How much is measured."""
 
-    turns: Turns
-    """Of the extraction."""
+    extraction: Effort
     svm_rounds: int
     probe_rounds: int
     epochs: int
-    """Of a probe."""
+    """Epochs of a probe."""
     train_per_class: int
     test_per_class: int
     num_classes: int | None
@@ -46,8 +48,8 @@ class Effort:
     view_px: int = TransferConfig().view_px
 
 
-FULL = Effort(
-    turns=Turns(rounds=5, warm=0.7, seconds=5.0),
+FULL = Budget(
+    extraction=Effort(rounds=5, warm=0.7, seconds=5.0),
     svm_rounds=1,
     probe_rounds=3,
     epochs=1,
@@ -56,8 +58,8 @@ FULL = Effort(
     num_classes=None,
     batch=64,
 )
-QUICK = Effort(
-    turns=Turns(rounds=3, warm=0.2, seconds=1.0),
+QUICK = Budget(
+    extraction=Effort(rounds=3, warm=0.2, seconds=1.0),
     svm_rounds=3,
     probe_rounds=3,
     epochs=1,
@@ -70,17 +72,17 @@ QUICK = Effort(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransferBench:
-    """What is measured, on what."""
+    """What is measured, and on which images."""
 
     data: Path
-    """Labelled images: a tree with a folder for each class, or shards."""
+    """Labelled images: a tree with a folder per class, or shards."""
     trunk: TrunkName
-    effort: Effort
+    budget: Budget
     cores: int
 
 
 def make_options(data: Path, *, quick: bool, trunk: str) -> TransferBench:
-    """Check what a person typed.
+    """Check the options of the command line.
 
     Raises:
         ConfigError: The trunk is not known.
@@ -90,14 +92,14 @@ def make_options(data: Path, *, quick: bool, trunk: str) -> TransferBench:
         known = " or ".join(get_args(TrunkName))
         raise ConfigError(f"trunk (={trunk}) is not known here; give {known}.")
     cores = len(os.sched_getaffinity(0))
-    return TransferBench(data=data, trunk=named, effort=QUICK if quick else FULL, cores=cores)
+    return TransferBench(data=data, trunk=named, budget=QUICK if quick else FULL, cores=cores)
 
 
 def bench_transfer(options: TransferBench, on_progress: Progress, show: Show) -> dict[str, Any]:
     """Measure the extraction, the SVMs and the probes.
 
     Args:
-        options: What.
+        options: What is measured.
         on_progress: Called with steps done, steps in all, and what is being done.
         show: Called with each table as it is ready, and with the last line.
 
@@ -120,35 +122,27 @@ def bench_transfer(options: TransferBench, on_progress: Progress, show: Show) ->
 def _measure(
     options: TransferBench, scratch: Path, on_progress: Progress, show: Show
 ) -> dict[str, Any]:
-    effort = options.effort
-    turns = 4 * effort.turns.rounds + 3 * effort.svm_rounds + 2 * effort.probe_rounds
-    total = turns + _TURNS_OF_ALL
-    done = 0
-
-    def step(what: str) -> None:
-        nonlocal done
-        on_progress(done, total, what)
-        done += 1
-
-    def within(what: str) -> None:
-        on_progress(done - 1, total, what)
-
-    def packed(what: str, files: int, of: int) -> None:
-        on_progress(0, total, f"{what}: {files} of {of}")
-
-    work = _open(options, scratch, packed)
+    budget, contest = options.budget, options.budget.extraction
+    turns = 4 * contest.rounds + 3 * budget.svm_rounds + 2 * budget.probe_rounds
+    step = Steps(on_progress, turns + _OTHER_TURNS)
+    work = _open(options, scratch, lambda what, files, of: step.within(f"{what}: {files} of {of}"))
     setting, trunk = work.setting(), work.named_trunk()
     write_files(setting.task, scratch / "files")
-    on_progress(0, total, "starting")
+    step.within("starting")
     theirs = scratch / "torchvision"
-    rows = hold(work, effort.turns, theirs, step)
-    show(extraction_table(work, effort.turns, rows))
-    svms = measure_svms(setting, trunk, theirs, effort.svm_rounds, step, within)
+    rows = hold(work, contest, theirs, step)
+    title = (
+        f"Features of all stages of {work.trunk} at {work.view_px} px\nbatches of {work.batch} on "
+        f"{work.cores} cores; medians of {contest.rounds} rounds of {contest.seconds:g} s, all in "
+        "turn"
+    )
+    show(contest_table(title, rows, {}))
+    svms = measure_svms(setting, trunk, theirs, budget.svm_rounds, step)
     show(svm_table(svms))
-    rounds = effort.probe_rounds
-    probes = measure_probes(setting, trunk, epochs=effort.epochs, rounds=rounds, step=step)
+    rounds = budget.probe_rounds
+    probes = measure_probes(setting, trunk, epochs=budget.epochs, rounds=rounds, step=step)
     show(measure_table("linear probes", {k: v for k, v in probes.items() if k != "rounds"}))
-    on_progress(total, total, "")
+    step.finish()
     task = setting.task
     return {
         **bound(rows),
@@ -161,7 +155,7 @@ def _measure(
         "view_px": work.view_px,
         "cores": work.cores,
         "extraction": {"rows": rows},
-        "svm": {"layers": svms["layers"], "rounds": effort.svm_rounds},
+        "svm": {"layers": svms["layers"], "rounds": budget.svm_rounds},
         "probe": {"epochs": probes["epochs"], "rounds": probes["rounds"]},
     }
 
@@ -169,44 +163,25 @@ def _measure(
 def _open(
     options: TransferBench, scratch: Path, on_progress: Callable[[str, int, int], None]
 ) -> ExtractionWork:
-    """Pack the images where they are no shards."""
-    effort = options.effort
+    """Make shards of the images, unless they are shards already."""
+    budget = options.budget
     sets = (TransferConfig().train_set, TransferConfig().test_set)
     places = prepare(options.data, scratch, sets=sets, on_progress=on_progress).places
     return ExtractionWork(
         shards=places["all"] if "all" in places else str(Path(places["train"]).parent),
         folder=str(scratch),
         trunk=options.trunk,
-        view_px=effort.view_px,
-        batch=effort.batch,
+        view_px=budget.view_px,
+        batch=budget.batch,
         cores=options.cores,
-        train_per_class=effort.train_per_class,
-        test_per_class=effort.test_per_class,
-        num_classes=effort.num_classes,
+        train_per_class=budget.train_per_class,
+        test_per_class=budget.test_per_class,
+        num_classes=budget.num_classes,
     )
-
-
-def extraction_table(work: ExtractionWork, turns: Turns, rows: list[Row]) -> Table:
-    """Show the extraction beside what holds it up."""
-    title = (
-        f"Features of all stages of {work.trunk} at {work.view_px} px\nbatches of {work.batch} on "
-        f"{work.cores} cores; medians of {turns.rounds} rounds of {turns.seconds:g} s, all in turn"
-    )
-    table = Table(title=title, box=SIMPLE_HEAD)
-    table.add_column("contender")
-    for name in ("images/s", "min..max", "per CPU s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["title"],
-            *speed_cells(row),
-            style="bold" if row["title"] == TITLES["tessera"] else "",
-        )
-    return table
 
 
 def svm_table(svms: dict[str, Any]) -> Table:
-    """Show the scores of each layer, and the time of all."""
+    """Show the scores by layer, and the time of all."""
     title = "SVMs of all layers: percent of the test images, mean over classes"
     table = Table(title=title, box=SIMPLE_HEAD)
     table.add_column("layer")
@@ -232,7 +207,7 @@ def svm_table(svms: dict[str, Any]) -> Table:
 
 
 def last_line(found: dict[str, Any]) -> str:
-    """Say it in one line."""
+    """Say the headline in one line."""
     return (
         f"extraction runs at {found['ratio_to_bound']:.2f} of {_IN_WORDS[found['bound_by']]}, "
         f"which bounds it, {found['ratio_to_shared_cores']:.2f} of what both can on the same "

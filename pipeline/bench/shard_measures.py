@@ -1,9 +1,13 @@
-"""Whether an input costs the same however many there are, and how much memory the driver takes."""
+"""Further measures of shards: growth of the stage, its driver's memory, and the walk of tars."""
 
+import io
 import json
+import mmap
 import multiprocessing
 import os
+import random
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
+from PIL import Image
 
 from pipeline.bench.contest import Progress
 from pipeline.bench.machine import memory_mib, watch
@@ -20,6 +25,8 @@ from pipeline.ingest.folder import ShardRequest
 from pipeline.ingest.sources.source_list import parse_sources
 from pipeline.ingest.stage import make_shards
 from pipeline.shards.manifest import Ledger
+from pipeline.shards.tar import walk_tar
+from pipeline.shards.third_party.scan import ScanSpec, scan_shard
 
 _FEW = 4
 _SIDE = 48  # px
@@ -27,11 +34,21 @@ _CELLS = 6  # Colours per side: enough that no two images look alike.
 _COPY_EVERY = 10
 _FILES_PER_FOLDER = 1_000
 
+_WALK_SAMPLES = 20_000
+_WALK_BYTES = 2_000
+_WALK_REPEATS = 5
+_WALK_FORMATS = {
+    "ustar": (tarfile.USTAR_FORMAT, 0),
+    "gnu": (tarfile.GNU_FORMAT, 0),
+    "pax": (tarfile.PAX_FORMAT, 1_700_000_000.123456),  # The fraction: as WebDataset writes them.
+}
+"""Format, and modification time of the members, s."""
+
 
 def measure_growth(
     steps: Sequence[int], scratch: Path, cores: int, on_progress: Progress
 ) -> dict[str, dict[str, float]]:
-    """Make shards of ever more tiny images, one in ten a copy, each time by a driver of its own.
+    """Make shards of ever more tiny images, one in ten a copy, each time by a new driver.
 
     Args:
         steps: Numbers of images, ascending.
@@ -40,9 +57,9 @@ def measure_growth(
         on_progress: Called before each step.
 
     Returns:
-        By number of images: seconds per input; seconds of a run of few images before it, which is
-        what starting and compiling take; the driver's peak of resident memory, MiB, mapped files
-        included; and the peak of its own memory, as seen every 20 ms, without them.
+        By number of images: seconds per input; seconds that a run of few images took before, which
+        is what starting and compiling take; the driver's peak resident memory, MiB, mapped files
+        included; and the peak of its own memory without them, sampled every 20 ms.
 
     Raises:
         RuntimeError: A driver failed.
@@ -55,7 +72,7 @@ def measure_growth(
         _write_images(images, have, num)
         have = num
         arguments = (few, images, scratch / f"shards-{num}", cores)
-        module = "pipeline.bench.shard_growth"
+        module = "pipeline.bench.shard_measures"
         about, own_mib = watch(module, arguments, scratch, f"growth (={num})")
         if about["inputs"] != num or about["duplicates"] != num // _COPY_EVERY:
             raise RuntimeError(f"growth (={num}) gave {about}.")
@@ -114,6 +131,81 @@ def _drive(images: str, out: Path, pool: ProcessPoolExecutor) -> tuple[float, Le
     job = ShardRequest(out, parse_sources([images], (), ()), ShardConfig())
     made = make_shards(job, run, resume=False, on_progress=lambda progress: None)
     return time.perf_counter() - start, made.ledger
+
+
+def measure_walk(folder: Path) -> dict[str, Any]:
+    """Write tars of 40,000 members, an image and a text each, and measure the best of 5.
+
+    Args:
+        folder: For the tars, which are removed, and the indexes.
+
+    Returns:
+        By format: members walked per CPU-second by `walk_tar` and by the standard library, and
+        images indexed per CPU-second, fast and whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"members": 2 * _WALK_SAMPLES, "image_bytes": _WALK_BYTES}
+    for name, (tar_format, mtime) in _WALK_FORMATS.items():
+        path = folder / f"walk-{name}.tar"
+        _write_tar(path, tar_format, mtime)
+        try:
+            results[name] = _measure_walk(path, folder)
+        finally:
+            path.unlink()
+    return results
+
+
+def _measure_walk(path: Path, folder: Path) -> dict[str, float]:
+    def index(fast: bool) -> None:
+        path.touch()  # Changed, to go by its time.
+        scan_shard(ScanSpec(str(path), folder, fast))
+
+    members = 2 * _WALK_SAMPLES
+    return {
+        "members_per_cpu_s": members / _best(lambda: _walk(path), _WALK_REPEATS),
+        "tarfile_members_per_cpu_s": members / _best(lambda: _list(path), 1),
+        "fast_index_images_per_cpu_s": _WALK_SAMPLES
+        / _best(lambda: index(fast=True), _WALK_REPEATS),
+        "index_images_per_cpu_s": _WALK_SAMPLES / _best(lambda: index(fast=False), _WALK_REPEATS),
+    }
+
+
+def _walk(path: Path) -> None:
+    with path.open("rb") as file:
+        buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    assert sum(1 for _ in walk_tar(buffer, path.name)) == 2 * _WALK_SAMPLES
+
+
+def _list(path: Path) -> None:
+    with tarfile.open(path) as tar:
+        assert sum(1 for _ in tar) == 2 * _WALK_SAMPLES
+
+
+def _best(work: Callable[[], None], repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats):
+        started = time.process_time()
+        work()
+        seconds.append(time.process_time() - started)
+    return min(seconds)
+
+
+def _write_tar(path: Path, tar_format: int, mtime: float) -> None:
+    image = _image()
+    with tarfile.open(path, "w", format=tar_format) as tar:
+        for number in range(_WALK_SAMPLES):
+            for ending, content in (("jpg", image), ("json", b'{"caption": "none"}')):
+                info = tarfile.TarInfo(f"{number:09}.{ending}")
+                info.size, info.mtime = len(content), mtime
+                tar.addfile(info, io.BytesIO(content))
+
+
+def _image() -> bytes:
+    """Encode a JPEG, padded after its end to `_WALK_BYTES`."""
+    noise = random.Random(0).randbytes(40 * 30 * 3)
+    sink = io.BytesIO()
+    Image.frombytes("RGB", (40, 30), noise).save(sink, "JPEG", quality=20)
+    return sink.getvalue().ljust(_WALK_BYTES, b"\0")
 
 
 if __name__ == "__main__":

@@ -45,15 +45,15 @@ def transfer_on_ray(config: RunConfig, on_progress: Progress) -> Outcome:
     opened = open_transfer(config, torch.device("cpu"), on_progress)
     started = ensure_ray()
     try:
-        return finish(opened, _run_all(opened, on_progress))
+        return finish(opened, _run_all(opened, config, on_progress))
     finally:
         if started:
             ray.shutdown()
 
 
-def _run_all(opened: Opened, on_progress: Progress) -> dict[str, Exception]:
+def _run_all(opened: Opened, config: RunConfig, on_progress: Progress) -> dict[str, Exception]:
     """Run all parts that are not finished; returns what failed, by name."""
-    start = _starter(opened)
+    start = _starter(opened, config)
     waiting = [part for part in opened.parts if opened.finished(part) is None]
     frozen = [part for part in waiting if opened.is_frozen(part)]
     names = dict.fromkeys(part.trunk for part in frozen)
@@ -80,11 +80,11 @@ def _run_all(opened: Opened, on_progress: Progress) -> dict[str, Exception]:
     return failures
 
 
-def _starter(opened: Opened) -> Callable[[str, str | None], Any]:
+def _starter(opened: Opened, config: RunConfig) -> Callable[[str, str | None], Any]:
     """Return a function (trunk, job) that starts a task; without a job, features are extracted."""
     resources = opened.config.resources
     gpus = _gpus(resources)
-    raw = json.dumps(absolute(opened.run).model_dump(mode="json"))
+    raw = json.dumps(absolute(config).model_dump(mode="json"))
     task: Any = ray.remote(_work).options(
         num_cpus=resources.num_cpus, num_gpus=gpus, max_retries=resources.retries
     )

@@ -9,9 +9,9 @@ import torch
 
 from pipeline.config import ConfigError, parse
 from pipeline.pretext.permutation_set import make_permutations, permutations_hash
-from training.metrics import read_metrics
+from training.metrics import PretrainResult, read_metrics
 from training.optimizer import learning_rate
-from training.pretrain import PretrainResult, check, train
+from training.pretrain import check, train
 from training.run import RunConfig, pretraining_of
 
 HALF = 5

@@ -11,16 +11,14 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, parse
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.excluded import LEDGER_NAME, ExcludedInput
 from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import Manifest, folder_of, read_manifest
-from training.metrics import MetricsRecord, read_metrics
-from training.pretrain import RESULT_FILE as PRETRAIN_FILE
-from training.pretrain import PretrainResult
-from training.run import RunConfig, read_record
-from training.transfer.evaluate import RESULT_FILE as TRANSFER_FILE
+from training.metrics import MetricsRecord, PretrainResult, read_metrics
+from training.run import RunConfig
+from training.run_folder import PRETRAIN_RESULT, TRANSFER_FOLDER, TRANSFER_RESULT, read_record
 
 CHAIN_FILE = "results.json"
 """Of a chain of stages: `seconds` of each, `commands`, and why one was skipped."""
@@ -96,8 +94,8 @@ def read_results(folder: Path) -> Results:
         ConfigError: The folder holds no run, or a file of it is damaged or of another version.
     """
     record = read_record(folder)
-    config = record.config
-    pretrain = _read_json(folder / PRETRAIN_FILE, [f.name for f in fields(PretrainResult)])
+    config = parse(RunConfig, record.config, str(record.path))
+    pretrain = _read_json(folder / PRETRAIN_RESULT, [f.name for f in fields(PretrainResult)])
     return Results(
         folder=folder,
         config=config,
@@ -107,7 +105,7 @@ def read_results(folder: Path) -> Results:
         is_transfer=record.is_transfer,
         records=read_metrics(folder),
         pretrain=PretrainResult(**pretrain) if pretrain else None,
-        transfer=_read_json(folder / TRANSFER_FILE, _TRANSFER_KEYS),
+        transfer=_read_json(folder / TRANSFER_RESULT, _TRANSFER_KEYS),
         jobs=_read_jobs(folder),
         audit=_read_audit(folder),
         chain=_read_json(folder / CHAIN_FILE, []) or {},
@@ -184,7 +182,9 @@ def _transfer_section(results: Results, raw: Mapping[str, Any]) -> dict[str, Any
 
 
 def _read_jobs(folder: Path) -> dict[str, dict[str, Any]]:
-    found = {name: _read_json(folder / "transfer" / f"{name}.json", _JOB_KEYS) for name in JOBS}
+    found = {
+        name: _read_json(folder / TRANSFER_FOLDER / f"{name}.json", _JOB_KEYS) for name in JOBS
+    }
     return {name: raw for name, raw in found.items() if raw}
 
 

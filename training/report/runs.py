@@ -15,7 +15,6 @@ from pipeline.shards.manifest import Ledger, Manifest
 from training.metrics import MetricsRecord
 from training.models.pretext_model import largest_view
 from training.models.trunks import build_trunk
-from training.pretrain import TRUNK_FILE
 from training.report.pictures import (
     EmbeddedImage,
     Filters,
@@ -29,6 +28,7 @@ from training.report.pictures import (
 )
 from training.report.results import Results, commands, config_files, or_reason, read_left_out
 from training.run import pretraining_of
+from training.run_folder import TRANSFER_FOLDER, TRUNK_FILE
 from training.transfer.frozen.retrieval import PICTURE_FILE
 from training.transfer.trunks import load_trunk
 
@@ -180,4 +180,4 @@ def _retrieval(results: Results) -> EmbeddedImage | str | None:
 
 
 def _retrieval_file(results: Results) -> Path:
-    return results.folder / "transfer" / PICTURE_FILE
+    return results.folder / TRANSFER_FOLDER / PICTURE_FILE

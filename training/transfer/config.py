@@ -7,7 +7,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
 from pipeline.config import Config
-from pipeline.loading.data import Location
+from pipeline.loading.data import DataConfig, Location
+from training.models.trunks import TrunkConfig
 from training.precision import Precision
 from training.transfer.dense.detection import DetectionConfig
 from training.transfer.dense.segmentation import SegmentationConfig
@@ -168,3 +169,15 @@ class TransferConfig(Config):
             return self.jobs
         given = {key: getattr(self, key) for key in _OF_THE_SVM if getattr(self, key) is not None}
         return (SvmConfig(name="svm", folds=self.folds, **given),)
+
+
+class TransferRun(Config):
+    """The sections of a run's YAML that a transfer reads."""
+
+    out: Path
+    """Folder of the run's results."""
+    seed: int = Field(ge=0)
+    """Seed of the order, the random draws and the initial weights."""
+    data: DataConfig
+    trunk: TrunkConfig
+    transfer: TransferConfig | None = None

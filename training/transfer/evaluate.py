@@ -13,8 +13,8 @@ import torch
 from pipeline.config import ConfigError
 from pipeline.loading.data import open_store
 from training.models.trunks import require_view
-from training.run import RunConfig, record_transfer, versions
-from training.transfer.config import FROZEN, Job, TransferConfig
+from training.run_folder import RECORD, TRANSFER_FOLDER, versions, write_record
+from training.transfer.config import FROZEN, Job, TransferConfig, TransferRun
 from training.transfer.frozen.features import fingerprint_of, frozen_features
 from training.transfer.frozen.retrieval import PICTURE_FILE, RetrievalConfig, draw_neighbours
 from training.transfer.images.data import TaskOptions, open_task
@@ -22,8 +22,6 @@ from training.transfer.images.split import SplitRule
 from training.transfer.job import NamedTrunk, Progress, Score, Setting
 from training.transfer.jobs import run_job
 from training.transfer.record import (
-    FOLDER,
-    SUMMARY_FILE,
     entry_of,
     part_file,
     read_part,
@@ -36,8 +34,6 @@ from training.transfer.record import (
 )
 from training.transfer.trunks import RANDOM_PROTOCOL, named_trunks, supervised_overlap
 
-RESULT_FILE = SUMMARY_FILE
-
 logger = logging.getLogger(__name__)
 
 _FORMAT = 2
@@ -48,7 +44,7 @@ _FORMAT = 2
 class Opened:
     """A transfer whose images and trunks are at hand."""
 
-    run: RunConfig
+    run: TransferRun
     config: TransferConfig
     setting: Setting
     trunks: Sequence[NamedTrunk]
@@ -125,7 +121,9 @@ class Outcome:
 
 
 def open_transfer(
-    config: RunConfig, device: torch.device, on_progress: Progress = lambda what, done, total: None
+    config: TransferRun,
+    device: torch.device,
+    on_progress: Progress = lambda what, done, total: None,
 ) -> Opened:
     """Open images and trunks of a run's transfer section.
 
@@ -144,7 +142,7 @@ def open_transfer(
         chosen.location or config.data.first_manifest,
         options=_options(config),
         pretrain=pretrain,
-        folder=config.out / FOLDER,
+        folder=config.out / TRANSFER_FOLDER,
         on_progress=on_progress,
     )
     if any(source.name == "supervised" for source in chosen.trunks):
@@ -158,7 +156,7 @@ def open_transfer(
         batch=chosen.batch,
         threads=chosen.threads,
         precision=chosen.precision,
-        folder=config.out / FOLDER,
+        folder=config.out / TRANSFER_FOLDER,
     )
     return Opened(config, chosen, setting, trunks)
 
@@ -168,7 +166,7 @@ def here() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def transfer(config: RunConfig, device: torch.device, on_progress: Progress) -> Outcome:
+def transfer(config: TransferRun, device: torch.device, on_progress: Progress) -> Outcome:
     """Run every job on every trunk in this process, in turn; parts that are finished are skipped.
 
     A part that fails keeps no other from running.
@@ -237,9 +235,9 @@ def finish(opened: Opened, failures: Mapping[str, Exception]) -> Outcome:
         write_job(out, job, ours, about | {"notes": [*task.notes, *odd]})
         if isinstance(job, RetrievalConfig):
             shown = {name: d for name, found in scores.items() for d in _pictured(found)}
-            draw_neighbours(task, shown, out / FOLDER / PICTURE_FILE)
+            draw_neighbours(task, shown, out / TRANSFER_FOLDER / PICTURE_FILE)
     write_table(out, entries)
-    record_transfer(opened.run)
+    write_record(out / TRANSFER_FOLDER / RECORD, opened.run.model_dump(mode="json"))
     summary = summarize(entries, task, opened.config, about)
     if summary:
         write_summary(out, summary)
@@ -267,12 +265,12 @@ def _about(opened: Opened) -> dict[str, Any]:
     }
 
 
-def _has_own(config: RunConfig) -> bool:
+def _has_own(config: TransferRun) -> bool:
     """Whether the pretraining's images are known: those of a stream are not."""
     return bool(config.data.sets)
 
 
-def _options(config: RunConfig) -> TaskOptions:
+def _options(config: TransferRun) -> TaskOptions:
     assert config.transfer is not None
     chosen = config.transfer
     rule = SplitRule(

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.atomic import write_atomic, write_json
+from training.run_folder import TRANSFER_FOLDER, TRANSFER_RESULT
 from training.transfer.config import Job, TransferConfig
 from training.transfer.job import Score, Task
 
-FOLDER = "transfer"
 RESULTS_FILE = "results.csv"
-SUMMARY_FILE = "transfer.json"
-"""Of the job svm, for the report."""
 
 _COLUMNS = (
     *("job", "trunk", "layer", "metric", "score", "low", "high"),
@@ -29,7 +27,7 @@ _SUMMARY_DETAILS = ("cost", "dimension")
 
 def part_file(out: Path, job: str, trunk: str) -> Path:
     """Name the file of one job on one trunk."""
-    return out / FOLDER / "parts" / f"{job}-{trunk}.json"
+    return out / TRANSFER_FOLDER / "parts" / f"{job}-{trunk}.json"
 
 
 def write_part(path: Path, key: str, scores: Sequence[Score]) -> None:
@@ -91,7 +89,7 @@ def write_job(
         "seconds": sum(entry["seconds"] for entry in entries),
         "results": list(entries),
     }
-    write_json(out / FOLDER / f"{job.name}.json", record)
+    write_json(out / TRANSFER_FOLDER / f"{job.name}.json", record)
 
 
 def write_table(out: Path, entries: Iterable[dict[str, Any]]) -> None:
@@ -139,7 +137,7 @@ def summarize(
 
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
     """Write OUT/transfer.json."""
-    write_json(out / SUMMARY_FILE, summary)
+    write_json(out / TRANSFER_RESULT, summary)
 
 
 def _classes(task: Task) -> set[int]:

@@ -14,15 +14,23 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pipeline.config import ConfigError
-from pipeline.loading.data import open_store
+from pipeline.config import Config, ConfigError, parse
+from pipeline.loading.data import DataConfig, open_store
+from pipeline.loading.views import PretextConfig
 from pipeline.pretext.multitask import tasks_of
 from pipeline.pretext.supervised import SupervisedConfig, held_out
 from training.models.trunks import Trunk, TrunkConfig, build_trunk
-from training.run import read_run
+from training.run_folder import RECORD, TRUNK_FILE, read_record
 from training.transfer.config import TransferConfig, TrunkSource
 from training.transfer.images.pool import contents_of, count_shared
 from training.transfer.job import NamedTrunk, Task
+
+
+class _TrainedOn(Config):
+    """The sections of a supervised run's YAML that say which labels it has seen."""
+
+    data: DataConfig
+    pretext: PretextConfig | None
 
 
 def supervised_overlap(task: Task, run: Path | None) -> Task:
@@ -36,10 +44,12 @@ def supervised_overlap(task: Task, run: Path | None) -> Task:
         run: Folder of the run, or its file of weights.
     """
     folder = run if run is not None and run.is_dir() else run.parent if run else None
-    if folder is None or not (folder / "config.yaml").exists():
+    if folder is None or not (folder / RECORD).exists():
         note = "what the supervised trunk was trained on is not known: overlap is not counted"
         return replace(task, notes=(*task.notes, note))
-    config = read_run(folder)
+    record = read_record(folder)
+    sections = {key: record.config.get(key) for key in ("data", "pretext")}
+    config = parse(_TrainedOn, sections, str(record.path))
     tasks = tasks_of(config.pretext) if config.pretext else ()
     shares = [one.holdout for one in tasks if isinstance(one, SupervisedConfig)]
     seen = []
@@ -133,8 +143,6 @@ def _pickled(error: pickle.UnpicklingError) -> str:
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
-
-TRUNK_FILE = "trunk.safetensors"
 
 RANDOM_PROTOCOL = (
     "weights drawn by the architecture's own initialisation (He et al. 2015, fan-out, but for "

@@ -84,7 +84,7 @@ def test_a_long_curve_is_averaged_and_stays_inside():
 
 
 def test_the_line_to_compare_with_is_inside_the_axis():
-    chart = _chart([50.0, 60.0], rule=1.0, rule_label="chance")
+    chart = _chart([50.0, 60.0], rule=1.0)
     assert chart.box.top < chart.rule.at <= chart.box.bottom
 
 

@@ -118,7 +118,7 @@ def test_a_missing_or_cut_file_falls_back_to_the_older_one_and_says_so(folder, n
     with caplog.at_level(logging.WARNING, "training.checkpoint"):
         assert_equal(load_newest(folder), checkpoint_of(10))
     (record,) = caplog.records
-    assert f"{folder / 'step-00000020'} is damaged and passed over" in record.getMessage()
+    assert f"{folder / 'step-00000020'} is damaged and skipped" in record.getMessage()
 
 
 def test_when_all_are_damaged_the_run_does_not_silently_start_anew(folder):

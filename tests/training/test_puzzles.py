@@ -19,7 +19,7 @@ from pipeline.pretext.normalize import split_labels, split_views
 from pipeline.pretext.permutation_set import permutations_of
 from pipeline.pretext.rotation import RotationConfig
 from training.metrics import MetricsRecord
-from training.report.curves import Recorded, curves, several_tasks
+from training.report.charts import Recorded, curves, several_tasks
 from training.report.pictures import puzzles
 from training.run import RunConfig, pretraining_of
 
@@ -97,11 +97,11 @@ def test_each_of_several_tasks_has_its_curve(shards):
         for n in (1, 2)
     ]
     ours = Recorded("a", 2, records, pretext)
-    charts = {chart.name: chart for chart in curves([ours], "%")}
+    charts = {chart.name: chart for chart in curves([ours])}
     assert list(charts)[:4] == ["loss", "accuracy", "accuracy-jigsaw", "accuracy-context"]
-    assert "From 80% at step 1" in charts["accuracy-context"].summary
+    assert "From 80\N{NO-BREAK SPACE}% at step 1" in charts["accuracy-context"].summary
     alone = Recorded("b", 3, [dataclasses.replace(r, accuracy_of={}) for r in records], None)
-    both = {chart.name: chart for chart in curves([ours, alone], "%")}
+    both = {chart.name: chart for chart in curves([ours, alone])}
     assert list(both) == list(charts)
     assert [len(both[name].curves) for name in ("loss", "accuracy-jigsaw")] == [2, 1]
     assert charts["loss"].rule is not None

@@ -44,7 +44,7 @@ def _points(curve):
         (0, 3e-7),
         (5, 5),  # A flat curve.
         (0, 0),
-        (0, 1e30),  # A loss that has blown up.
+        (0, 1e30),  # A diverged loss.
     ],
 )
 def test_ticks_cover_the_range_evenly(low, high, at_most):

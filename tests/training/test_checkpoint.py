@@ -53,7 +53,7 @@ def folder(saved, tmp_path):
 
 @pytest.fixture(scope="module")
 def scratch(saved, tmp_path_factory):
-    """The same, mended again after every example."""
+    """The same, restored after every example."""
     return shutil.copytree(saved, tmp_path_factory.mktemp("scratch") / "checkpoints")
 
 
@@ -152,7 +152,7 @@ def test_code_in_a_checkpoint_is_not_run_even_with_a_right_hash(folder, tmp_path
 
 
 def forge(checkpoint, optimizer):
-    """Put in other bytes, and every hash right."""
+    """Replace the bytes and fix every hash."""
     raw = json.loads((checkpoint / "state.json").read_text())
     (checkpoint / "optimizer.pt").write_bytes(optimizer)
     state = raw["state"]

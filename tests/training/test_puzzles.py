@@ -34,7 +34,7 @@ PRETEXTS["multitask"]["weights"] = [1, 1, 2]
 
 
 def run_of(shards, name):
-    """A run of a pretext that has not begun."""
+    """A run of a pretext, not yet started."""
     raw = {"out": "x", "seed": 1, "data": {"manifest": str(shards)}, "trunk": {"name": "small"}}
     raw |= {"order": {"global_batch": 64, "num_lanes": 4, "window": 16}, "train": {"epochs": 1}}
     raw |= {"optim": {"name": "sgd", "lr": 0.01}, "pretext": PRETEXTS[name]}
@@ -70,7 +70,7 @@ def test_puzzles_show_what_training_takes(shards, name):
 
 
 def _asked(task, label):
-    """The tiles that the first question is about, in its order."""
+    """The tiles of the first question, in its order."""
     match task:
         case JigsawConfig():
             return tuple(permutations_of(task)[label])
@@ -105,7 +105,7 @@ def test_each_of_several_tasks_has_its_curve(shards):
     assert list(both) == list(charts)
     assert [len(both[name].curves) for name in ("loss", "accuracy-jigsaw")] == [2, 1]
     assert charts["loss"].rule is not None
-    assert both["loss"].rule is None  # The runs have no chance in common.
+    assert both["loss"].rule is None  # The runs differ in chance level.
     assert several_tasks(records) == ("jigsaw", "context")
     assert several_tasks([dataclasses.replace(records[0], accuracy_of={"jigsaw": 0.2})]) == ()
 

@@ -19,7 +19,7 @@ KNN = [{"name": "knn", "neighbours": [1, 5]}]
 
 @pytest.fixture(scope="module")
 def runs(shards, tmp_path_factory):
-    """Two runs on the same images: two jobs, and one of them under the same protocol."""
+    """Two runs on the same images: one with two jobs, one with one of them."""
     root = tmp_path_factory.mktemp("runs")
     told = shards_with_losses(shards, root / "shards")
     jobs = [*KNN, {"name": "svm", "map_side": 2, "costs": [0.01]}]
@@ -68,7 +68,7 @@ def test_a_random_trunk_that_scored_the_same_is_one_line(copies):
     scores = _scores(copies)
     (knn,) = [row for row in scores.rows if row.label == "knn, k = 1"]
     assert set(knn.best) >= {"first", "second"}
-    # The first run's random trunk has done the job svm, too.
+    # The first run's random trunk has also done the job svm.
     assert set(scores.series) == {"first", "second", "first: random", "second: random"}
     (copies[0] / "transfer" / "svm.json").unlink()
     (copies[0] / "transfer.json").unlink()

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from training.transfer.average_precision import (
     average_precision,
     average_precisions,
-    mean_average_precision,
+    defined_mean,
 )
 
 RANKING = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40)
@@ -105,9 +105,9 @@ def test_classes_without_a_positive_are_left_out_of_the_mean():
     targets = np.array([[1, 0, 0], [0, 0, -1], [0, 1, -1]])
     each = average_precisions(scores, targets, definition="area")
     np.testing.assert_allclose(each, [1, 1 / 2, math.nan])
-    assert mean_average_precision(scores, targets, definition="area") == pytest.approx(3 / 4)
-    none = np.zeros_like(targets)
-    assert math.isnan(mean_average_precision(scores, none, definition="area"))
+    assert defined_mean(each) == pytest.approx(3 / 4)
+    none = average_precisions(scores, np.zeros_like(targets), definition="area")
+    assert math.isnan(defined_mean(none))
 
 
 def test_difficult_images_are_ignored_for_their_class_alone():

@@ -10,9 +10,9 @@ from voc_layout import VocFolder, gray
 
 from pipeline.config import ConfigError, parse
 from training.models.trunks import TrunkConfig, build_trunk
-from training.transfer.dense.box_model import build_box_model, fitted_boxes, train_mode, trunk_parts
+from training.transfer.dense.box_model import build_box_model, train_mode, trunk_parts
 from training.transfer.dense.box_options import BoxModelOptions
-from training.transfer.dense.detection import DetectionConfig, run_detection
+from training.transfer.dense.detection import DetectionConfig, fitted_boxes, run_detection
 from training.transfer.images.voc import VocImage
 from training.transfer.job import NamedTrunk, Setting
 

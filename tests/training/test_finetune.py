@@ -15,10 +15,16 @@ from torch import nn
 
 from pipeline.config import ConfigError, parse
 from training.optimizer import AdamWConfig, SgdConfig, build_optimizer, set_rate
-from training.transfer.tuned.classification import judge, loss_of, merge_views
-from training.transfer.tuned.classifier import fresh_head
+from training.transfer.classification import evaluate_scores, loss_of, merge_views
 from training.transfer.tuned.finetune import FinetuneConfig, run_finetune
-from training.transfer.tuned.train import FitConfig, fit, lr_factor_of, make_classifier, rate_at
+from training.transfer.tuned.train import (
+    FitConfig,
+    fit,
+    fresh_head,
+    lr_factor_of,
+    make_classifier,
+    rate_at,
+)
 
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 
@@ -132,7 +138,7 @@ def test_what_is_difficult_is_not_judged(task):
     rows = np.arange(24)
     for value in (-5, 5):
         scores[rows, task.test.targets - 1] = value  # Where every image is difficult.
-        assert judge(scores, several, "area").score == 100
+        assert evaluate_scores(scores, several, "area").score == 100
 
 
 def test_views_are_averaged_as_probabilities_or_as_logits():

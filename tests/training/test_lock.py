@@ -6,9 +6,8 @@ from labelled_stripes import PX, random_trunk, setting_of, striped_task, told
 
 from pipeline.config import ConfigError
 from training.models.trunks import TrunkConfig, build_trunk
-from training.transfer.tuned.classifier import renew_stages
 from training.transfer.tuned.lock import LockConfig, run_lock
-from training.transfer.tuned.train import FitConfig, fit, make_classifier
+from training.transfer.tuned.train import FitConfig, fit, make_classifier, renew_stages
 
 NAMES = ("small", "resnet18", "resnet50", "alexnet", "vit_s16")
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")

@@ -2,10 +2,16 @@ import numpy as np
 import pytest
 
 from pipeline.config import ConfigError
-from training.transfer.images.split import SplitRule, split_by_hash
+from training.transfer.images.pool import LabelledSet, SplitRule, limit_pool, split_set
 
 KEYS = [f"{n:020x}" for n in range(400)]
 LABELS = np.arange(400) % 4
+
+
+def split_by_hash(keys, labels, rule):
+    classes = tuple(map(str, np.unique(labels)))
+    labelled = LabelledSet(None, keys, labels, classes, labels >= 0)  # Splits read no bytes.
+    return limit_pool(split_set(labelled, rule), rule)
 
 
 def sides(split, keys):

@@ -114,9 +114,9 @@ def test_features_are_extracted_once_and_again_where_a_file_is_damaged(run):
     assert np.array_equal(again.rows("conv1.gap")[0], expected)
 
 
-def test_a_section_of_old_is_one_svm_and_leaves_what_the_report_reads(run, tmp_path):
+def test_the_svm_leaves_what_the_report_reads(run, tmp_path):
     seen = []
-    config = run(test_share=0.3, map_side=2, costs=[0.001, 0.01], folds=3)
+    config = run(test_share=0.3, jobs=[{"name": "svm", "map_side": 2, "costs": [0.001, 0.01]}])
     found = transfer(config, CPU, lambda *now: seen.append(now))
     written = json.loads((tmp_path / "transfer.json").read_text())
     assert written == json.loads(json.dumps(found.summary))
@@ -223,12 +223,10 @@ def test_all_frozen_jobs_of_a_trunk_share_one_extraction(run):
     ("section", "law"),
     [
         ({"jobs": [{"name": "svm"}, {"name": "svm"}]}, "must be of different kinds"),
-        ({"jobs": [{"name": "knn"}], "costs": [1.0]}, "belongs to the job svm"),
         ({"jobs": [{"name": "svn"}]}, "svm"),
         ({"jobs": [{"name": "knn", "k": 3}]}, "k is no known key"),
         ({"trunks": ["random", "random"]}, "must differ"),
         ({"trunks": ["mine"]}, "another name with weights"),
-        ({"data": "a", "manifest": "b"}, "two names of one key"),
     ],
 )
 def test_sections_that_contradict_themselves_are_one_line(tmp_path, shards, section, law):

@@ -13,8 +13,7 @@ from pipeline.config import ConfigError
 from pipeline.shards.labelled import Packed, content_key, pack
 from pipeline.shards.store import Store
 from training.transfer.images.data import TaskOptions, open_task
-from training.transfer.images.pool import Contents, contents_of, count_shared
-from training.transfer.images.split import SplitRule
+from training.transfer.images.pool import Contents, SplitRule, contents_of, count_shared
 
 
 def task_of(location, folder, *, pretrain=None, **rule):

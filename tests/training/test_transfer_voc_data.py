@@ -12,8 +12,8 @@ from pipeline.config import ConfigError
 from pipeline.shards.labelled import Packed, pack
 from pipeline.shards.store import Store
 from training.transfer.images.data import TaskOptions, open_task
-from training.transfer.images.split import SplitRule
-from training.transfer.images.voc_shards import read_shown, read_voc_shards
+from training.transfer.images.pool import SplitRule
+from training.transfer.images.voc_annotation import read_shown, read_voc_shards
 
 ANIMALS = Path(__file__).parents[3] / "shared/data/voc_animals/VOCdevkit/VOC2007"
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>

@@ -20,7 +20,7 @@ from training.metrics import MetricsRecord, read_metrics
 from training.pretrain import RESULT_FILE as PRETRAIN_FILE
 from training.pretrain import PretrainResult
 from training.run import RunConfig, read_record
-from training.transfer.evaluate import RESULT_FILE as TRANSFER_FILE
+from training.transfer.record import SUMMARY_FILE as TRANSFER_FILE
 
 CHAIN_FILE = "results.json"
 """Of a chain of stages: `seconds` of each, `commands`, and why one was skipped."""

@@ -77,5 +77,5 @@ def random_trunk(name="small", px=PX):
     return NamedTrunk("random", "random", build, draws_weights=True)
 
 
-def told(*_):
-    """Take the progress, and say nothing."""
+def ignore_progress(*_):
+    """Discard progress."""

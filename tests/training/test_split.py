@@ -29,7 +29,7 @@ def test_every_labelled_image_is_on_one_side():
 
 
 @pytest.mark.parametrize("changes", [{}, {"train_per_class": 30, "test_per_class": 10}])
-def test_added_images_move_none_to_the_other_side(changes):
+def test_adding_images_moves_none_to_the_other_side(changes):
     before = sides(split_by_hash(KEYS[:300], LABELS[:300], SplitRule(**changes)), KEYS[:300])
     order = np.random.default_rng(0).permutation(400)  # Ids change too.
     keys = [KEYS[i] for i in order]
@@ -67,14 +67,14 @@ def test_caps_hold_for_every_class(changes, train, test):
             assert np.bincount(LABELS[rows]).tolist() == [cap] * 4
 
 
-def test_a_class_that_is_too_small_for_the_folds_is_left_out():
+def test_a_class_too_small_for_the_folds_is_excluded():
     labels = np.where(np.arange(400) == 7, 4, LABELS)
     split = split_by_hash(KEYS, labels, SplitRule())
     for side in (split.train, split.test):
         assert np.unique(labels[side]).tolist() == [0, 1, 2, 3]
 
 
-def test_fewer_than_two_classes_that_are_large_enough_are_refused():
+def test_fewer_than_two_large_enough_classes_are_refused():
     labels = np.where(np.arange(400) == 7, 1, 0)
     with pytest.raises(ConfigError, match=r"^1 of 2 classes have folds \(=3\) training images"):
         split_by_hash(KEYS, labels, SplitRule())

@@ -22,7 +22,7 @@ from training.transfer.evaluate import (
     here,
     make_features,
     open_transfer,
-    run_part,
+    run_pair,
 )
 from training.transfer.job import Progress
 
@@ -54,7 +54,7 @@ def transfer_on_ray(config: RunConfig, on_progress: Progress) -> Outcome:
 def _run_all(opened: Opened, config: RunConfig, on_progress: Progress) -> dict[str, Exception]:
     """Run all parts that are not finished; returns what failed, by name."""
     start = _starter(opened, config)
-    waiting = [part for part in opened.parts if opened.finished(part) is None]
+    waiting = [part for part in opened.pairs if opened.finished(part) is None]
     frozen = [part for part in waiting if opened.is_frozen(part)]
     names = dict.fromkeys(part.trunk for part in frozen)
     running = {start(trunk, None): (f"features of {trunk}", trunk) for trunk in names}
@@ -111,7 +111,7 @@ def _work(raw: str, trunk: str, job: str | None) -> None:
     if job is None:
         make_features(opened, trunk, _silent)
     else:
-        run_part(opened, JobOnTrunk(job, trunk), _silent)
+        run_pair(opened, JobOnTrunk(job, trunk), _silent)
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -147,7 +147,7 @@ def absolute(config: RunConfig) -> RunConfig:
             task["permutation_file"] = str(Path(task["permutation_file"]).absolute())
     transfer = raw["transfer"]
     if transfer:
-        _make_absolute(transfer, ("data", "manifest", "weights", "supervised"))
+        _make_absolute(transfer, ("data", "weights", "supervised"))
         for one in (*transfer["trunks"], *transfer["jobs"]):
             _make_absolute(one, ("weights", "voc"))
     return parse(RunConfig, raw, "config")

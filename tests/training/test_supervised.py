@@ -14,6 +14,7 @@ from pipeline.loading.draws import Draws
 from pipeline.pretext.supervised import (
     NO_CLASS,
     SupervisedConfig,
+    hash_keys,
     held_out,
     plan_supervised,
     taught_classes,
@@ -24,7 +25,6 @@ from training.models.trunks import TrunkConfig
 from training.pretrain import _accuracy, _loss, check, train
 from training.run import RunConfig, pretraining_of
 from training.transfer.evaluate import open_transfer, transfer
-from training.transfer.images.split import hash_keys
 
 CPU = torch.device("cpu")
 

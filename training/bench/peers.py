@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.bench.work import POOLINGS, SVM, ExtractionWork
 from training.transfer.frozen.features import Rows
-from training.transfer.job import Labelled, Task
+from training.transfer.job import Labelled, TransferTask
 
 # Shapes: N images, B batch, C channels, H/W map size, D features.
 
@@ -47,7 +47,7 @@ class Pictures(Dataset[Tensor]):
         return view
 
 
-def write_files(task: Task, folder: Path) -> None:
+def write_files(task: TransferTask, folder: Path) -> None:
     """Write the images of both sides as loose files, `folder`/SIDE/ROW.
 
     Raises:
@@ -60,7 +60,7 @@ def write_files(task: Task, folder: Path) -> None:
             (folder / side / str(row)).write_bytes(payload.tobytes())
 
 
-def sides_of(task: Task) -> dict[str, Labelled]:
+def sides_of(task: TransferTask) -> dict[str, Labelled]:
     """Return the sides of a task by their names."""
     return {"train": task.train, "test": task.test}
 
@@ -114,7 +114,7 @@ def _features(
         }
 
 
-def score_layer(folder: Path, layer: str, task: Task, cores: int) -> float:
+def score_layer(folder: Path, layer: str, task: TransferTask, cores: int) -> float:
     """Choose the cost, fit and test on a layer; mean accuracy of the classes, percent.
 
     Loss, costs, folds and scaling are those of the job svm. Folds are fitted in threads: liblinear

@@ -20,7 +20,7 @@ from training.bench.extraction import TITLES, Turns, bound, hold
 from training.bench.peers import write_files
 from training.bench.work import ExtractionWork, TrunkName
 from training.transfer.config import TransferConfig
-from training.transfer.images.prepare import prepare
+from training.transfer.images.data import prepare
 
 _TURNS_OF_ALL = 2
 """Steps beside the rounds: features of either side."""

@@ -12,8 +12,8 @@ from training.models.trunks import Trunk, TrunkConfig
 from training.transfer.config import TransferConfig, TrunkSource
 from training.transfer.frozen.svm import SvmConfig
 from training.transfer.images.data import TaskOptions, open_task
-from training.transfer.images.split import SplitRule
-from training.transfer.job import Labelled, NamedTrunk, Setting, Task
+from training.transfer.images.pool import SplitRule
+from training.transfer.job import Labelled, NamedTrunk, Setting, TransferTask
 from training.transfer.trunks import named_trunks
 
 TrunkName = Literal["resnet18", "small"]
@@ -72,7 +72,7 @@ class ExtractionWork:
         return self.named_trunk().build(0).to(memory_format=torch.channels_last).eval()
 
 
-def first_classes(task: Task, num: int | None) -> Task:
+def first_classes(task: TransferTask, num: int | None) -> TransferTask:
     """Leave out all but the first `num` classes that have images, and number these anew.
 
     Raises:
@@ -91,4 +91,4 @@ def first_classes(task: Task, num: int | None) -> Task:
         return Labelled(side.store, side.sample_ids[kept], numbers)
 
     names = tuple(task.classes[k] for k in chosen.tolist())
-    return Task(cut(task.train), cut(task.test), names, task.overlap)
+    return TransferTask(cut(task.train), cut(task.test), names, task.overlap)

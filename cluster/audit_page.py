@@ -13,7 +13,7 @@ from pipeline.audit.planted import PlantedBug
 from pipeline.pretext.multitask import tasks_of
 from pipeline.remote.location import redact_url as without_secrets
 from training.report.charts import Box, Tick, number, ticks
-from training.report.templates import page_environment
+from training.report.templates import figure, page_environment
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 460.0, 150.0, 16.0, 8.0, 24.0
 _ROW, _THICK, _APART = 40.0, 9.0, 13.0
@@ -76,7 +76,7 @@ class _Line:
 def write_page(path: Path, found: Audit, catches: Sequence[PlantedBug], source: Source) -> None:
     """Write the page of an audit, and of the planted bugs where there are any."""
     environment = page_environment(Path(__file__).parent)
-    environment.filters |= {"count": "{:,}".format, "figure": _figure, "number": number}
+    environment.filters["number"] = number
     page = environment.get_template("audit.html").render(
         audit=found,
         named=list(zip(found.names(), found.verdicts, strict=True)),
@@ -123,7 +123,7 @@ def chart_of(title: str, lines: Sequence[_Line]) -> Chart:
         rows.append(Row(line.label, y, tuple(beams), x(line.limit), line.is_bad))
     marks = tuple(Tick(x(v), number(v)) for v in x_values)
     words = "; ".join(
-        f"{line.label}: {_figure(line.now.value)}, limit {line.limit:g}" for line in lines
+        f"{line.label}: {figure(line.now.value)}, limit {line.limit:g}" for line in lines
     )
     return Chart(title, box, marks, x(0), tuple(rows), _THICK, words)
 
@@ -145,7 +145,3 @@ def _catch_chart(catches: Sequence[PlantedBug]) -> Chart:
         for n, c in enumerate(catches, start=1)
     ]
     return chart_of("planted bugs", lines)
-
-
-def _figure(value: float) -> str:
-    return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")

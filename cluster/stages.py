@@ -15,9 +15,10 @@ from pipeline.atomic import write_json
 from pipeline.config import ConfigError
 from pipeline.loading.quarantine import FILE_NAME as QUARANTINE_FILE
 from training.metrics import MetricsRecord, following
-from training.pretrain import RESULT_FILE, check, train
+from training.pretrain import check, train
 from training.report.page import write_report
 from training.run import RunConfig, open_run, pretraining_of
+from training.run_folder import PRETRAIN_RESULT
 from training.transfer.evaluate import Outcome, here, transfer
 
 # Ray is imported where it is used: what runs in this process need not wait seconds for it.
@@ -55,7 +56,7 @@ def run_pretrain(
 
             ensure_ray()
             pretrain_on_ray(config, show)
-    result: dict[str, Any] = json.loads((run.out / RESULT_FILE).read_text())
+    result: dict[str, Any] = json.loads((run.out / PRETRAIN_RESULT).read_text())
     add_results(run.out, "pretrain", started, pretrain=result)
     console.print(
         f"pretrain: {result['steps']} steps, {result['epochs']:.1f} epochs, accuracy "

@@ -22,7 +22,7 @@ from training.transfer.evaluate import (
     here,
     make_features,
     open_transfer,
-    run_part,
+    run_pair,
 )
 from training.transfer.job import Progress
 
@@ -45,16 +45,16 @@ def transfer_on_ray(config: RunConfig, on_progress: Progress) -> Outcome:
     opened = open_transfer(config, torch.device("cpu"), on_progress)
     started = ensure_ray()
     try:
-        return finish(opened, _run_all(opened, on_progress))
+        return finish(opened, _run_all(opened, config, on_progress))
     finally:
         if started:
             ray.shutdown()
 
 
-def _run_all(opened: Opened, on_progress: Progress) -> dict[str, Exception]:
+def _run_all(opened: Opened, config: RunConfig, on_progress: Progress) -> dict[str, Exception]:
     """Run all parts that are not finished; returns what failed, by name."""
-    start = _starter(opened)
-    waiting = [part for part in opened.parts if opened.finished(part) is None]
+    start = _starter(opened, config)
+    waiting = [part for part in opened.pairs if opened.finished(part) is None]
     frozen = [part for part in waiting if opened.is_frozen(part)]
     names = dict.fromkeys(part.trunk for part in frozen)
     running = {start(trunk, None): (f"features of {trunk}", trunk) for trunk in names}
@@ -80,11 +80,11 @@ def _run_all(opened: Opened, on_progress: Progress) -> dict[str, Exception]:
     return failures
 
 
-def _starter(opened: Opened) -> Callable[[str, str | None], Any]:
+def _starter(opened: Opened, config: RunConfig) -> Callable[[str, str | None], Any]:
     """Return a function (trunk, job) that starts a task; without a job, features are extracted."""
     resources = opened.config.resources
     gpus = _gpus(resources)
-    raw = json.dumps(absolute(opened.run).model_dump(mode="json"))
+    raw = json.dumps(absolute(config).model_dump(mode="json"))
     task: Any = ray.remote(_work).options(
         num_cpus=resources.num_cpus, num_gpus=gpus, max_retries=resources.retries
     )
@@ -111,7 +111,7 @@ def _work(raw: str, trunk: str, job: str | None) -> None:
     if job is None:
         make_features(opened, trunk, _silent)
     else:
-        run_part(opened, JobOnTrunk(job, trunk), _silent)
+        run_pair(opened, JobOnTrunk(job, trunk), _silent)
 
 
 def _silent(what: str, done: int, total: int) -> None:

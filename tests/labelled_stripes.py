@@ -9,7 +9,7 @@ from PIL import Image
 from pipeline.ingest.config import ShardConfig
 from pipeline.shards.store import Store
 from training.models.trunks import TrunkConfig, build_trunk
-from training.transfer.job import Labelled, NamedTrunk, Setting, Task
+from training.transfer.job import Labelled, NamedTrunk, Setting, TransferTask
 
 CLASSES = ("leaning", "lying", "standing")
 PX = 32
@@ -41,7 +41,7 @@ def striped_task(make_shards, folder, *, per_class=24, test_per_class=8):
     train = np.concatenate([ids[test_per_class:] for ids in members])
     test = np.concatenate([ids[:test_per_class] for ids in members])
     sides = (Labelled(store, train, labels[train]), Labelled(store, test, labels[test]))
-    return Task(*sides, classes=CLASSES, overlap={})
+    return TransferTask(*sides, classes=CLASSES, overlap={})
 
 
 def multi_label(task, difficult=()):
@@ -53,7 +53,7 @@ def multi_label(task, difficult=()):
             targets[row, side.targets[row] - 1] = -1
         return Labelled(side.store, side.sample_ids, targets)
 
-    return Task(several(task.train), several(task.test), task.classes, task.overlap)
+    return TransferTask(several(task.train), several(task.test), task.classes, task.overlap)
 
 
 def setting_of(task, folder, seeds=(0,)):
@@ -77,5 +77,5 @@ def random_trunk(name="small", px=PX):
     return NamedTrunk("random", "random", build, draws_weights=True)
 
 
-def told(*_):
-    """Take the progress, and say nothing."""
+def ignore_progress(*_):
+    """Discard progress."""

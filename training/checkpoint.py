@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, hashed, tensors and JSON only; the newest good one is resumed."""
+"""Checkpoints: atomic, hashed, tensors and JSON only; a run resumes from the newest good one."""
 
 import json
 import logging
@@ -23,18 +23,18 @@ _KEEP = 2
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All that a run needs to go on."""
+    """Everything a run needs to resume."""
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     """`state_dict()` of the optimizer."""
     progress: dict[str, Any]
-    """JSON: the loader's state and the time spent."""
+    """JSON: the loader's state, the time spent, the hash of the permutation set."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder/step-XXXXXXXX`, whole or not at all, then drop all but the newest two."""
+    """Write `folder/step-XXXXXXXX` atomically, then delete all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{checkpoint.step:08d}"
     partial = folder / f".{final.name}.{os.getpid()}.partial"
@@ -58,17 +58,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """Load the newest checkpoint whose bytes match its hashes, or None where there is none.
+    """Load the newest checkpoint whose bytes match its hashes; None if there are no checkpoints.
 
     Raises:
-        ConfigError: There are checkpoints, and all of them are damaged.
+        ConfigError: All checkpoints are damaged.
     """
     found = sorted(folder.glob("step-*"), reverse=True)
     for path in found:
         try:
             return _load(path)
         except (OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            logger.warning("checkpoint %s is damaged and passed over: %s", path, error)
+            logger.warning("checkpoint %s is damaged and skipped: %s", path, error)
     if found:
         raise ConfigError(
             f"checkpoints (={folder}): all {len(found)} are damaged; restore one or start anew."

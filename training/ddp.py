@@ -24,24 +24,24 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank writes what is written once."""
+        """Whether this is rank 0, which writes what is written once."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Average gradients over ranks; BatchNorm statistics stay those of each rank."""
+        """Average gradients over ranks; BatchNorm statistics stay per rank."""
         if self.world_size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add up over ranks, in place."""
+        """Sum over ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def from_first(self, value: float) -> float:
-        """Give every rank the first rank's value, so that all decide alike."""
+        """Return rank 0's value on every rank, so that all decide alike."""
         if self.world_size == 1:
             return value
         shared = torch.tensor([value], dtype=torch.float64, device=self.device)
@@ -56,9 +56,9 @@ class Ranks:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the process group that is there: Ray Train's, torchrun's, or none.
+    """Join the existing process group: Ray Train's, torchrun's, or none.
 
-    A group that this function makes is destroyed at the end; another's is left alone.
+    A group created here is destroyed at the end; an existing one is left alone.
     """
     ours = not dist.is_initialized() and "RANK" in os.environ and "WORLD_SIZE" in os.environ
     device = _device()
@@ -78,7 +78,7 @@ def joined() -> Iterator[Ranks]:
 def _device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    # Ray Train shows a worker only its own GPU; torchrun shows all and gives LOCAL_RANK.
+    # Ray Train shows a worker only its own GPU; torchrun shows all and sets LOCAL_RANK.
     index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
     torch.cuda.set_device(index)
     return torch.device("cuda", index)

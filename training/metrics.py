@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON line a record, and the same in TensorBoard."""
+"""Metrics of a run: one JSON line per record, the same in TensorBoard, and how the run ended."""
 
 import json
 import threading
@@ -37,61 +37,89 @@ class MetricsRecord:
     progress: float
     """Share of the run that is done, 0 to 1."""
     seconds: float
-    """Training time so far, restarts and start-up left out."""
+    """Training time so far, without restarts and start-up."""
     loss: float
     accuracy: float
-    """Of the pretext, 0 to 1, in training mode on fresh views; the mean over its tasks."""
+    """Pretext accuracy, 0 to 1, in training mode on fresh views; the mean over its tasks."""
     lr: float
     images_per_s: float
     """All ranks together."""
     starvation: float
-    """Share of the time that the first rank waited for the loader, 0 to 1: the sum of the three
-    below."""
+    """Share of the time that rank 0 waited for the loader, 0 to 1: the sum of the next three."""
     planning: float = 0.0
-    """Share that went into order, draws and plans."""
+    """Share spent on order, draws and plans."""
     reading: float = 0.0
-    """Share that went into opening shards and hashing, or waiting for remote shards."""
+    """Share spent opening and hashing shards, or waiting for remote ones."""
     decode_wait: float = 0.0
-    """Share that was spent waiting for the graph."""
+    """Share spent waiting for the graph."""
     in_flight: int = 0
-    """Batches of the first rank that are planned and not yet taken."""
+    """Batches of rank 0 that are planned but not yet consumed."""
     read_mb_per_s: float = 0.0
-    """Encoded images of all ranks, 10^6 bytes."""
+    """Encoded bytes read by all ranks, in 10^6 bytes."""
     replaced: int = 0
-    """Samples of all ranks that took the place of damaged ones."""
+    """Samples that replaced damaged ones, over all ranks."""
     cache_hits: int = 0
-    """Remote shards that the first rank found on its node, since the start."""
+    """Remote shards that rank 0 found on its node, since the start."""
     cache_misses: int = 0
-    """Remote shards that it had to wait for, since the start."""
+    """Remote shards that rank 0 waited for, since the start."""
     cache_mb: float = 0.0
-    """Fetched by the first rank since the start, 10^6 bytes."""
+    """Fetched by rank 0 since the start, in 10^6 bytes."""
     accuracy_of: dict[str, float] = field(default_factory=dict)
-    """Of each task."""
+    """Accuracy of each task."""
 
 
 OnRecord = Callable[[MetricsRecord], None]
 
 
 @dataclass(frozen=True, slots=True)
+class PretrainResult:
+    """How a run ended; the keys of pretrain.json."""
+
+    steps: int
+    epochs: float
+    """Epochs seen, with fractions."""
+    seconds: float
+    """Training time without start-up."""
+    images_per_s: float
+    """Mean over the whole run, all ranks together."""
+    starvation: float
+    """Share of the time that rank 0 waited for the loader."""
+    loss: float
+    accuracy: float
+    """Pretext accuracy over the last tenth of the records, 0 to 1, on fresh views; the mean over
+    its tasks."""
+    chance: float
+    """Accuracy of a blind guess."""
+    remainder: int
+    """Samples of an epoch that fill no step and wait for the next epoch's shuffle."""
+    replaced: int
+    """Samples that replaced damaged ones, over the whole run."""
+    accuracy_of: dict[str, float]
+    """Accuracy of each task."""
+    permutations_sha256: str | None
+    """SHA-256 of a jigsaw puzzle's permutation set, which defines what its labels mean."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step gave on one rank."""
+    """Outcome of one step on one rank."""
 
     loss: Tensor
-    """Scalar, the mean over the rank's images."""
+    """Scalar, mean over the rank's images."""
     right: Tensor
-    """float (K,), the share of right answers of each task."""
+    """float (K,), share of right answers of each task."""
 
 
 class Meter:
-    """Collect steps on this rank, and make a record of all ranks."""
+    """Accumulates the steps of this rank into records over all ranks."""
 
     def __init__(self, ranks: Ranks, loader: Loader, tasks: Sequence[str]) -> None:
         self._ranks, self._loader, self._tasks = ranks, loader, tuple(tasks)
         self._reset()
 
-    def add(self, answered: StepResult, images: int, waited: float) -> None:
-        """Add a step of this rank; `waited` seconds for the loader."""
-        step = torch.cat([answered.loss[None], answered.right, answered.right.new_ones(1)])
+    def add(self, result: StepResult, images: int, waited: float) -> None:
+        """Add a step of this rank that waited `waited` seconds for the loader."""
+        step = torch.cat([result.loss[None], result.right, result.right.new_ones(1)])
         self._sums += step.double() * images  # Every image is asked the same number of questions.
         self._waited += waited
 
@@ -139,10 +167,10 @@ class Meter:
 
 
 class MetricsWriter:
-    """Append records to `metrics.jsonl` and to TensorBoard's files in `folder`."""
+    """Appends records to `metrics.jsonl` and to TensorBoard's event files in `folder`."""
 
     def __init__(self, folder: Path, *, resume_step: int) -> None:
-        # A resumed run repeats the steps behind its checkpoint: their old records go.
+        # A resumed run repeats the steps after its checkpoint: their old records go.
         kept = [r for r in read_metrics(folder) if r.step <= resume_step]
         self._file = (folder / FILE_NAME).open("w", encoding="utf-8")
         for record in kept:
@@ -176,13 +204,13 @@ class MetricsWriter:
 
 
 def read_metrics(folder: Path) -> list[MetricsRecord]:
-    """Read the records of a run; a line cut by a kill ends the list."""
+    """Read the records of a run, up to a line that a kill has cut."""
     path = folder / FILE_NAME
     return list(_parse(path.read_text(encoding="utf-8"))) if path.exists() else []
 
 
 def last_record(folder: Path) -> MetricsRecord | None:
-    """Read the newest whole record of a run from the end of its file, whatever its length."""
+    """Read the newest whole record of a run from the tail of its file."""
     path = folder / FILE_NAME
     if not path.exists():
         return None
@@ -211,7 +239,7 @@ def _tensorboard(folder: Path, *, purge_step: int) -> "SummaryWriter":
 
 @contextmanager
 def following(folder: Path, on_record: OnRecord) -> Iterator[None]:
-    """Call `on_record` with the newest record of a run's folder while the block runs."""
+    """Call `on_record` with each new record in a run's folder while the block runs."""
     ended = threading.Event()
 
     def follow() -> None:

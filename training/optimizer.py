@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate."""
+"""Optimizers and the learning rate schedule."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class SgdConfig(Config):
     weight_decay: float = Field(1e-4, ge=0)
     """Not applied to biases, normalisation, class token and position embedding."""
     warmup: float = Field(0.05, ge=0, lt=1)
-    """Share of the run in which the learning rate rises from 0."""
+    """Share of the run over which the learning rate rises from 0."""
 
 
 class AdamWConfig(Config):
@@ -34,7 +34,7 @@ class AdamWConfig(Config):
     weight_decay: float = Field(0.05, ge=0)
     """Not applied to biases, normalisation, class token and position embedding."""
     warmup: float = Field(0.05, ge=0, lt=1)
-    """Share of the run in which the learning rate rises from 0."""
+    """Share of the run over which the learning rate rises from 0."""
 
 
 OptimConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
@@ -48,9 +48,9 @@ def build_optimizer(
     """Make the optimizer, with weight decay on matrices and filters only.
 
     Args:
-        model: Weights without a gradient are left out.
-        config: Which one.
-        lr_factor: Of the learning rate, by the name of a weight; `set_rate` keeps it.
+        model: Weights that require no gradient are excluded.
+        config: The optimizer and its settings.
+        lr_factor: Factor on the learning rate by weight name; `set_rate` applies it.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     factors = [lr_factor(name) for name, _ in named]
@@ -73,21 +73,21 @@ def build_optimizer(
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
-    # Tokens and positions are no maps of an input, whatever their shape (Touvron et al. 2021).
+    # Tokens and positions are not multiplied with an input (Touvron et al. 2021).
     return parameter.ndim > 1 and not name.endswith(("class_token", "pos_embedding"))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group of `build_optimizer` the learning rate times its factor."""
+    """Set every parameter group's learning rate to `lr` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
 
 
 def learning_rate(config: SgdConfig | AdamWConfig, progress: float) -> float:
-    """Rise linearly over the warm-up, then fall as a half cosine to 0 (Loshchilov, Hutter 2017).
+    """Rise linearly over the warm-up, then decay to 0 as a half cosine (Loshchilov, Hutter 2017).
 
     Args:
-        config: Peak and warm-up.
+        config: Peak rate and warm-up.
         progress: Share of the run that is done, 0 to 1.
     """
     if progress < config.warmup:

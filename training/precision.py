@@ -1,15 +1,15 @@
-"""Which floats a forward pass uses."""
+"""Precision of the forward pass."""
 
 from typing import Literal
 
 import torch
 
 Precision = Literal["auto", "fp32", "bf16"]
-"""auto takes bf16 where the processor has instructions for it."""
+"""auto uses bf16 where the hardware has instructions for it."""
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Return the context of a forward pass; weights stay in fp32."""
+    """Return the autocast context of a forward pass; weights stay in fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_use_bf16(precision, device))
 
 

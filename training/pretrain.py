@@ -1,4 +1,6 @@
-"""Pretraining: batches in, a trunk out. The loop reads top to bottom."""
+"""Pretraining: batches in, a trunk out. The loop comes first; the file reads top to bottom."""
+
+from __future__ import annotations
 
 import shutil
 import time
@@ -25,70 +27,24 @@ from pipeline.pretext.permutation_set import permutations_hash, permutations_of
 from pipeline.pretext.supervised import NO_CLASS
 from training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from training.ddp import Ranks, joined
-from training.metrics import Meter, MetricsWriter, StepResult, read_metrics
+from training.metrics import Meter, MetricsWriter, PretrainResult, StepResult, read_metrics
 from training.models.pretext_model import HeadOutput, PretextModel, build_model
 from training.models.trunks import Trunk
 from training.optimizer import build_optimizer, learning_rate
 from training.precision import autocast
 from training.run import Pretraining, TrainConfig
+from training.run_folder import PRETRAIN_RESULT, TRUNK_FILE
 
-TRUNK_FILE = "trunk.safetensors"
-RESULT_FILE = "pretrain.json"
 CHECKPOINTS = "checkpoints"
 
 _COMPILERS = ("g++", "clang++", "c++")
 
 
-@dataclass(frozen=True, slots=True)
-class PretrainResult:
-    """How a run ended."""
-
-    steps: int
-    epochs: float
-    """Epochs seen, in parts."""
-    seconds: float
-    """Training time, start-up left out."""
-    images_per_s: float
-    """Over all ranks and the whole run."""
-    starvation: float
-    """Share of the time that the first rank waited for the loader."""
-    loss: float
-    accuracy: float
-    """Of the pretext over the last tenth of the records, 0 to 1, on fresh views; the mean over its
-    tasks."""
-    chance: float
-    """Accuracy of a blind guess."""
-    remainder: int
-    """Samples of an epoch that fill no step and wait for the next epoch's shuffle."""
-    replaced: int
-    """Samples that took the place of damaged ones, over the whole run."""
-    accuracy_of: dict[str, float]
-    """Of each task."""
-    permutations_sha256: str | None
-    """Of the rows of a jigsaw puzzle's permutation set, which tell what its labels mean."""
-
-
-def check(run: Pretraining) -> None:
-    """Find what would stop the run before anything is started.
-
-    Raises:
-        ConfigError: The shards are not there or too few, there are more workers than lanes, a
-            permutation file holds no such set, or there is no compiler for train.compile.
-    """
-    _permutations(run.pretext)
-    if run.train.compile and not any(map(shutil.which, _COMPILERS)):
-        raise ConfigError(
-            "train.compile (=true) needs a C++ compiler, and there is none on the PATH "
-            f"({', '.join(_COMPILERS)}); install one or set it to false."
-        )
-    check_data(run.data, run.order, seed=run.seed, world_size=run.train.workers)
-
-
 def train(run: Pretraining) -> None:
-    """Pretrain a trunk; go on from the newest checkpoint in `run.out` if there is one.
+    """Pretrain a trunk; resume from the newest checkpoint in `run.out` if there is one.
 
-    The same function runs in one plain process, under torchrun and under Ray Train. The first rank
-    writes metrics.jsonl, checkpoints, trunk.safetensors and pretrain.json into `run.out`.
+    The same function runs in one plain process, under torchrun and under Ray Train. Rank 0 writes
+    metrics.jsonl, checkpoints, trunk.safetensors and pretrain.json into `run.out`.
     """
     with joined() as ranks:
         job = _start(run, ranks)
@@ -96,55 +52,8 @@ def train(run: Pretraining) -> None:
             _loop(job, log)
         if ranks.is_first:
             export_trunk(job.model.trunk, run.out / TRUNK_FILE)
-            write_json(run.out / RESULT_FILE, asdict(_summarize(job)))
+            write_json(run.out / PRETRAIN_RESULT, asdict(_summarize(job)))
         ranks.barrier()
-
-
-@dataclass(slots=True)
-class _TrainState:
-    """Everything the loop works on."""
-
-    run: Pretraining
-    ranks: Ranks
-    loader: Loader
-    model: PretextModel
-    optimizer: torch.optim.Optimizer
-    step: int
-    """Steps done."""
-    clock: "_Clock"
-
-
-def _start(run: Pretraining, ranks: Ranks) -> _TrainState:
-    # Data.
-    place, ledger = RankInfo(ranks.rank, ranks.world_size), run.out / QUARANTINE_FILE
-    loader = open_loader(
-        run.data, run.order, run.pretext, seed=run.seed, place=place, ledger=ledger
-    )
-
-    # Model. Every rank starts from the same weights.
-    torch.manual_seed(run.seed)
-    model = build_model(run.pretext, run.trunk).to(ranks.device)
-    model = model.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, run.optim)
-
-    # Where we left off.
-    perms = _permutations(run.pretext)
-    step, seconds = 0, 0.0
-    checkpoint = load_newest(run.out / CHECKPOINTS)
-    if checkpoint:
-        if checkpoint.progress.get("permutations_sha256", perms) != perms:
-            raise ConfigError(
-                f"the permutation set has changed since the checkpoint of step {checkpoint.step}, "
-                "and with it what every label means; give the old permutation_file or start anew."
-            )
-        model.load_state_dict(checkpoint.model)
-        optimizer.load_state_dict(checkpoint.optimizer)
-        loader.restore(checkpoint.progress["loader"])
-        step, seconds = checkpoint.step, checkpoint.progress["seconds"]
-    if run.train.compile:
-        model.compile()  # In place: names of weights stay, in checkpoints and the export.
-    clock = _Clock(run.train, ranks, run.train.epochs * loader.steps_per_epoch, seconds)
-    return _TrainState(run, ranks, loader, model, optimizer, step, clock)
 
 
 def _loop(job: _TrainState, log: MetricsWriter | None) -> None:
@@ -166,11 +75,11 @@ def _loop(job: _TrainState, log: MetricsWriter | None) -> None:
         waited = time.monotonic() - asked
 
         lr = learning_rate(run.optim, progress)
-        answered = _step(job, model, batch, lr)
+        result = _step(job, model, batch, lr)
         job.step += 1
         progress = job.clock.progress(job.step)
 
-        meter.add(answered, len(batch.sample_ids), waited)
+        meter.add(result, len(batch.sample_ids), waited)
         if job.step % run.train.log_every == 0 or progress >= 1:
             record = meter.record(job.step, batch.epoch, progress, job.clock.spent(), lr)
             if log:
@@ -185,63 +94,87 @@ def _step(job: _TrainState, model: nn.Module, batch: Batch, lr: float) -> StepRe
         group["lr"] = lr
     labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
     with autocast(job.run.train.precision, device):
-        answers: list[HeadOutput] = model(batch.views, labels)
-    losses = [_loss(answer) for answer in answers]
+        outputs: list[HeadOutput] = model(batch.views, labels)
+    losses = [_loss(output) for output in outputs]
     loss = torch.stack(losses) @ torch.tensor(weights_of(job.run.pretext), device=device)
     job.optimizer.zero_grad(set_to_none=True)
-    # DDP averages over ranks, and a rank's batch may be a lane's share larger than another's:
+    # DDP averages over ranks, and a rank's batch may be one lane's share larger than another's:
     # weighted by size, the average is the gradient of the global batch.
     share = len(batch.sample_ids) * job.ranks.world_size / job.loader.global_batch
     torch.autograd.backward(loss * share)
     job.optimizer.step()
-    right = [_right(answer) for answer in answers]
-    return StepResult(loss.detach(), torch.stack(right))
+    return StepResult(loss.detach(), torch.stack([_accuracy(output) for output in outputs]))
 
 
-def _loss(answer: HeadOutput) -> Tensor:
-    """Return the mean over all answers; those that nothing teaches count 0.
+def _loss(output: HeadOutput) -> Tensor:
+    """Return the cross entropy averaged over all answers; those without a target count as 0.
 
-    All, not those that are taught: the mean over ranks is then that of the global batch.
+    Dividing by all of them makes the mean over ranks that of the global batch.
     """
     total = F.cross_entropy(
-        answer.logits.float(), answer.targets, ignore_index=NO_CLASS, reduction="sum"
+        output.logits.float(), output.targets, ignore_index=NO_CLASS, reduction="sum"
     )
-    return total / len(answer.targets)
+    return total / len(output.targets)
 
 
-def _right(answer: HeadOutput) -> Tensor:
-    """Return the share of right answers among those that are taught."""
-    taught = answer.targets != NO_CLASS
-    right = (answer.logits.argmax(dim=1) == answer.targets) & taught
-    return right.sum() / taught.sum().clamp(min=1)
+def _accuracy(output: HeadOutput) -> Tensor:
+    """Return the share of right answers among those with a target."""
+    has_target = output.targets != NO_CLASS
+    right = (output.logits.argmax(dim=1) == output.targets) & has_target
+    return right.sum() / has_target.sum().clamp(min=1)
 
 
-def _save(job: _TrainState) -> None:
-    progress = {
-        "loader": job.loader.state(),
-        "seconds": job.clock.spent(),
-        "permutations_sha256": _permutations(job.run.pretext),
-    }
-    model, optimizer = job.model.state_dict(), job.optimizer.state_dict()
-    save_checkpoint(job.run.out / CHECKPOINTS, Checkpoint(job.step, model, optimizer, progress))
+@dataclass(slots=True)
+class _TrainState:
+    """Everything the loop works on."""
+
+    run: Pretraining
+    ranks: Ranks
+    loader: Loader
+    model: PretextModel
+    optimizer: torch.optim.Optimizer
+    step: int
+    """Steps done."""
+    clock: _Clock
+
+
+def _start(run: Pretraining, ranks: Ranks) -> _TrainState:
+    # Data.
+    place, ledger = RankInfo(ranks.rank, ranks.world_size), run.out / QUARANTINE_FILE
+    loader = open_loader(
+        run.data, run.order, run.pretext, seed=run.seed, place=place, ledger=ledger
+    )
+
+    # Model. Every rank starts from the same weights.
+    torch.manual_seed(run.seed)
+    model = build_model(run.pretext, run.trunk).to(ranks.device)
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, run.optim)
+
+    # Resume.
+    perms = _permutations(run.pretext)
+    step, seconds = 0, 0.0
+    checkpoint = load_newest(run.out / CHECKPOINTS)
+    if checkpoint:
+        if checkpoint.progress.get("permutations_sha256", perms) != perms:
+            raise ConfigError(
+                f"the permutation set has changed since the checkpoint of step {checkpoint.step}, "
+                "and with it what every label means; give the old permutation_file or start anew."
+            )
+        model.load_state_dict(checkpoint.model)
+        optimizer.load_state_dict(checkpoint.optimizer)
+        loader.restore(checkpoint.progress["loader"])
+        step, seconds = checkpoint.step, checkpoint.progress["seconds"]
+    if run.train.compile:
+        model.compile()  # In place: names of weights stay, in checkpoints and the export.
+    clock = _Clock(run.train, ranks, run.train.epochs * loader.steps_per_epoch, seconds)
+    return _TrainState(run, ranks, loader, model, optimizer, step, clock)
 
 
 def _permutations(pretext: PretextConfig) -> str | None:
-    """Name the permutation set of a pretext; None where there is no puzzle in it."""
+    """Return the SHA-256 of the permutation set, or None for a pretext without a puzzle."""
     puzzles = [task for task in tasks_of(pretext) if isinstance(task, JigsawConfig)]
     return permutations_hash(permutations_of(puzzles[0])) if puzzles else None
-
-
-def _metrics_of(job: _TrainState) -> AbstractContextManager[MetricsWriter | None]:
-    if job.ranks.is_first:
-        return MetricsWriter(job.run.out, resume_step=job.step)
-    return nullcontext()
-
-
-def export_trunk(trunk: Trunk, path: Path) -> None:
-    """Write the trunk's weights as safetensors under torchvision's key names."""
-    weights = {key: value.cpu() for key, value in trunk.export().items()}
-    write_atomic(path, safetensors.torch.save(weights))
 
 
 class _Clock:
@@ -257,12 +190,34 @@ class _Clock:
         return time.monotonic() - self._started
 
     def progress(self, step: int) -> float:
-        """Return the share that is done, 0 to 1, after `step` steps."""
+        """Return the share of the run that is done after `step` steps, 0 to 1."""
         by_step = step / self._last_step
         if self._limit is None:
             return by_step
         by_time = self._ranks.from_first(self.spent() / self._limit)
         return min(1.0, max(by_step, by_time))
+
+
+def _metrics_of(job: _TrainState) -> AbstractContextManager[MetricsWriter | None]:
+    if job.ranks.is_first:
+        return MetricsWriter(job.run.out, resume_step=job.step)
+    return nullcontext()
+
+
+def _save(job: _TrainState) -> None:
+    progress = {
+        "loader": job.loader.state(),
+        "seconds": job.clock.spent(),
+        "permutations_sha256": _permutations(job.run.pretext),
+    }
+    model, optimizer = job.model.state_dict(), job.optimizer.state_dict()
+    save_checkpoint(job.run.out / CHECKPOINTS, Checkpoint(job.step, model, optimizer, progress))
+
+
+def export_trunk(trunk: Trunk, path: Path) -> None:
+    """Write the trunk's weights as safetensors under torchvision's key names."""
+    weights = {key: value.cpu() for key, value in trunk.export().items()}
+    write_atomic(path, safetensors.torch.save(weights))
 
 
 def _summarize(job: _TrainState) -> PretrainResult:
@@ -285,3 +240,19 @@ def _summarize(job: _TrainState) -> PretrainResult:
         },
         permutations_sha256=_permutations(job.run.pretext),
     )
+
+
+def check(run: Pretraining) -> None:
+    """Find what would stop the run before anything is started.
+
+    Raises:
+        ConfigError: The shards are missing or too few, there are more workers than lanes, a
+            permutation file holds no such set, or train.compile finds no compiler.
+    """
+    _permutations(run.pretext)
+    if run.train.compile and not any(map(shutil.which, _COMPILERS)):
+        raise ConfigError(
+            "train.compile (=true) needs a C++ compiler, and there is none on the PATH "
+            f"({', '.join(_COMPILERS)}); install one or set it to false."
+        )
+    check_data(run.data, run.order, seed=run.seed, world_size=run.train.workers)

@@ -79,7 +79,7 @@ class DataConfig(Config):
             ConfigError: A stream has none.
         """
         if not self.sets:
-            raise ConfigError("data.stream has no manifest: give transfer.manifest, or shards.")
+            raise ConfigError("data.stream has no manifest: give transfer.data, or shards.")
         return self.sets[0].manifest
 
     def absolute(self) -> dict[str, object]:

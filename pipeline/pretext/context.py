@@ -5,7 +5,7 @@
 import functools
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,8 @@ class ContextConfig(Config):
     """
 
     name: Literal["context"]
+    side_key: ClassVar[str] = "patch_px"
+    """The key that sets the side of a view."""
     grid: int = Field(2, ge=2, le=5)
     """Patches on a side of the block that is cut from an image."""
     patch_px: int = Field(96, gt=1)

@@ -5,7 +5,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ class JigsawConfig(Config):
     """
 
     name: Literal["jigsaw"]
+    side_key: ClassVar[str] = "tile_px"
+    """The key that sets the side of a view."""
     grid: int = Field(3, ge=2, le=8)
     """Tiles on a side."""
     crop_px: int = Field(255, gt=0)

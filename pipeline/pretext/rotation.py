@@ -3,7 +3,7 @@
 # Shapes: B batch.
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ class RotationConfig(Config):
     """
 
     name: Literal["rotation"]
+    side_key: ClassVar[str] = "crop_px"
+    """The key that sets the side of a view."""
     crop_px: int = Field(224, gt=1)
     """Side of the square."""
     min_scale: float = Field(0.5, gt=0, le=1)

@@ -4,7 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import xxhash
@@ -37,6 +37,8 @@ class SupervisedConfig(Config):
     """
 
     name: Literal["supervised"]
+    side_key: ClassVar[str] = "crop_px"
+    """The key that sets the side of a view."""
     crop_px: int = Field(224, gt=1)
     """Side of the square that the trunk sees."""
     min_scale: float = Field(0.5, gt=0, le=1)

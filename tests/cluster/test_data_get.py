@@ -21,7 +21,7 @@ from pipeline.config import ConfigError
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
 from training.transfer.images.data import TaskOptions, open_task
-from training.transfer.images.split import SplitRule
+from training.transfer.images.pool import SplitRule
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def fingerprints(batches):
     return [tuple(image.flatten()[::97].tolist()) for each in batches for image in each.images]
 
 
-def test_every_image_is_shown_once_in_each_epoch_whatever_the_batch(task, tmp_path):
+def test_every_image_is_shown_once_per_epoch_for_any_batch_size(task, tmp_path):
     setting = setting_of(task, tmp_path)
     central = epochs_of(task.train, setting, 2, crops=None)
     assert [len(each.images) for each in central[0]] == [7, 7, 7, 6]  # 27 in steps of at most 8.
@@ -66,7 +66,7 @@ def test_targets_are_those_of_the_images(task, tmp_path):
     assert torch.equal(shown.targets, torch.from_numpy(several.train.targets))
 
 
-def test_a_test_shows_central_squares_in_the_order_given(task, tmp_path):
+def test_evaluation_shows_central_squares_in_the_given_order(task, tmp_path):
     setting = setting_of(task, tmp_path)
     ids = task.test.sample_ids
     samples = task.test.store.read(ids)
@@ -81,7 +81,7 @@ def test_a_test_shows_central_squares_in_the_order_given(task, tmp_path):
 
 
 @pytest.mark.parametrize("views", ["ten_crops", "ten_random"])
-def test_ten_views_of_an_image_are_in_a_row_and_always_the_same(task, tmp_path, views):
+def test_ten_views_of_an_image_are_adjacent_and_always_the_same(task, tmp_path, views):
     setting = setting_of(task, tmp_path)  # 32 views at once: 3 images.
     shown = list(evaluation_batches(task.test, views, CROPS, setting, seed=0))
     assert [len(each.targets) for each in shown] == [3] * 8
@@ -93,7 +93,7 @@ def test_ten_views_of_an_image_are_in_a_row_and_always_the_same(task, tmp_path, 
         assert torch.allclose(five.flip(-1), mirrored, atol=0.06)
 
 
-def test_the_views_of_a_test_are_not_those_of_training(task, tmp_path):
+def test_test_views_differ_from_training_views(task, tmp_path):
     setting = setting_of(task, tmp_path)
     (epoch,) = epochs_of(task.train, setting, 1)
     shown = evaluation_batches(task.train, "ten_random", CROPS, setting, seed=1)

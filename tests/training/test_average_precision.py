@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from training.transfer.average_precision import (
     average_precision,
     average_precisions,
-    mean_average_precision,
+    defined_mean,
 )
 
 RANKING = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40)
@@ -51,7 +51,7 @@ def test_without_a_positive_it_is_undefined_and_not_0(definition):
     assert math.isnan(average_precision(nothing, nothing.astype(bool), definition=definition))
 
 
-def test_ignored_images_count_as_if_they_were_not_there():
+def test_ignored_images_count_as_if_absent():
     scores, positives = scored(0, 1, 0, 0, 1)
     ignore = np.array([True, False, False, True, False])
     kept = average_precision(scores[~ignore], positives[~ignore], definition="area")
@@ -59,7 +59,7 @@ def test_ignored_images_count_as_if_they_were_not_there():
     assert kept > average_precision(scores, positives, definition="area")
 
 
-def test_equal_scores_are_one_threshold():
+def test_tied_scores_share_one_threshold():
     scores, positives = np.array([0.5, 0.5, 0.5, 0.1]), np.array([True, False, False, True])
     # 1 of 3 at recall 1/2, then 2 of 4: the best is 1/2 at both.
     assert average_precision(scores, positives, definition="area") == pytest.approx(1 / 2)
@@ -80,7 +80,7 @@ def test_the_order_of_the_images_changes_nothing(ranking, random, definition):
 
 
 @given(RANKING, st.sampled_from(["area", "11_point"]))
-def test_it_is_the_plain_definition_written_as_loops(ranking, definition):
+def test_it_equals_the_definition_written_as_loops(ranking, definition):
     scores, positives = np.array([s for s, _ in ranking]), np.array([p for _, p in ranking])
     value = average_precision(scores.astype(float), positives, definition=definition)
     total = positives.sum()
@@ -100,14 +100,14 @@ def test_it_is_the_plain_definition_written_as_loops(ranking, definition):
     assert value == pytest.approx(np.mean(best))
 
 
-def test_classes_without_a_positive_are_left_out_of_the_mean():
+def test_classes_without_a_positive_are_excluded_from_the_mean():
     scores = np.array([[0.9, 0.1, 0.3], [0.2, 0.8, 0.4], [0.5, 0.5, 0.5]])
     targets = np.array([[1, 0, 0], [0, 0, -1], [0, 1, -1]])
     each = average_precisions(scores, targets, definition="area")
     np.testing.assert_allclose(each, [1, 1 / 2, math.nan])
-    assert mean_average_precision(scores, targets, definition="area") == pytest.approx(3 / 4)
-    none = np.zeros_like(targets)
-    assert math.isnan(mean_average_precision(scores, none, definition="area"))
+    assert defined_mean(each) == pytest.approx(3 / 4)
+    none = average_precisions(scores, np.zeros_like(targets), definition="area")
+    assert math.isnan(defined_mean(none))
 
 
 def test_difficult_images_are_ignored_for_their_class_alone():

@@ -41,7 +41,7 @@ def voc(truths, given, num_classes=1, **options):
     return voc_box_ap(truths, given, num_classes, **{"definition": "area", **options})
 
 
-def test_the_overlap_is_that_of_the_devkit_whose_last_pixels_are_inside():
+def test_the_overlap_equals_that_of_the_devkit_with_inclusive_pixels():
     # The devkit's 1..10 x 1..10 and 6..15 x 1..10: 5 of 15 columns.
     assert overlaps(np.array([[0, 0, 10, 10.0]]), np.array([[5, 0, 15, 10.0]])) == 1 / 3
     # Its 1..1 is a pixel, of an area of 1.
@@ -54,7 +54,7 @@ def test_the_overlap_is_that_of_the_devkit_whose_last_pixels_are_inside():
     [
         # Two objects, both found first.
         ([truth(A, B)], [found((0.9, A), (0.8, B), (0.7, C))], 1, 1),
-        # The second find of A is false; B comes third: precisions 1 and 2/3.
+        # The second detection of A is false; B is third: precisions 1 and 2/3.
         (
             [truth(A, B)],
             [found((0.9, A), (0.8, NEAR_A), (0.7, B))],
@@ -63,7 +63,7 @@ def test_the_overlap_is_that_of_the_devkit_whose_last_pixels_are_inside():
         ),
         # An overlap of exactly one half is enough.
         ([truth(A)], [found((0.9, HALF_A))], 1, 1),
-        # Found in the wrong image.
+        # Detected in the wrong image.
         ([truth(A), truth()], [found(), found((0.9, A))], 0, 0),
         # Ranks are of all images together: true, false, true.
         ([truth(A), truth(B)], [found((0.9, A), (0.5, FAR)), found((0.4, B))], 5 / 6, 28 / 33),
@@ -76,7 +76,7 @@ def test_devkit_values_worked_out_by_hand(truths, given, area, eleven):
     np.testing.assert_allclose(voc(truths, given, definition="11_point"), [eleven])
 
 
-def test_difficult_boxes_are_neither_to_be_found_nor_false_when_found():
+def test_difficult_boxes_are_neither_missed_nor_false_positives():
     truths = [truth(A, B, difficult=[True, False])]
     np.testing.assert_allclose(voc(truths, [found((0.9, A), (0.8, A), (0.7, B))]), [1])
     np.testing.assert_allclose(voc(truths, [found((0.7, B))]), [1])
@@ -85,8 +85,8 @@ def test_difficult_boxes_are_neither_to_be_found_nor_false_when_found():
     assert math.isnan(coco_box_ap(only, [found((0.9, A))], 1).ap)
 
 
-def test_a_box_behind_a_taken_one_is_false_in_voc_and_true_in_coco():
-    # Both found boxes overlap most with the first of two boxes that nearly cover each other.
+def test_a_detection_next_to_a_matched_box_is_false_in_voc_and_true_in_coco():
+    # Both detections overlap most with the first of two nearly equal boxes.
     truths = [truth((0, 0, 100, 100), (0, 0, 100, 96))]
     given = [found((0.9, (0, 0, 100, 100)), (0.8, (0, 0, 100, 99)))]
     np.testing.assert_allclose(voc(truths, given), [1 / 2])
@@ -108,7 +108,7 @@ def test_coco_averages_over_ten_overlaps():
     assert (coco.ap, coco.ap50, coco.ap75) == pytest.approx((0.7, 1, 1))
 
 
-def test_coco_takes_100_boxes_of_a_class_in_an_image():
+def test_coco_counts_100_detections_per_class_and_image():
     crowd = [(0.9, FAR)] * 100
     late = coco_box_ap([truth(A)], [found(*crowd, (0.5, A))], 1)
     in_time = coco_box_ap([truth(A)], [found(*crowd[1:], (0.5, A))], 1)
@@ -136,7 +136,7 @@ SCENE = st.lists(
 
 
 def scene_of(drawn, seed):
-    """Truths and found boxes; half of the found ones sit on an object, scores are all different."""
+    """True boxes and detections; half of these are on an object, all scores differ."""
     rng = np.random.default_rng(seed)
     total = sum(len(boxes) for _, boxes in drawn)
     scores = iter(rng.permutation(total + 1) / (total + 1))
@@ -152,7 +152,7 @@ def scene_of(drawn, seed):
 
 @settings(max_examples=25, deadline=None)
 @given(SCENE, st.integers(0, 1000))
-def test_coco_values_are_those_of_pycocotools(drawn, seed):
+def test_coco_values_equal_those_of_pycocotools(drawn, seed):
     truths, given = scene_of(drawn, seed)
     ours = coco_box_ap(truths, given, 3)
     np.testing.assert_allclose(
@@ -162,7 +162,7 @@ def test_coco_values_are_those_of_pycocotools(drawn, seed):
     )
 
 
-def test_coco_values_are_those_of_torchmetrics():
+def test_coco_values_equal_those_of_torchmetrics():
     drawn = [([((0, 0, 12, 9), 0), ((5, 5, 20, 30), 1)], [((1, 0, 12, 9), 0)] * 6)] * 3
     truths, given = scene_of(drawn, 3)
     metric = MeanAveragePrecision(class_metrics=True)
@@ -192,7 +192,7 @@ def test_coco_values_are_those_of_torchmetrics():
 
 @settings(max_examples=50, deadline=None)
 @given(SCENE, st.integers(0, 1000), st.sampled_from(["area", "11_point"]))
-def test_voc_values_are_those_of_the_devkit_written_as_loops(drawn, seed, definition):
+def test_voc_values_equal_the_devkit_written_as_loops(drawn, seed, definition):
     truths, given = scene_of(drawn, seed)
     ours = voc_box_ap(truths, given, 3, definition=definition)
     theirs = [devkit(truths, given, label, definition) for label in range(3)]
@@ -200,7 +200,7 @@ def test_voc_values_are_those_of_the_devkit_written_as_loops(drawn, seed, defini
 
 
 def devkit(truths, given, label, definition):
-    """VOC's evaluation box by box, on its own 1-based pixels whose last ones are inside."""
+    """VOC's evaluation box by box, on its own inclusive 1-based pixels."""
     rows = [
         (float(s), n, b + np.array([1, 1, 0, 0]))
         for n, g in enumerate(given)

@@ -44,7 +44,7 @@ def _points(curve):
         (0, 3e-7),
         (5, 5),  # A flat curve.
         (0, 0),
-        (0, 1e30),  # A loss that has blown up.
+        (0, 1e30),  # A diverged loss.
     ],
 )
 def test_ticks_cover_the_range_evenly(low, high, at_most):
@@ -84,7 +84,7 @@ def test_a_long_curve_is_averaged_and_stays_inside():
 
 
 def test_the_line_to_compare_with_is_inside_the_axis():
-    chart = _chart([50.0, 60.0], rule=1.0, rule_label="chance")
+    chart = _chart([50.0, 60.0], rule=1.0)
     assert chart.box.top < chart.rule.at <= chart.box.bottom
 
 

@@ -53,7 +53,7 @@ def folder(saved, tmp_path):
 
 @pytest.fixture(scope="module")
 def scratch(saved, tmp_path_factory):
-    """The same, mended again after every example."""
+    """The same, restored after every example."""
     return shutil.copytree(saved, tmp_path_factory.mktemp("scratch") / "checkpoints")
 
 
@@ -118,7 +118,7 @@ def test_a_missing_or_cut_file_falls_back_to_the_older_one_and_says_so(folder, n
     with caplog.at_level(logging.WARNING, "training.checkpoint"):
         assert_equal(load_newest(folder), checkpoint_of(10))
     (record,) = caplog.records
-    assert f"{folder / 'step-00000020'} is damaged and passed over" in record.getMessage()
+    assert f"{folder / 'step-00000020'} is damaged and skipped" in record.getMessage()
 
 
 def test_when_all_are_damaged_the_run_does_not_silently_start_anew(folder):
@@ -152,7 +152,7 @@ def test_code_in_a_checkpoint_is_not_run_even_with_a_right_hash(folder, tmp_path
 
 
 def forge(checkpoint, optimizer):
-    """Put in other bytes, and every hash right."""
+    """Replace the bytes and fix every hash."""
     raw = json.loads((checkpoint / "state.json").read_text())
     (checkpoint / "optimizer.pt").write_bytes(optimizer)
     state = raw["state"]

@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).with_name("gradient_of_ranks.py")
 
 @pytest.fixture(scope="module")
 def saved(shards, tmp_path_factory):
-    """What the script left, in this one process and in two ranks of their own."""
+    """Output of the script, in this process and in two ranks."""
     out = tmp_path_factory.mktemp("gradients")
     runpy.run_path(str(SCRIPT))["main"](shards, out)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -10,9 +10,9 @@ from voc_layout import VocFolder, gray
 
 from pipeline.config import ConfigError, parse
 from training.models.trunks import TrunkConfig, build_trunk
-from training.transfer.dense.box_model import build_box_model, fitted_boxes, train_mode, trunk_parts
+from training.transfer.dense.box_model import build_box_model, train_mode, trunk_parts
 from training.transfer.dense.box_options import BoxModelOptions
-from training.transfer.dense.detection import DetectionConfig, run_detection
+from training.transfer.dense.detection import DetectionConfig, fitted_boxes, run_detection
 from training.transfer.images.voc import VocImage
 from training.transfer.job import NamedTrunk, Setting
 
@@ -64,7 +64,7 @@ def trunk_of(name="small"):
 
 
 def setting_with(seeds=(0,)):
-    """What a detection looks at of a setting: the images of its task are not used."""
+    """A setting for detection, which does not use the images of its task."""
     return Setting(
         task=None,
         device=torch.device("cpu"),
@@ -101,7 +101,7 @@ def options_with(**changes):
 
 def test_squares_are_learned(squares):
     ((score,), said) = run(job_on(squares, max_steps=90))
-    assert score.score > 50  # Boxes at random overlap by half a few times in a hundred.
+    assert score.score > 50  # Random boxes overlap by half a few times in a hundred.
     details = score.details
     assert details["last_loss"][0] < details["first_loss"][0] / 2
     assert details["coco_ap"][0] <= details["coco_ap50"][0]
@@ -125,17 +125,17 @@ def test_the_same_seed_gives_the_same_training(squares, neck):
     assert losses[0] != losses[1]
     assert len(first.scores) == 2
     torch.manual_seed(5)
-    trunk_of().build(4)  # The only thing that a run draws from the global generator.
+    trunk_of().build(4)  # All that a run draws from the global generator.
     assert torch.rand(1) == between
 
 
-def test_time_ends_a_training(squares):
+def test_max_minutes_stops_training(squares):
     (score,), _ = run(job_on(squares, max_steps=10_000, max_minutes=0.02))
     assert score.details["ended_by"] == ["minutes"]
     assert 0 < score.details["steps"][0] < 10_000
 
 
-def test_a_class_that_is_absent_in_the_test_is_undefined_and_said(squares, tmp_path):
+def test_a_class_absent_from_the_test_is_undefined_and_named(squares, tmp_path):
     only_blue = (squares / "ImageSets/Main/test.txt").read_text().split()[::2]
     (squares / "ImageSets/Main/val.txt").write_text("\n".join(only_blue))
     (score,), _ = run(job_on(squares, test_set="val"))
@@ -145,7 +145,7 @@ def test_a_class_that_is_absent_in_the_test_is_undefined_and_said(squares, tmp_p
     assert any("red" in note for note in score.details["notes"]["test"])
 
 
-def test_what_cannot_be_detected_is_refused_in_a_line(squares, tmp_path):
+def test_unusable_sets_and_trunks_are_refused_in_one_line(squares, tmp_path):
     empty = VocFolder(tmp_path / "VOC2007")
     empty.add("a", gray(), ("cat", (1, 1, 9, 9), 1))
     empty.list("trainval", "a")
@@ -164,7 +164,7 @@ def test_what_cannot_be_detected_is_refused_in_a_line(squares, tmp_path):
 @pytest.mark.parametrize(
     ("batch_norm", "frozen_stages"), [("train", 0), ("train", 3), ("frozen", 0), ("sync", 1)]
 )
-def test_what_is_fixed_stays(neck, batch_norm, frozen_stages):
+def test_frozen_parts_do_not_change(neck, batch_norm, frozen_stages):
     options = options_with(neck=neck, batch_norm=batch_norm, frozen_stages=frozen_stages)
     trunk = trunk_of().build(0)
     model = build_box_model(trunk, options)
@@ -180,7 +180,7 @@ def test_what_is_fixed_stays(neck, batch_norm, frozen_stages):
         assert torch.equal(before[key], value) == fixed, key
 
 
-def test_images_of_a_test_keep_their_size():
+def test_test_images_keep_their_size():
     model = build_box_model(trunk_of().build(0), options_with()).eval()
     sizes = []
     model.backbone.register_forward_hook(lambda _, images, __: sizes.append(images[0].shape))

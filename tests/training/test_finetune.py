@@ -5,20 +5,26 @@ import pytest
 import torch
 from labelled_stripes import (
     CLASSES,
+    ignore_progress,
     multi_label,
     random_trunk,
     setting_of,
     striped_task,
-    told,
 )
 from torch import nn
 
 from pipeline.config import ConfigError, parse
 from training.optimizer import AdamWConfig, SgdConfig, build_optimizer, set_rate
-from training.transfer.tuned.classification import judge, loss_of, merge_views
-from training.transfer.tuned.classifier import fresh_head
+from training.transfer.classification import evaluate_scores, loss_of, merge_views
 from training.transfer.tuned.finetune import FinetuneConfig, run_finetune
-from training.transfer.tuned.train import FitConfig, fit, lr_factor_of, make_classifier, rate_at
+from training.transfer.tuned.train import (
+    FitConfig,
+    fit,
+    fresh_head,
+    lr_factor_of,
+    make_classifier,
+    rate_at,
+)
 
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 
@@ -35,7 +41,7 @@ def job_of(training=None, **changes):
 
 def run(task, folder, seeds=(0,), trunk=None, **changes):
     setting = setting_of(task, folder, seeds)
-    (score,) = run_finetune(job_of(**changes), setting, trunk or random_trunk(), told)
+    (score,) = run_finetune(job_of(**changes), setting, trunk or random_trunk(), ignore_progress)
     return score
 
 
@@ -71,7 +77,7 @@ def tuned(task, tmp_path, **changes):
 
 
 @pytest.mark.parametrize("first", ["layer3", "head"])
-def test_stages_before_the_first_trained_stay_to_the_bit(task, tmp_path, first):
+def test_stages_before_the_first_trained_are_bit_identical(task, tmp_path, first):
     before, after, trunk = tuned(task, tmp_path, from_layer=first, training={"epochs": 1})
     place = (*STAGES, "head").index(first)
     for key, value in before.items():
@@ -101,21 +107,21 @@ def test_the_metric_names_what_is_trained(task, tmp_path):
         assert score.layer == first
 
 
-def test_a_stage_that_there_is_not_is_refused(task, tmp_path):
+def test_an_unknown_stage_is_refused(task, tmp_path):
     with pytest.raises(
         ConfigError, match=r"^from_layer \(=conv9\) must be a stage .* layer4, head"
     ):
         run(task, tmp_path, from_layer="conv9")
 
 
-def test_several_classes_an_image_are_learned_and_tested_on_ten_crops(task, tmp_path):
+def test_multi_label_images_are_learned_and_tested_on_ten_crops(task, tmp_path):
     score = run(multi_label(task, difficult=range(0, 20, 2)), tmp_path, training={"epochs": 4})
     assert score.score > 60
     assert score.metric.startswith("mean average precision, percent: area under")
     assert score.metric.endswith("all weights trained, tested on mean over 10 random crops")
 
 
-def test_what_is_difficult_teaches_nothing():
+def test_difficult_targets_have_no_gradient():
     logits = torch.randn(3, 4, requires_grad=True)
     targets = torch.tensor([[1, 0, -1, 0], [0, -1, 1, 1], [0, 0, 0, -1]])
     loss_of(logits, targets).backward()
@@ -126,13 +132,13 @@ def test_what_is_difficult_teaches_nothing():
     assert torch.allclose(loss_of(logits, targets), wanted)
 
 
-def test_what_is_difficult_is_not_judged(task):
+def test_difficult_targets_are_not_evaluated(task):
     several = multi_label(task, difficult=range(24))
     scores = np.eye(3, dtype=np.float32)[task.test.targets]
     rows = np.arange(24)
     for value in (-5, 5):
         scores[rows, task.test.targets - 1] = value  # Where every image is difficult.
-        assert judge(scores, several, "area").score == 100
+        assert evaluate_scores(scores, several, "area").score == 100
 
 
 def test_views_are_averaged_as_probabilities_or_as_logits():
@@ -143,7 +149,7 @@ def test_views_are_averaged_as_probabilities_or_as_logits():
     assert several.tolist() == [[2, 1], [2, 1]]
 
 
-def test_rates_rise_from_stage_to_stage_and_the_head_has_its_own(task, tmp_path):
+def test_learning_rates_rise_by_stage_and_the_head_has_its_own(task, tmp_path):
     config = FitConfig(head_lr_factor=10, stage_lr_decay=0.5)
     trunk, setting = random_trunk().build(0), setting_of(task, tmp_path)
     model = make_classifier(trunk, config, setting, num_locked=1, seed=0)
@@ -158,7 +164,7 @@ def test_rates_rise_from_stage_to_stage_and_the_head_has_its_own(task, tmp_path)
     assert {rate for name, rate in rates.items() if name.startswith("head.")} == {4.0}
 
 
-def test_the_rate_falls_in_steps_behind_the_warm_up():
+def test_the_rate_drops_in_steps_after_the_warm_up():
     optim = AdamWConfig(name="adamw", lr=1.0, warmup=0.1)
     config = FitConfig(optim=optim, schedule="steps", lr_steps=(0.5, 0.75), lr_factor=0.1)
     shares = (0.05, 0.1, 0.49, 0.5, 0.74, 0.75, 1)
@@ -168,7 +174,7 @@ def test_the_rate_falls_in_steps_behind_the_warm_up():
     assert [rate_at(cosine, s) for s in (0.05, 0.55, 1)] == pytest.approx([0.5, 0.5, 0])
 
 
-def test_the_time_that_is_given_ends_the_training(task, tmp_path):
+def test_max_minutes_stops_training(task, tmp_path):
     config = FitConfig(epochs=10_000, batch=16, max_minutes=1e-3)
     setting = setting_of(task, tmp_path)
     model = make_classifier(random_trunk().build(0), config, setting, num_locked=0, seed=0)
@@ -178,13 +184,13 @@ def test_the_time_that_is_given_ends_the_training(task, tmp_path):
     assert [step.number for step in steps] == list(range(1, len(steps) + 1))
 
 
-def test_a_rate_that_is_too_high_says_so(task, tmp_path):
+def test_too_high_a_learning_rate_is_reported(task, tmp_path):
     training = {"epochs": 2, "optim": SgdConfig(name="sgd", lr=1e30)}
     with pytest.raises(ConfigError, match=r"training diverged; lower its learning rate"):
         run(task, tmp_path, training=training)
 
 
-def test_hidden_layers_stand_between_trunk_and_output():
+def test_hidden_layers_are_between_trunk_and_output():
     head = fresh_head(256, (64, 32), 5, dropout=0.5)
     sizes = [(layer.in_features, layer.out_features) for layer in head if hasattr(layer, "bias")]
     assert sizes == [(256, 64), (64, 32), (32, 5)]
@@ -192,5 +198,5 @@ def test_hidden_layers_stand_between_trunk_and_output():
     assert len(fresh_head(256, (), 5, dropout=0.5)) == 1
 
 
-def test_a_job_by_its_name_alone_is_whole():
+def test_a_job_needs_only_its_name():
     assert parse(FinetuneConfig, {"name": "finetune"}, "config") == FinetuneConfig(name="finetune")

@@ -24,7 +24,7 @@ ROTATION = RotationConfig(name="rotation", crop_px=24)
 
 
 def bare(task, width):
-    """A head whose layers change nothing, so that its logits are what it classifies."""
+    """A head of identity layers, so that its logits are its input."""
     head = build_head(task, width=width).eval()
     head.embed = torch.nn.Identity()
     head.classify = torch.nn.Identity()
@@ -93,7 +93,7 @@ def test_several_tasks_answer_as_each_alone_on_the_same_trunk():
         alone.heads[0] = model.heads[number]
         (answer,) = alone.eval()(views[number], labels[number])
         assert torch.equal(answer.targets, together[number].targets)
-        # Convolutions of other batches may sum in another order.
+        # Convolutions of other batch sizes may sum in another order.
         assert torch.allclose(answer.logits, together[number].logits, atol=1e-5)
 
 

@@ -7,11 +7,11 @@ import torch
 from labelled_stripes import (
     CLASSES,
     PX,
+    ignore_progress,
     multi_label,
     random_trunk,
     setting_of,
     striped_task,
-    told,
 )
 
 from pipeline.config import ConfigError
@@ -39,7 +39,9 @@ def job_of(**changes):
 
 
 def run(task, folder, seeds=(0,), **changes):
-    found = run_linear(job_of(**changes), setting_of(task, folder, seeds), random_trunk(), told)
+    found = run_linear(
+        job_of(**changes), setting_of(task, folder, seeds), random_trunk(), ignore_progress
+    )
     return {score.layer: score for score in found}
 
 
@@ -61,7 +63,7 @@ def test_every_layer_is_probed_and_stripes_are_told_apart(scores, task):
     assert max(score.score for score in scores.values()) > 80  # Chance is 33.
 
 
-def test_a_layer_that_is_probed_alone_gets_the_same_score(scores, task, tmp_path):
+def test_a_layer_probed_alone_gets_the_same_score(scores, task, tmp_path):
     alone = run(task, tmp_path, seeds=(0, 1), layers=("layer2",))
     assert list(alone) == ["layer2.map"]
     ours, theirs = alone["layer2.map"], scores["layer2.map"]
@@ -77,16 +79,16 @@ def test_a_seed_decides_the_score(task, tmp_path):
     assert [s.scores for s in one.values()] == [s.scores for s in again.values()]
 
 
-def test_the_trunk_stays_as_it_is_to_the_bit(task, tmp_path):
+def test_the_trunk_is_bit_identical_after_probing(task, tmp_path):
     made = random_trunk().build(0)
     before = {key: value.clone() for key, value in made.export().items()}
     given = replace(random_trunk(), build=lambda seed: made)
-    run_linear(job_of(epochs=1), setting_of(task, tmp_path), given, told)
+    run_linear(job_of(epochs=1), setting_of(task, tmp_path), given, ignore_progress)
     assert all(torch.equal(value, before[key]) for key, value in made.export().items())
     assert all(parameter.grad is None for parameter in made.parameters())
 
 
-def test_kept_features_are_those_of_every_epoch_anew(task, tmp_path):
+def test_stored_features_equal_those_computed_in_every_epoch(task, tmp_path):
     setting, trunk = setting_of(task, tmp_path), random_trunk().build(0).eval()
     stages = pooled_stages(trunk, ("conv1", "layer3"), view_px=PX, dimension=300)
     anew = train_batches(task.train, None, setting, batch=16, seed=4)
@@ -124,12 +126,12 @@ def test_a_grid_is_no_finer_than_the_map():
     assert [pooled.side for pooled in found.values()] == [16, 16, 8, 4, 2]
 
 
-def test_a_layer_that_is_no_stage_is_refused(task, tmp_path):
+def test_an_unknown_layer_is_refused(task, tmp_path):
     with pytest.raises(ConfigError, match=r"^layers \(=layer9\) must be stages .*: conv1, layer1"):
         run(task, tmp_path, layers=("layer9",))
 
 
-def test_several_classes_an_image_give_mean_average_precision(task, tmp_path):
+def test_multi_label_probes_are_scored_by_mean_average_precision(task, tmp_path):
     scores = run(multi_label(task, difficult=range(12)), tmp_path, test_views="ten_crops")
     best = max(scores.values(), key=lambda score: score.score)
     assert best.score > 70
@@ -139,12 +141,12 @@ def test_several_classes_an_image_give_mean_average_precision(task, tmp_path):
     assert set(best.details["by_seed"][0]["average_precision_of"]) == set(CLASSES)
 
 
-def test_a_rate_that_is_too_high_says_so(task, tmp_path):
+def test_too_high_a_learning_rate_is_reported(task, tmp_path):
     with pytest.raises(ConfigError, match=r"training diverged; lower its learning rate"):
         run(multi_label(task), tmp_path, lr=1e38, epochs=2)
 
 
-def test_a_head_follows_seed_and_name():
+def test_a_head_depends_on_seed_and_name():
     weights = [linear_head(*args)[1].weight for args in (("a", 5, 2, 0), ("a", 5, 2, 0))]
     others = [linear_head(*args)[1].weight for args in (("b", 5, 2, 0), ("a", 5, 2, 1))]
     assert torch.equal(*weights)

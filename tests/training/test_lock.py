@@ -1,14 +1,14 @@
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
-from labelled_stripes import PX, random_trunk, setting_of, striped_task, told
+from labelled_stripes import PX, ignore_progress, random_trunk, setting_of, striped_task
 
 from pipeline.config import ConfigError
 from training.models.trunks import TrunkConfig, build_trunk
-from training.transfer.tuned.classifier import renew_stages
 from training.transfer.tuned.lock import LockConfig, run_lock
-from training.transfer.tuned.train import FitConfig, fit, make_classifier
+from training.transfer.tuned.train import FitConfig, fit, make_classifier, renew_stages
 
 NAMES = ("small", "resnet18", "resnet50", "alexnet", "vit_s16")
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
@@ -30,7 +30,7 @@ def job_of(**changes):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stage_holds_what_its_map_depends_on_and_the_one_before_does_not(name):
+def test_the_weights_of_a_stage_affect_its_map_and_no_earlier_one(name):
     trunk = trunk_of(name).eval()
     image = torch.randn(1, 3, 64, 64)
     keys = [key for key, _ in trunk.net.named_parameters()]
@@ -39,7 +39,7 @@ def test_a_stage_holds_what_its_map_depends_on_and_the_one_before_does_not(name)
     with torch.inference_mode():
         plain = [each.clone() for each in trunk.stages(image)]
         for stage in stages:
-            moved = trunk_of(name).eval()
+            moved = copy.deepcopy(trunk)
             for key in keys:
                 if trunk.stage_of(key) == stage:
                     moved.net.get_parameter(key).mul_(1.5).add_(0.01)
@@ -48,7 +48,7 @@ def test_a_stage_holds_what_its_map_depends_on_and_the_one_before_does_not(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_module_with_weights_is_of_one_stage(name):
+def test_every_module_with_weights_belongs_to_one_stage(name):
     trunk = trunk_of(name)
     for module_name, module in trunk.net.named_modules():
         own = dict(module.named_parameters(recurse=False)) | dict(
@@ -72,7 +72,7 @@ def test_a_remade_trunk_has_the_same_shapes_and_other_weights(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num_kept", [1, 3])
-def test_stages_are_kept_or_drawn_anew_by_the_seed(name, num_kept):
+def test_stages_are_kept_or_redrawn_from_the_seed(name, num_kept):
     trunk = trunk_of(name)
     before = {key: value.clone() for key, value in trunk.export().items()}
     renewed, again = (renew_stages(trunk, num_kept=num_kept, seed=7) for _ in range(2))
@@ -96,7 +96,7 @@ def test_positions_of_other_views_are_kept():
 
 
 @pytest.mark.parametrize(("name", "px"), [("small", PX), ("alexnet", 48), ("vit_s16", PX)])
-def test_locked_stages_stay_to_the_bit_and_the_others_move(task, tmp_path, name, px):
+def test_locked_stages_are_bit_identical_and_the_others_change(task, tmp_path, name, px):
     setting = replace(setting_of(task, tmp_path), view_px=px)
     config = FitConfig(epochs=1, batch=36)
     trunk = trunk_of(name, px=px)
@@ -132,12 +132,17 @@ def test_a_seed_decides_the_score_and_ten_crops_are_averaged(task, tmp_path):
     job = job_of(
         layers=("layer3",), training=FitConfig(epochs=1, batch=16), test_views="ten_random"
     )
-    found = [run_lock(job, setting_of(task, tmp_path, (s,)), random_trunk(), told) for s in (1, 1)]
+    found = [
+        run_lock(job, setting_of(task, tmp_path, (s,)), random_trunk(), ignore_progress)
+        for s in (1, 1)
+    ]
     (one,), (again,) = found
     assert (one.scores, one.details) == (again.scores, again.details)
     assert one.metric.endswith("tested on mean over 10 random crops")
 
 
-def test_a_layer_that_is_no_stage_is_refused(task, tmp_path):
+def test_an_unknown_layer_is_refused(task, tmp_path):
     with pytest.raises(ConfigError, match=r"^layers \(=block3\) must be stages .*: conv1, layer1"):
-        run_lock(job_of(layers=("block3",)), setting_of(task, tmp_path), random_trunk(), told)
+        run_lock(
+            job_of(layers=("block3",)), setting_of(task, tmp_path), random_trunk(), ignore_progress
+        )

@@ -19,7 +19,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero(config):
     assert rates[50] == max(rates) == pytest.approx(0.4)
     assert rates[:51] == sorted(rates[:51])
     assert rates[50:] == sorted(rates[50:], reverse=True)
-    assert rates[525] == pytest.approx(0.2)  # Half way down the cosine.
+    assert rates[525] == pytest.approx(0.2)  # Halfway down the cosine.
     assert rates[1000] == pytest.approx(0, abs=1e-12)
 
 

@@ -9,9 +9,9 @@ import torch
 
 from pipeline.config import ConfigError, parse
 from pipeline.pretext.permutation_set import make_permutations, permutations_hash
-from training.metrics import read_metrics
+from training.metrics import PretrainResult, read_metrics
 from training.optimizer import learning_rate
-from training.pretrain import PretrainResult, check, train
+from training.pretrain import check, train
 from training.run import RunConfig, pretraining_of
 
 HALF = 5
@@ -23,7 +23,7 @@ def run_of(shards, out, **changes):
         "seed": 3,
         "data": {"manifest": shards},
         "trunk": {"name": "small"},
-        "order": {"global_batch": 16, "num_lanes": 4, "window": 32},  # 12 steps an epoch
+        "order": {"global_batch": 16, "num_lanes": 4, "window": 32},  # 12 steps per epoch
         "pretext": {
             "name": "jigsaw",
             "crop_px": 33,
@@ -43,7 +43,7 @@ def run_of(shards, out, **changes):
 
 @pytest.fixture(scope="module")
 def whole(shards, tmp_path_factory):
-    """A run of 12 steps that was not stopped: checkpoints of steps 10 and 12."""
+    """An uninterrupted run of 12 steps, with checkpoints of steps 10 and 12."""
     out = tmp_path_factory.mktemp("whole") / "out"
     out.mkdir()
     train(run_of(shards, out))
@@ -97,7 +97,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(shards, tmp_path, optimize
 
 
 def test_without_the_first_half_the_bits_differ(whole, shards, tmp_path):
-    # The test above would pass for a run that ignored its data: this shows that bits tell.
+    # The test above would pass for a run that ignored its data; this one would not.
     train(run_of(shards, tmp_path, order__window=16))
     assert not torch.equal(weights(tmp_path)["conv1.weight"], weights(whole)["conv1.weight"])
 
@@ -188,7 +188,7 @@ def test_a_resume_with_other_permutations_in_the_file_is_refused(shards, tmp_pat
 
 @pytest.mark.slow
 def test_a_compiled_run_has_the_same_losses_and_the_same_names(shards, tmp_path):
-    # At a low rate: a high one makes much of the last digits, which differ.
+    # At a low rate: a high one amplifies the last digits, which differ.
     for name in ("plain", "compiled"):
         (tmp_path / name).mkdir()
         changes = {"optim__lr": 1e-3, "train__compile": name == "compiled"}

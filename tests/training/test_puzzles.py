@@ -19,7 +19,7 @@ from pipeline.pretext.normalize import split_labels, split_views
 from pipeline.pretext.permutation_set import permutations_of
 from pipeline.pretext.rotation import RotationConfig
 from training.metrics import MetricsRecord
-from training.report.curves import Recorded, curves, several_tasks
+from training.report.charts import Recorded, curves, several_tasks
 from training.report.pictures import puzzles
 from training.run import RunConfig, pretraining_of
 
@@ -34,7 +34,7 @@ PRETEXTS["multitask"]["weights"] = [1, 1, 2]
 
 
 def run_of(shards, name):
-    """A run of a pretext that has not begun."""
+    """A run of a pretext, not yet started."""
     raw = {"out": "x", "seed": 1, "data": {"manifest": str(shards)}, "trunk": {"name": "small"}}
     raw |= {"order": {"global_batch": 64, "num_lanes": 4, "window": 16}, "train": {"epochs": 1}}
     raw |= {"optim": {"name": "sgd", "lr": 0.01}, "pretext": PRETEXTS[name]}
@@ -70,7 +70,7 @@ def test_puzzles_show_what_training_takes(shards, name):
 
 
 def _asked(task, label):
-    """The tiles that the first question is about, in its order."""
+    """The tiles of the first question, in its order."""
     match task:
         case JigsawConfig():
             return tuple(permutations_of(task)[label])
@@ -97,15 +97,15 @@ def test_each_of_several_tasks_has_its_curve(shards):
         for n in (1, 2)
     ]
     ours = Recorded("a", 2, records, pretext)
-    charts = {chart.name: chart for chart in curves([ours], "%")}
+    charts = {chart.name: chart for chart in curves([ours])}
     assert list(charts)[:4] == ["loss", "accuracy", "accuracy-jigsaw", "accuracy-context"]
-    assert "From 80% at step 1" in charts["accuracy-context"].summary
+    assert "From 80\N{NO-BREAK SPACE}% at step 1" in charts["accuracy-context"].summary
     alone = Recorded("b", 3, [dataclasses.replace(r, accuracy_of={}) for r in records], None)
-    both = {chart.name: chart for chart in curves([ours, alone], "%")}
+    both = {chart.name: chart for chart in curves([ours, alone])}
     assert list(both) == list(charts)
     assert [len(both[name].curves) for name in ("loss", "accuracy-jigsaw")] == [2, 1]
     assert charts["loss"].rule is not None
-    assert both["loss"].rule is None  # The runs have no chance in common.
+    assert both["loss"].rule is None  # The runs differ in chance level.
     assert several_tasks(records) == ("jigsaw", "context")
     assert several_tasks([dataclasses.replace(records[0], accuracy_of={"jigsaw": 0.2})]) == ()
 

@@ -41,7 +41,7 @@ PRETEXTS["multitask"] = {
 
 @pytest.fixture(scope="module")
 def finished(shards, tmp_path_factory):
-    """A run of one epoch with its transfer; its shards tell of inputs left out."""
+    """A run of one epoch with its transfer; its ledger lists excluded inputs."""
     root = tmp_path_factory.mktemp("report")
     return finish_run(root / "run", shards_with_losses(shards, root / "shards"), JIGSAW)
 
@@ -53,7 +53,7 @@ def page(finished):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of the run that a test may take pieces from."""
+    """A copy of the run that a test may modify."""
     return shutil.copytree(finished.out, tmp_path / "run")
 
 
@@ -128,7 +128,7 @@ def test_names_are_shown_and_never_run(page):
     assert f"crawl/{HOSTILE}" in page.text
     assert "duplicate of crawl/b & c.jpg" in page.text
     assert ["16.jpg", "quarantined: empty"] in page.rows
-    assert ["17.jpg", "quarantined: empty"] not in page.rows  # The first 20 in all.
+    assert ["17.jpg", "quarantined: empty"] not in page.rows  # Only the first 20 are shown.
 
 
 def test_a_reader_without_eyes_or_mouse_is_served(page):
@@ -182,16 +182,6 @@ def test_a_skipped_transfer_says_why(run):
     assert "The transfer was skipped: 2 classes & more are needed." in _text(run)
 
 
-def test_a_run_of_before_the_jobs_shows_its_summary(run):
-    raw = json.loads((run / "transfer.json").read_text())
-    shutil.rmtree(run / "transfer")
-    page = Page(write_report(run, lambda _: None).read_text(encoding="utf-8"))
-    rows = [row for row in page.rows if row[:1] == ["svm"] and len(row) == 11]
-    scores = {(trunk, k): v["score"] for trunk, by in raw["layers"].items() for k, v in by.items()}
-    assert [float(row[3]) for row in rows] == pytest.approx(list(scores.values()), abs=0.05)
-    assert all(row[8] == "-" for row in rows)  # Nobody told the seconds of a layer.
-
-
 def test_what_an_audit_has_found_is_told(run):
     audit = {"ok": False, "fingerprint": "0" * 16, "images": 500, "control_images": 1000}
     one = {"score": 0.9, "interval": [0.85, 0.95], "control_score": 0.5, "limit": 0.25}
@@ -202,8 +192,8 @@ def test_what_an_audit_has_found_is_told(run):
     page = Page(write_report(run, lambda _: None).read_text(encoding="utf-8"))
     assert ["edges", "0.900", "0.850 .. 0.950", "0.500", "0.25", "open"] in page.rows
     assert [row[3] for row in page.rows if row[:1] == ["draws"]] == ["-"]
-    assert "The audit objects; 500 images" in page.text
-    assert "other shards than the run read" in page.text
+    assert "The audit found problems; 500 images" in page.text
+    assert "other shards than the run" in page.text
 
 
 def test_each_source_has_its_own_ledger(run, monkeypatch):
@@ -244,7 +234,7 @@ def test_an_unfinished_run_says_so(run):
     text = _text(run)
     assert "The pretraining has not finished: there is no pretrain.json. The last record" in text
     assert "There is no trunk.safetensors yet" in text
-    assert "No stage has left its time yet." in text
+    assert "No stage has recorded its time yet." in text
     (run / "metrics.jsonl").unlink()
     assert "There are no records" in _text(run)
 
@@ -295,7 +285,7 @@ def test_a_damaged_result_is_one_line(run):
 
 
 def test_a_stage_that_was_found_finished_has_no_speed(run):
-    """A chain that goes on finds its shards there, in no time at all."""
+    """A resumed chain finds its shards finished, in no time at all."""
     (run / "results.json").write_text(json.dumps({"seconds": {"shard": 0.0}}))
     text = _text(run)
     assert "sharding, per input" not in text

@@ -16,7 +16,7 @@ ROWS = """[...document.querySelectorAll("table.sortable tbody tr")].map(
     row => [...row.cells].map(cell => cell.dataset.value ?? cell.textContent.trim()))"""
 HEADS = """[...document.querySelectorAll("table.sortable thead th")].map(
     head => [head.textContent.trim(), head.getAttribute("aria-sort")])"""
-# The texts whose contrast with what is behind them is below that of WCAG 2.2, 1.4.3 (AA).
+# Texts whose contrast with their background is below WCAG 2.2, 1.4.3 (AA).
 FAINT = """(() => {
   const parse = text => text.match(/[\\d.]+/g).map(Number);
   const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
@@ -43,7 +43,7 @@ FAINT = """(() => {
 
 @pytest.fixture(scope="module")
 def pages(shards, tmp_path_factory):
-    """The page of one run, and that of two side by side whose transfers differ."""
+    """The page of one run, and that of two runs whose transfers differ."""
     root = tmp_path_factory.mktemp("browser")
     told = shards_with_losses(shards, root / "shards")
     knn = [{"name": "knn", "neighbours": [1, 5]}]

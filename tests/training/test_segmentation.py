@@ -79,7 +79,7 @@ def trunk_of(name="small"):
 
 def run(job, trunk=None, seeds=(0,)):
     setting = Setting(
-        task=None,  # Not looked at.
+        task=None,  # Not used.
         device=torch.device("cpu"),
         view_px=64,
         seeds=seeds,
@@ -127,7 +127,7 @@ def test_a_frozen_trunk_is_not_trained(squares):
 
 
 @pytest.mark.parametrize("name", ["small", "resnet18", "resnet50"])
-def test_a_dilated_stage_gives_what_it_gave_at_the_places_it_had(name):
+def test_a_dilated_stage_keeps_the_values_of_the_positions_it_had(name):
     trunk = trunk_of(name).build(0).eval()
     images = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
@@ -138,12 +138,12 @@ def test_a_dilated_stage_gives_what_it_gave_at_the_places_it_had(name):
     torch.testing.assert_close(after[:, :, ::2, ::2], before, rtol=1e-3, atol=1e-3)
 
 
-def test_a_trunk_that_can_not_be_dilated_is_refused(squares):
+def test_a_trunk_without_dilation_is_refused(squares):
     with pytest.raises(ConfigError, match=r"dilated \(=True\) needs a residual trunk"):
         run(job_on(squares.root), trunk_of("alexnet"))
 
 
-def test_folders_without_masks_are_refused_in_a_line(tmp_path):
+def test_folders_without_masks_are_refused_in_one_line(tmp_path):
     voc = VocFolder(tmp_path / "VOC2007")
     with pytest.raises(ConfigError, match="holds no SegmentationClass"):
         run(job_on(voc.root))
@@ -204,7 +204,7 @@ def test_overlaps_worked_out_by_hand():
     arrays.arrays(np.uint8, (6, 7), elements=st.sampled_from([0, 1, 2, VOID])),
     arrays.arrays(np.int64, (6, 7), elements=st.integers(0, 2)),
 )
-def test_overlaps_are_those_of_torchmetrics(truth, guess):
+def test_overlaps_equal_those_of_torchmetrics(truth, guess):
     ours = overlaps_of_classes(count_pixels(truth, guess, 3))
     theirs = multiclass_jaccard_index(
         torch.from_numpy(guess),

@@ -2,10 +2,16 @@ import numpy as np
 import pytest
 
 from pipeline.config import ConfigError
-from training.transfer.images.split import SplitRule, split_by_hash
+from training.transfer.images.pool import LabelledSet, SplitRule, limit_pool, split_set
 
 KEYS = [f"{n:020x}" for n in range(400)]
 LABELS = np.arange(400) % 4
+
+
+def split_by_hash(keys, labels, rule):
+    classes = tuple(map(str, np.unique(labels)))
+    labelled = LabelledSet(None, keys, labels, classes, labels >= 0)  # Splits read no bytes.
+    return limit_pool(split_set(labelled, rule), rule)
 
 
 def sides(split, keys):
@@ -23,7 +29,7 @@ def test_every_labelled_image_is_on_one_side():
 
 
 @pytest.mark.parametrize("changes", [{}, {"train_per_class": 30, "test_per_class": 10}])
-def test_added_images_move_none_to_the_other_side(changes):
+def test_adding_images_moves_none_to_the_other_side(changes):
     before = sides(split_by_hash(KEYS[:300], LABELS[:300], SplitRule(**changes)), KEYS[:300])
     order = np.random.default_rng(0).permutation(400)  # Ids change too.
     keys = [KEYS[i] for i in order]
@@ -61,14 +67,14 @@ def test_caps_hold_for_every_class(changes, train, test):
             assert np.bincount(LABELS[rows]).tolist() == [cap] * 4
 
 
-def test_a_class_that_is_too_small_for_the_folds_is_left_out():
+def test_a_class_too_small_for_the_folds_is_excluded():
     labels = np.where(np.arange(400) == 7, 4, LABELS)
     split = split_by_hash(KEYS, labels, SplitRule())
     for side in (split.train, split.test):
         assert np.unique(labels[side]).tolist() == [0, 1, 2, 3]
 
 
-def test_fewer_than_two_classes_that_are_large_enough_are_refused():
+def test_fewer_than_two_large_enough_classes_are_refused():
     labels = np.where(np.arange(400) == 7, 1, 0)
     with pytest.raises(ConfigError, match=r"^1 of 2 classes have folds \(=3\) training images"):
         split_by_hash(KEYS, labels, SplitRule())

@@ -14,6 +14,7 @@ from pipeline.loading.draws import Draws
 from pipeline.pretext.supervised import (
     NO_CLASS,
     SupervisedConfig,
+    hash_keys,
     held_out,
     plan_supervised,
     taught_classes,
@@ -21,10 +22,9 @@ from pipeline.pretext.supervised import (
 from pipeline.shards.store import Store
 from training.models.pretext_model import HeadOutput, build_model
 from training.models.trunks import TrunkConfig
-from training.pretrain import _loss, _right, check, train
+from training.pretrain import _accuracy, _loss, check, train
 from training.run import RunConfig, pretraining_of
 from training.transfer.evaluate import open_transfer, transfer
-from training.transfer.images.split import hash_keys
 
 CPU = torch.device("cpu")
 
@@ -78,9 +78,9 @@ def test_what_is_not_taught_counts_nothing_and_all_of_it_is_no_loss():
     loss.backward()
     assert not logits.grad[~taught].any()
     nothing = HeadOutput(logits, torch.full((6,), NO_CLASS))
-    assert (float(_loss(nothing).detach()), float(_right(nothing))) == (0, 0)
+    assert (float(_loss(nothing).detach()), float(_accuracy(nothing))) == (0, 0)
     right = HeadOutput(torch.eye(3), torch.tensor([0, NO_CLASS, 1]))
-    assert float(_right(right)) == 0.5
+    assert float(_accuracy(right)) == 0.5
 
 
 def test_the_number_of_classes_is_that_of_the_manifest(tmp_path, shards):

@@ -13,8 +13,7 @@ from pipeline.config import ConfigError
 from pipeline.ingest.labelled import Packed, content_key, pack
 from pipeline.shards.store import Store
 from training.transfer.images.data import TaskOptions, open_task
-from training.transfer.images.pool import Contents, contents_of, count_shared
-from training.transfer.images.split import SplitRule
+from training.transfer.images.pool import Contents, SplitRule, contents_of, count_shared
 
 
 def task_of(location, folder, *, pretrain=None, **rule):
@@ -35,18 +34,18 @@ def tree_of(root, classes, *, first=0):
 
 
 def files_of(side):
-    """The paths that a side's images were packed from."""
+    """Source paths of the packed images of a side."""
     members = (side.store.members(int(i)) for i in side.sample_ids)
     return [json.loads(member["json"])["source"] for member in members]
 
 
 def counted(task):
-    """Images that the notes account for."""
+    """Number of images that the notes account for."""
     counts = [re.match(r"(\d+) (images|files) (?!.*stored anew)", note) for note in task.notes]
     return sum(int(match[1]) for match in counts if match)
 
 
-def test_a_tree_is_split_by_content_as_the_shards_of_a_crawl(tmp_path, make_shards):
+def test_a_tree_is_split_like_its_shards(tmp_path, make_shards):
     from pipeline.ingest.config import ShardConfig
 
     tree = tree_of(tmp_path / "tree", {"a": 12, "b": 12})
@@ -88,7 +87,7 @@ def test_every_file_of_a_tree_is_on_one_side_or_in_the_notes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["test", "val", "validation"])
-def test_folders_of_a_split_are_the_split(tmp_path, name):
+def test_split_folders_are_the_split(tmp_path, name):
     tree = tmp_path / "tree"
     tree_of(tree / "train", {"a": 3, "b": 3})
     tree_of(tree / name, {"a": 2, "b": 1}, first=5)  # The first is the last of train.
@@ -106,7 +105,7 @@ def test_a_class_may_be_called_train(tmp_path):
     assert len(task.train.targets) + len(task.test.targets) == 18
 
 
-def test_classes_of_one_side_only_are_left_out_and_named(tmp_path):
+def test_classes_on_one_side_only_are_excluded_and_named(tmp_path):
     tree_of(tmp_path / "train", {"a": 3, "b": 3, "c": 2})
     tree_of(tmp_path / "test", {"a": 2, "b": 1, "d": 4}, first=50)
     task = task_of(tmp_path, tmp_path / "folder")
@@ -115,7 +114,7 @@ def test_classes_of_one_side_only_are_left_out_and_named(tmp_path):
     assert "6 images are of classes with too few images on a side: c, d" in task.notes
 
 
-def test_what_is_packed_is_packed_once_and_anew_where_it_changed(tmp_path):
+def test_a_set_is_packed_once_and_again_when_it_changes(tmp_path):
     tree = tree_of(tmp_path / "tree", {"a": 9, "b": 9})
     first = task_of(tree, tmp_path / "out")
     before = contents(tmp_path / "out")
@@ -128,7 +127,7 @@ def test_what_is_packed_is_packed_once_and_anew_where_it_changed(tmp_path):
     assert first.train.store.manifest != changed.train.store.manifest
 
 
-def test_a_pair_of_manifests_counts_through_one_list_of_classes(tmp_path):
+def test_two_manifests_share_one_numbering_of_classes(tmp_path):
     train = [Packed(f"k{n}", picture(n), n % 2) for n in range(6)]
     test = [Packed(f"t{n}", picture(10 + n), n % 2) for n in range(4)]
     pack(train, tmp_path / "train", ("cat", "dog"))
@@ -141,7 +140,7 @@ def test_a_pair_of_manifests_counts_through_one_list_of_classes(tmp_path):
     assert task.train.targets.tolist() == [0] * 3 + [1] * 3
 
 
-def test_limits_hold_for_a_split_that_was_given(tmp_path):
+def test_limits_hold_for_an_official_split(tmp_path):
     tree_of(tmp_path / "train", {"a": 9, "b": 9})
     tree_of(tmp_path / "test", {"a": 9, "b": 9}, first=50)
     task = task_of(tmp_path, tmp_path / "out", train_per_class=2, max_test=6)
@@ -150,13 +149,11 @@ def test_limits_hold_for_a_split_that_was_given(tmp_path):
     assert "26 images are more than the limits allow" in task.notes
 
 
-def test_overlap_with_the_pretraining_is_found_though_images_were_encoded_again(
-    tmp_path, make_shards
-):
+def test_overlap_with_the_pretraining_survives_re_encoding(tmp_path, make_shards):
     from pipeline.ingest.config import ShardConfig
 
     crawl = tree_of(tmp_path / "crawl", {"x": 8})
-    for number in range(3):  # The crawl stores these as JPEG, the task as they are.
+    for number in range(3):  # Ingest stores these as JPEG, packing stores them unchanged.
         image = Image.open(io.BytesIO(picture(100 + number, "PNG")))
         image.save(crawl / f"{number}.png")
     make_shards(crawl, tmp_path / "shards", ShardConfig(min_side=8))
@@ -179,7 +176,7 @@ NUMBERS = st.lists(st.integers(0, 8), max_size=12)
 
 
 def named(numbers, originals):
-    """Contents of images whose stored bytes are numbers, made of files that are numbers."""
+    """Contents with numbers as hashes of stored bytes and of source files."""
     names = tuple(None if o is None else f"{o:020x}" for o in originals[: len(numbers)])
     names += (None,) * (len(numbers) - len(names))
     return Contents(np.array(numbers, np.uint64), names)
@@ -207,7 +204,7 @@ def test_overlap_is_counted_exactly_in_shards(tmp_path_factory, ours, theirs):
     assert count_shared(*stores) == sum(number in ours for number in theirs)
 
 
-def test_shards_of_others_split_and_tell_what_has_no_label(tmp_path):
+def test_third_party_shards_are_split_and_unlabelled_images_noted(tmp_path):
     members = []
     for n in range(30):
         members.append((f"{n:03}.jpg", picture(n)))
@@ -220,13 +217,13 @@ def test_shards_of_others_split_and_tell_what_has_no_label(tmp_path):
     assert "10 images have no label" in task.notes
 
 
-def test_a_key_with_a_number_is_no_copy(tmp_path):
+def test_a_numbered_key_is_not_a_duplicate(tmp_path):
     pack([Packed(f"dog-{n}", picture(n), n % 2) for n in range(20)], tmp_path, ("cat", "dog"))
     task = task_of(tmp_path, tmp_path)
     assert len(task.train.targets) + len(task.test.targets) == 20
 
 
-def test_what_cannot_be_a_task_is_refused_in_one_line(tmp_path):
+def test_unusable_data_are_refused_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     tree_of(tmp_path / "one class", {"a": 3})
     tree_of(tmp_path / "half" / "train", {"a": 3, "b": 3})
@@ -250,7 +247,7 @@ def test_what_cannot_be_a_task_is_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_keys_of_copies_name_their_content(tmp_path):
+def test_keys_of_duplicates_name_their_content(tmp_path):
     tree_of(tmp_path / "train", {"a": 2, "b": 2})
     tree_of(tmp_path / "test", {"a": 2, "b": 2})  # The same pictures: each side keeps its own.
     (tmp_path / "test" / "b" / "again.jpg").write_bytes(picture(0))

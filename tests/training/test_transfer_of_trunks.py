@@ -24,7 +24,7 @@ def run_of(out, shards, name, view_px):
 
 
 @pytest.mark.parametrize(("name", "trained_px"), [("vit_s16", 32), ("alexnet", 64)])
-def test_weights_trained_on_small_views_serve_large_ones(shards, tmp_path, name, trained_px):
+def test_weights_trained_on_small_views_work_on_large_ones(shards, tmp_path, name, trained_px):
     # ViT's positions follow the views it was trained on; AlexNet's first stride is for tiles.
     torch.manual_seed(0)
     saved = build_trunk(TrunkConfig(name=name), view_px=trained_px)
@@ -44,6 +44,6 @@ def test_weights_trained_on_small_views_serve_large_ones(shards, tmp_path, name,
 @pytest.mark.parametrize(
     ("name", "px", "law"), [("vit_s16", 40, "a multiple"), ("alexnet", 32, "at least 39")]
 )
-def test_views_that_the_trunk_can_not_see_are_refused(shards, tmp_path, name, px, law):
+def test_unsupported_view_sizes_are_refused(shards, tmp_path, name, px, law):
     with pytest.raises(ConfigError, match=rf"^transfer.view_px \(={px}\) must be {law}"):
         open_transfer(run_of(tmp_path, shards, name, px), CPU)

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def clouds(distance, *, num=240, dimension=6):
-    """Two classes, 3 to 1, whose centres are `distance` apart on one axis; half is for the test."""
+    """Two classes, 3 to 1, whose centres are `distance` apart on one axis; half are test images."""
     rng = np.random.default_rng(0)
     labels = (np.arange(num) % 4 == 0).astype(np.int64)
     rows = rng.normal(size=(num, dimension))
@@ -37,14 +37,14 @@ def score(rows, targets, *, test=None, **changes):
     return score_layer(LayerFeatures(*both, targets[train], targets[tested]), config)
 
 
-def test_classes_that_a_plane_parts_are_told_apart():
+def test_linearly_separable_classes_are_separated():
     layer = score(*clouds(12))
     assert (layer.score, layer.dimension) == (100, 6)
     assert layer.cost == pytest.approx(0.01)
 
 
 def test_noise_scores_near_chance_though_one_class_is_frequent():
-    assert 40 < score(*clouds(0)).score < 60  # The share of right answers would be 75.
+    assert 40 < score(*clouds(0)).score < 60  # Plain accuracy would be 75.
 
 
 def test_the_scale_of_a_layer_does_not_matter():
@@ -54,7 +54,7 @@ def test_the_scale_of_a_layer_does_not_matter():
         assert score(rows * scale + shift, labels).score == pytest.approx(expected, abs=1)
 
 
-def test_the_cost_is_one_of_the_given_and_test_images_do_not_choose_it():
+def test_the_cost_is_a_given_one_and_not_chosen_by_test_images():
     rows, labels = clouds(1.5)
     costs = (0.001, 0.01, 0.1)
     layer = score(rows, labels, costs=costs)
@@ -65,7 +65,7 @@ def test_the_cost_is_one_of_the_given_and_test_images_do_not_choose_it():
     assert other.score in (0, 50, 100)
 
 
-def test_every_class_counts_the_same():
+def test_every_class_has_equal_weight():
     labels, guesses = np.array([0] * 90 + [1] * 10), np.zeros(100, dtype=np.int64)
     assert mean_class_accuracy(labels, guesses) == 0.5
 
@@ -77,7 +77,7 @@ def test_every_class_counts_the_same():
     cost=st.sampled_from([0.001, 0.1, 10.0]),
     seed=st.integers(0, 999),
 )
-def test_the_minimum_is_that_of_liblinear(num, dimension, cost, seed):
+def test_the_minimum_equals_that_of_liblinear(num, dimension, cost, seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, num)
     labels[:2] = 0, 1
@@ -94,7 +94,7 @@ def test_the_minimum_is_that_of_liblinear(num, dimension, cost, seed):
     assert float(found) <= float(best) * (1 + 1e-3)
 
 
-def test_rows_of_cost_0_are_left_out():
+def test_rows_of_cost_0_are_ignored():
     rng = np.random.default_rng(0)
     rows = with_constant(torch.tensor(rng.normal(size=(40, 5)), dtype=torch.float32))
     signs = torch.tensor(rng.choice([-1.0, 1.0], (40, 3)), dtype=torch.float32)
@@ -104,11 +104,11 @@ def test_rows_of_cost_0_are_left_out():
     assert fit_svms(rows, signs, costs, tolerance=1e-6) == pytest.approx(some, abs=1e-3)
 
 
-def test_several_classes_of_an_image_are_judged_by_average_precision_each_with_its_cost():
+def test_multi_label_sets_are_scored_by_average_precision_with_a_cost_per_class():
     rng = np.random.default_rng(0)
     shown = rng.random((200, 3)) < 0.3
     rows = np.abs(rng.normal(size=(200, 8)) * 0.1).astype(np.float32)
-    rows[:, :2] += 2 * shown[:, :2]  # Of the third class, nothing is to be seen.
+    rows[:, :2] += 2 * shown[:, :2]  # The third class cannot be learned.
     targets = shown.astype(np.int64)
     layer = score(rows, targets, costs=(0.1, 10.0))
     by_class = layer.details["score_of"]
@@ -118,7 +118,7 @@ def test_several_classes_of_an_image_are_judged_by_average_precision_each_with_i
     assert set(layer.details["costs_of"]) <= {np.float32(0.1), np.float32(10)}
 
 
-def test_difficult_ones_are_negative_in_training_and_left_out_of_the_test():
+def test_difficult_ones_are_negative_in_training_and_ignored_in_the_test():
     signs, classes = signs_of(np.array([[1, -1], [0, 1], [-1, 0]]), CPU)
     assert signs.tolist() == [[1, -1], [-1, 1], [-1, -1]]
     assert classes.tolist() == [0, 1]

@@ -12,8 +12,8 @@ from pipeline.config import ConfigError
 from pipeline.ingest.labelled import Packed, pack
 from pipeline.shards.store import Store
 from training.transfer.images.data import TaskOptions, open_task
-from training.transfer.images.split import SplitRule
-from training.transfer.images.voc_shards import read_shown, read_voc_shards
+from training.transfer.images.pool import SplitRule
+from training.transfer.images.voc_annotation import read_shown, read_voc_shards
 
 ANIMALS = Path(__file__).parents[3] / "shared/data/voc_animals/VOCdevkit/VOC2007"
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>
@@ -66,7 +66,7 @@ def shown_of(side):
     return {sample["id"]: targets for sample, targets in pairs}
 
 
-def test_a_voc_layout_is_a_task_of_several_classes(voc, tmp_path):
+def test_a_voc_layout_is_a_multi_label_task(voc, tmp_path):
     task = task_of(voc, tmp_path / "out")
     assert task.classes == ("cat", "dog")
     assert task.train.is_multi_label
@@ -84,8 +84,8 @@ def test_a_voc_layout_is_a_task_of_several_classes(voc, tmp_path):
         assert note in notes
 
 
-def test_class_files_win_over_boxes(voc, tmp_path):
-    lines = [f"{n:02} {told}" for n, told in enumerate((1, -1, 0, -1, 1), 1)]
+def test_class_files_override_boxes(voc, tmp_path):
+    lines = [f"{n:02} {flag}" for n, flag in enumerate((1, -1, 0, -1, 1), 1)]
     (voc / "ImageSets/Main/dog_trainval.txt").write_text("\n".join(lines))
     (voc / "ImageSets/Main/cat_trainval.txt").write_text("01 1\n02 1")
     found = shown_of(task_of(voc, tmp_path / "out").train)
@@ -137,7 +137,7 @@ def test_what_a_sample_shows(members, wanted):
     assert read_shown(members, "0") == wanted
 
 
-def test_samples_without_annotation_are_left_out_and_counted(tmp_path):
+def test_samples_without_annotation_are_excluded_and_counted(tmp_path):
     shown = [{"shown": {"cat": 1}}, {}, {"shown": {"dog": 1}}, {"shown": {}}]
     images = [Packed(f"k{n}", picture(n), about=shown[n % 4]) for n in range(20)]
     pack(images, tmp_path / "set", ("cat", "dog"))
@@ -150,13 +150,13 @@ def test_samples_without_annotation_are_left_out_and_counted(tmp_path):
     assert set(limited.train.sample_ids) <= set(task.train.sample_ids)
 
 
-def test_a_class_beside_those_of_the_manifest_is_refused(tmp_path):
+def test_a_class_missing_from_the_manifest_is_refused(tmp_path):
     pack([Packed("k", picture(0), about={"shown": {"cow": 1}})], tmp_path, ("cat", "dog"))
     with pytest.raises(ConfigError, match=r"class \(=cow\) of an annotation is not among"):
         read_voc_shards(Store(tmp_path), ("cat", "dog"))
 
 
-def test_one_class_on_one_side_and_several_on_the_other_are_refused(tmp_path):
+def test_single_label_beside_multi_label_is_refused(tmp_path):
     pack([Packed("k", picture(0), 1)], tmp_path / "train", ("cat", "dog"))
     about = {"shown": {"cat": 1}}
     pack([Packed("k", picture(1), about=about)], tmp_path / "test", ("cat", "dog"))
@@ -164,7 +164,7 @@ def test_one_class_on_one_side_and_several_on_the_other_are_refused(tmp_path):
         task_of(tmp_path, tmp_path)
 
 
-def test_the_set_that_is_fetched_is_that_of_the_folder(voc, tmp_path):
+def test_the_fetched_set_equals_that_of_the_folder(voc, tmp_path):
     console = Console(file=io.StringIO())
     get_data("voc2007", tmp_path / "fetched", console, source=tmp_path)
     one, other = task_of(tmp_path / "fetched", tmp_path), task_of(voc, tmp_path / "out")
@@ -182,9 +182,9 @@ def test_the_voc_animals(tmp_path):
     for side, name in ((task.train, "trainval"), (task.test, "test")):
         for column, animal in enumerate(task.classes):
             lines = (ANIMALS / f"ImageSets/Main/{animal}_{name}.txt").read_text().splitlines()
-            told = {line.split()[0]: line.split()[1] for line in lines}
+            expected = {line.split()[0]: line.split()[1] for line in lines}
             found = {k: row[column] for k, row in shown_of(side).items()}
-            assert {k: {1: "1", 0: "-1", -1: "0"}[v] for k, v in found.items()} == told
+            assert {k: {1: "1", 0: "-1", -1: "0"}[v] for k, v in found.items()} == expected
     before = contents(tmp_path)
     assert (task_of(ANIMALS, tmp_path).train.targets == task.train.targets).all()
     assert contents(tmp_path) == before

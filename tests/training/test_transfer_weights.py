@@ -68,10 +68,12 @@ def test_files_that_hold_no_tensors_are_refused_and_never_run(tmp_path):
     assert not mark.exists()
 
 
-def test_weights_of_torchvision_are_loaded_with_their_classifier_left_out(tmp_path):
+def test_torchvision_weights_are_loaded_without_their_classifier(tmp_path):
     torch.manual_seed(3)
     theirs = torchvision.models.resnet18()
-    weights = {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}  # As of old.
+    weights = {
+        k: v for k, v in theirs.state_dict().items() if "num_batches" not in k
+    }  # As in old files.
     for name, saved in (
         ("plain.pth", weights),
         (
@@ -96,7 +98,7 @@ def test_pickled_code_is_named_and_never_run(tmp_path):
     assert not mark.exists()
 
 
-def test_damaged_files_of_torch_are_one_line(tmp_path):
+def test_damaged_torch_files_are_refused_in_one_line(tmp_path):
     path = tmp_path / "trunk.pth"
     torch.save(trunk_of("small").export(), path)
     whole = path.read_bytes()
@@ -144,7 +146,7 @@ def test_building_a_random_trunk_leaves_the_generator_alone(tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_supervised_trunk_needs_to_be_told_where(tmp_path):
+def test_a_supervised_trunk_needs_a_location(tmp_path):
     with pytest.raises(ConfigError, match=r"^transfer.supervised is missing"):
         named_trunks(names_of("supervised"), TrunkConfig(name="small"), tmp_path)
     export_trunk(trunk_of("small", 5), tmp_path / "trunk.safetensors")
@@ -164,6 +166,6 @@ def test_a_supervised_trunk_needs_to_be_told_where(tmp_path):
         ({"name": "../up", "weights": "a.pth"}, "match pattern"),
     ],
 )
-def test_sources_that_say_too_much_or_too_little_are_refused(source, law):
+def test_trunk_sources_with_too_many_or_few_keys_are_refused(source, law):
     with pytest.raises(ValueError, match=law):
         TrunkSource(**source)

@@ -59,7 +59,7 @@ def test_a_residual_trunk_has_a_map_for_every_stage_and_the_width_it_says(name, 
     assert sides == sorted(sides, reverse=True)
     channels = [each.shape[1] for each in maps]
     assert channels == sorted(channels)
-    assert all((each >= 0).all() for each in maps)  # Behind their ReLU.
+    assert all((each >= 0).all() for each in maps)  # After their ReLU.
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_vit_sees_views_of_any_multiple_of_its_patch(px):
 
 
 def test_vits_maps_are_in_reading_order():
-    # What changes in one patch moves its own place of the first map more than any other.
+    # A change in one patch affects its own place of the first map more than any other.
     trunk = trunk_of("vit_s16", view_px=64).eval()
     plain = torch.zeros(1, 3, 64, 64)
     marked = plain.clone()
@@ -161,7 +161,7 @@ def test_vits_maps_are_in_reading_order():
 def test_positions_are_left_alone_or_interpolated_place_by_place():
     embedding = torch.randn(1, 17, 6)
     assert positions_of(embedding, (4, 4)) is embedding
-    # A ramp from left to right stays one, and the class token's own is never mixed in.
+    # A ramp from left to right stays one, and the class token's position is never mixed in.
     ramp = torch.arange(4.0).repeat(4, 1).reshape(1, 16, 1)
     wanted = positions_of(torch.cat([torch.full((1, 1, 1), 99.0), ramp], dim=1), (8, 8))
     assert wanted.shape == (1, 65, 1)

@@ -21,12 +21,12 @@ def folder(tmp_path):
     voc.add("b", gray(), DOG, ("cat", (1, 1, 5, 5), 1))
     voc.add("c", gray())
     voc.list("trainval", "abc")
-    for name, told in {"cat": (1, 0, -1), "dog": (-1, 1, -1)}.items():
-        voc.list_class(name, "trainval", dict(zip("abc", told, strict=True)))
+    for name, flags in {"cat": (1, 0, -1), "dog": (-1, 1, -1)}.items():
+        voc.list_class(name, "trainval", dict(zip("abc", flags, strict=True)))
     return voc
 
 
-def test_pixels_from_1_with_the_last_inside_become_edges_from_0(folder):
+def test_inclusive_1_based_pixels_become_0_based_edges(folder):
     first, second, third = read_voc(folder.root, "trainval").images
     assert first.boxes.tolist() == [[10, 5, 30, 25]]
     assert second.boxes.tolist() == [[0, 0, 60, 40], [0, 0, 5, 5]]
@@ -42,7 +42,7 @@ def test_targets_are_shown_not_shown_and_difficult(folder):
     assert voc.problems == {"difficult": 1}
     for path in (folder.root / "ImageSets/Main").glob("*_trainval.txt"):
         path.unlink()
-    unlisted = read_voc(folder.root, "trainval")  # Now by the boxes, and so are the classes.
+    unlisted = read_voc(folder.root, "trainval")  # Now targets and classes are those of the boxes.
     assert unlisted.listed is None
     assert (unlisted.classes, targets_of(unlisted).tolist()) == (
         voc.classes,
@@ -50,7 +50,7 @@ def test_targets_are_shown_not_shown_and_difficult(folder):
     )
 
 
-def test_class_files_win_over_boxes_and_the_difference_is_counted(folder):
+def test_class_files_override_boxes_and_the_difference_is_counted(folder):
     folder.list_class("cat", "trainval", {"a": -1, "b": 0})
     voc = read_voc(folder.root, "trainval")
     assert targets_of(voc)[:, 0].tolist() == [0, -1, 0]
@@ -83,7 +83,7 @@ def test_odd_objects_are_counted(folder, thing, problem, kept):
     assert voc.problems == expected
 
 
-def test_odd_images_are_counted_and_left_out(folder):
+def test_odd_images_are_counted_and_excluded(folder):
     main = folder.root / "ImageSets/Main/trainval.txt"
     main.write_text("a\nb\nc\na\nlost\nblank\ncut\nwild\n")
     for image_id in ("blank", "cut", "wild", "alone"):
@@ -106,14 +106,14 @@ def test_odd_images_are_counted_and_left_out(folder):
     assert "1 image_in_no_set (alone)" in voc.notes
 
 
-def test_the_size_is_that_of_the_file(folder):
+def test_the_size_is_read_from_the_file(folder):
     (folder.root / "Annotations/a.xml").write_text(annotation(600, 400, CAT))
     voc = read_voc(folder.root, "trainval")
     assert (voc.images[0].width, voc.images[0].height) == (60, 40)
     assert voc.problems["size_differs"] == 1
 
 
-def test_a_class_that_is_absent_is_said(folder):
+def test_an_absent_class_is_noted(folder):
     folder.list("train", "a")
     voc = read_voc(folder.root, "train")
     assert voc.classes == ("cat", "dog")
@@ -121,7 +121,7 @@ def test_a_class_that_is_absent_is_said(folder):
     assert any("no object that is not difficult of: dog" in note for note in voc.notes)
 
 
-def test_parts_of_an_object_are_no_objects():
+def test_parts_of_an_object_are_not_objects():
     text = annotation(60, 40, CAT).replace(
         "</object>",
         "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>",
@@ -153,7 +153,7 @@ def test_document_types_are_refused(folder, head):
         b"<annotation>\x00</annotation>",
     ],
 )
-def test_what_is_no_annotation_is_told(data):
+def test_a_file_that_is_not_an_annotation_is_reported(data):
     with pytest.raises(AnnotationError):
         read_annotation(data, "x")
 
@@ -173,7 +173,7 @@ def test_every_object_is_a_box_inside_or_counted(corners):
     assert (boxes.boxes[:, 2:] > boxes.boxes[:, :2]).all()
 
 
-def test_years_are_joined(folder, tmp_path):
+def test_sets_of_several_years_are_joined(folder, tmp_path):
     other = VocFolder(tmp_path / "VOC2012")
     other.add("2008_1", gray(30, 30), ("ape", (1, 1, 9, 9), 0))
     other.list("trainval", ["2008_1"])
@@ -195,7 +195,7 @@ def test_years_are_joined(folder, tmp_path):
         ("lost\n", "trainval", "has no image that can be used .* 1 missing_image"),
     ],
 )
-def test_a_set_that_cannot_be_read_is_refused_in_a_line(folder, lines, image_set, message):
+def test_an_unreadable_set_is_refused_in_one_line(folder, lines, image_set, message):
     (folder.root / "ImageSets/Main/trainval.txt").write_text(lines)
     with pytest.raises(ConfigError, match=message) as caught:
         read_voc(folder.root, image_set)

@@ -28,8 +28,8 @@ from training.transfer.config import TransferConfig, TrunkSource
 from training.transfer.frozen.features import Rows, extract_features, layer_rows
 from training.transfer.frozen.svm import SvmConfig
 from training.transfer.images.data import TaskOptions, open_task
-from training.transfer.images.split import SplitRule
-from training.transfer.job import Labelled, NamedTrunk, Setting, Task
+from training.transfer.images.pool import SplitRule
+from training.transfer.job import Labelled, NamedTrunk, Setting, TransferTask
 from training.transfer.trunks import named_trunks
 
 # Shapes: N images, B batch, C channels, H/W map size, D features.
@@ -107,7 +107,7 @@ class ExtractionWork:
         return self.named_trunk().build(0).to(memory_format=torch.channels_last).eval()
 
 
-def first_classes(task: Task, num: int | None) -> Task:
+def first_classes(task: TransferTask, num: int | None) -> TransferTask:
     """Exclude all but the first `num` classes that have images, and renumber these.
 
     Raises:
@@ -126,7 +126,7 @@ def first_classes(task: Task, num: int | None) -> Task:
         return Labelled(side.store, side.sample_ids[kept], numbers)
 
     names = tuple(task.classes[k] for k in chosen.tolist())
-    return Task(cut(task.train), cut(task.test), names, task.overlap)
+    return TransferTask(cut(task.train), cut(task.test), names, task.overlap)
 
 
 def hold(
@@ -286,7 +286,7 @@ class Pictures(Dataset[Tensor]):
         return view
 
 
-def write_files(task: Task, folder: Path) -> None:
+def write_files(task: TransferTask, folder: Path) -> None:
     """Write the images of both sides as loose files, `folder`/SIDE/ROW.
 
     Raises:

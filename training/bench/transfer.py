@@ -24,7 +24,7 @@ from pipeline.config import ConfigError
 from training.bench.classifiers import measure_probes, measure_svms
 from training.bench.extraction import ExtractionWork, TrunkName, bound, hold, write_files
 from training.transfer.config import TransferConfig
-from training.transfer.images.prepare import prepare
+from training.transfer.images.data import prepare
 
 _OTHER_TURNS = 2
 """Steps besides the rounds: features of ours and of the torchvision loop."""

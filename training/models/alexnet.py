@@ -1,4 +1,4 @@
-"""AlexNet's convolutions, as the context-free network of Noroozi and Favaro 2016 has them."""
+"""AlexNet's convolutions as in the context-free network of Noroozi and Favaro 2016."""
 
 # Shapes: B batch, C channels, H/W map size, D = 2304 = 256 * 3 * 3.
 
@@ -8,24 +8,24 @@ from torch import Tensor, nn
 from training.models.trunk import Trunk
 
 PRETEXT_STRIDE, TRANSFER_STRIDE = 2, 4
-"""Of conv1, with the same weights: tiles of 64 px are too small for 4 (section 3.1)."""
+"""Stride of conv1, with the same weights: tiles of 64 px are too small for 4 (section 3.1)."""
 
 _SIDE = 3
-"""Places on a side of the last map, for a tile of 64 px."""
+"""Side of the last map for a tile of 64 px."""
 
 
 class AlexNetTrunk(Trunk):
-    """Five convolutions in groups, overlapping pools, local response normalisation.
+    """Five convolutions (some grouped), overlapping pools, local response normalisation.
 
-    Pools round up, as in Caffe: rounding down, the last map of a 64 px tile has 2 x 2 places. The
-    features are that map of 3 x 3 places, flattened: heads see what is where in the tile. Maps of
-    other sizes are averaged down to it.
+    Pools round up, as in Caffe; rounding down would leave a 2 x 2 last map for a 64 px tile. The
+    features are the 3 x 3 map, flattened, so heads see where things are in the tile; maps of other
+    sizes are averaged to 3 x 3.
 
-    The paper has no BatchNorm. It is on unless the config says otherwise, behind each convolution,
-    because without it plain SGD often does not start: Doersch et al. 2015 (section 3) report that
-    activations went to 0 until they added it, and Goyal et al. 2019 train their AlexNet with it.
+    The paper has no BatchNorm. By default it follows each convolution here, because without it
+    plain SGD often fails to start: Doersch et al. 2015 (section 3) report that activations
+    collapsed to 0 until they added it, and Goyal et al. 2019 train their AlexNet with it.
 
-    torchvision's AlexNet has no groups, other widths and other strides, so keys here are its own:
+    torchvision's AlexNet has no groups and other widths and strides, so the keys are our own:
     conv1 to conv5, and bn1 to bn5.
     """
 
@@ -43,7 +43,7 @@ class AlexNetTrunk(Trunk):
         return int(key.split(".")[0].removeprefix("conv").removeprefix("bn")) - 1
 
     def stages(self, images_BCHW: Tensor) -> list[Tensor]:
-        """Return the maps behind each convolution's ReLU, before its pool."""
+        """Return the maps after each convolution's ReLU, before its pool."""
         maps: list[Tensor] = self.net(images_BCHW)
         return maps
 
@@ -53,7 +53,7 @@ class AlexNetTrunk(Trunk):
 
 
 class _AlexNet(nn.Module):
-    """Give the maps of all stages."""
+    """Returns the maps of all stages."""
 
     def __init__(self, *, stride: int, batch_norm: bool) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def _pool(x_BCHW: Tensor) -> Tensor:
 
 
 def _fill(conv: nn.Conv2d) -> None:
-    """Fill as the authors' released network; under BatchNorm as He et al. 2015."""
+    """Initialise as the authors' released network; with BatchNorm as He et al. 2015."""
     if conv.bias is None:
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         return
@@ -95,10 +95,10 @@ def _fill(conv: nn.Conv2d) -> None:
 
 
 def least_px(stride: int) -> int:
-    """Return the side of the smallest view that leaves conv5 the 2 x 2 places of its pool.
+    """Return the side of the smallest view that leaves a 2 x 2 map for the pool after conv5.
 
     >>> least_px(2), least_px(4)
     (25, 39)
     """
-    # Backwards: conv5 2 places, behind the pool of 4, behind the pool of 8; conv1 has 11 px.
+    # Backwards: conv5 has side 2, the pool before it 4, the one before that 8; conv1 spans 11 px.
     return 11 + 7 * stride

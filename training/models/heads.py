@@ -1,4 +1,4 @@
-"""Heads: what a pretext asks of the trunk's output. Widths follow from the pretext."""
+"""Heads: they solve a pretext from the trunk's features. Their widths follow from the pretext."""
 
 # Shapes: B batch, T tiles, P puzzles or pairs of one image, V views, D trunk width, E embedding
 # width, K classes, Q pairs of neighbours.
@@ -19,9 +19,9 @@ _HIDDEN = 1024
 
 
 def build_head(task: Task, width: int) -> nn.Module:
-    """Make the head of a task for a trunk of the given width, with fresh weights.
+    """Make the head of a task, with fresh weights, for a trunk of the given width.
 
-    Called with features (B, V, D) and labels (B, L), it returns logits and targets.
+    It maps features (B, V, D) and labels (B, L) to logits and targets.
     """
     match task:
         case JigsawConfig():
@@ -37,11 +37,11 @@ def build_head(task: Task, width: int) -> nn.Module:
 
 
 class JigsawHead(nn.Module):
-    """Name the permutation of shuffled tiles.
+    """Classifies the permutation of shuffled tiles.
 
     A tile's embedding is a linear layer with BatchNorm and ReLU, shared by all tiles (Goyal et al.
     2019, section 3); permuted embeddings are concatenated and classified. Permuting embeddings,
-    not pixels, asks P puzzles for one pass of the trunk (Kolesnikov et al. 2019, section 4).
+    not pixels, gives P puzzles per pass of the trunk (Kolesnikov et al. 2019, section 4).
     """
 
     perms_KT: Tensor  # noqa: N815
@@ -54,14 +54,14 @@ class JigsawHead(nn.Module):
         self._puzzles, self._foreign = config.puzzles_per_image, config.max_foreign_tiles
 
     def forward(self, features_BTD: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Show every image's tiles in the order of its labels, some of them exchanged.
+        """Classify every image's tiles in the order of its labels, some of them exchanged.
 
         Args:
-            features_BTD: Of the tiles.
-            labels_BL: Permutations (B, P), then what `draw_foreign` gave.
+            features_BTD: Features of the tiles.
+            labels_BL: Permutations (B, P), then the output of `draw_foreign`.
 
         Returns:
-            Logits (B * P, K); row b * P + p answers labels_BP[b, p]. And those labels, (B * P,).
+            Logits (B * P, K), whose row b * P + p answers labels_BP[b, p], and these labels.
         """
         embedded_BTE = _embedded(self.embed, features_BTD)
         labels_BP = labels_BL[:, : self._puzzles]
@@ -75,7 +75,7 @@ class JigsawHead(nn.Module):
 
 
 def _exchange(shuffled_BPTE: Tensor, embedded_BTE: Tensor, foreign_B2PF: Tensor) -> Tensor:
-    """Put tiles of other images into puzzles, as `draw_foreign` says."""
+    """Put tiles of other images into puzzles, as drawn by `draw_foreign`."""
     tiles = embedded_BTE.shape[1]
     numbers = torch.arange(tiles, device=embedded_BTE.device)
     rows = torch.arange(len(embedded_BTE), device=embedded_BTE.device)[:, None]
@@ -90,10 +90,10 @@ def _exchange(shuffled_BPTE: Tensor, embedded_BTE: Tensor, foreign_B2PF: Tensor)
 
 
 class ContextHead(nn.Module):
-    """Say in which direction the second of two patches lies.
+    """Classifies the direction from the first to the second of two patches.
 
-    Both patches have the same embedding layer; the two embeddings are concatenated and classified
-    (Doersch et al. 2015, figure 3, as Kolesnikov et al. 2019 put it on any trunk).
+    Both patches share an embedding layer; the two embeddings are concatenated and classified
+    (Doersch et al. 2015, figure 3, in the form of Kolesnikov et al. 2019 for any trunk).
     """
 
     pairs_Q3: Tensor  # noqa: N815
@@ -106,10 +106,10 @@ class ContextHead(nn.Module):
         self.classify = _classifier(2, config.num_classes)
 
     def forward(self, features_BTD: Tensor, labels_BP: Tensor) -> tuple[Tensor, Tensor]:
-        """Answer for every pair of `neighbours` that the labels name.
+        """Classify every pair of `neighbours` that the labels select.
 
         Returns:
-            Logits (B * P, K), and the directions, (B * P,).
+            Logits (B * P, K) and directions (B * P,).
         """
         embedded_BTE = _embedded(self.embed, features_BTD)
         first_BP, second_BP, direction_BP = self.pairs_Q3[labels_BP].unbind(dim=2)
@@ -119,26 +119,26 @@ class ContextHead(nn.Module):
 
 
 class RotationHead(nn.Module):
-    """Name the turn of a view: one linear layer (Gidaris et al. 2018)."""
+    """Classifies the rotation of a view with one linear layer (Gidaris et al. 2018)."""
 
     def __init__(self, config: RotationConfig, *, width: int) -> None:
         super().__init__()
         self.classify = nn.Linear(width, config.num_classes)
 
     def forward(self, features_BVD: Tensor, labels_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B * V, 4), and the turns, (B * V,)."""
+        """Return logits (B * V, 4) and rotations (B * V,)."""
         return self.classify(features_BVD.flatten(0, 1)), labels_BV.flatten()
 
 
 class SupervisedHead(nn.Module):
-    """Name the class of the image: one linear layer."""
+    """Classifies the image with one linear layer."""
 
     def __init__(self, config: SupervisedConfig, *, width: int) -> None:
         super().__init__()
         self.classify = nn.Linear(width, config.num_classes)
 
     def forward(self, features_B1D: Tensor, labels_B1: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, K), and the classes, (B,), NO_CLASS where none is taught."""
+        """Return logits (B, K) and classes (B,), NO_CLASS for images without one."""
         return self.classify(features_B1D.flatten(0, 1)), labels_B1.flatten()
 
 

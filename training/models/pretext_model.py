@@ -1,4 +1,4 @@
-"""Trunk and heads as one module: the unit that DDP wraps."""
+"""Trunk and heads as one module, the unit that DDP wraps."""
 
 from typing import NamedTuple
 
@@ -12,16 +12,16 @@ from training.models.trunks import Trunk, TrunkConfig, build_trunk
 
 
 class HeadOutput(NamedTuple):
-    """What a task's head says; a tuple, because DDP looks for tensors in what a module returns."""
+    """Output of a task's head; a tuple because DDP searches a module's output for tensors."""
 
     logits: Tensor
-    """(N, K), N the answers of all images of the batch."""
+    """(N, K), N answers over all images of the batch."""
     targets: Tensor
     """int64 (N,)."""
 
 
 class PretextModel(nn.Module):
-    """A trunk, and a head for each task of the pretext."""
+    """A trunk and one head per task of the pretext."""
 
     def __init__(self, pretext: PretextConfig, trunk: Trunk) -> None:
         super().__init__()
@@ -31,20 +31,20 @@ class PretextModel(nn.Module):
         self._pretext = pretext
 
     def forward(self, views: Tensor, labels: Tensor) -> list[HeadOutput]:
-        """Answer each task.
+        """Solve each task.
 
         Args:
-            views: uint8, as the graph gave them.
+            views: uint8, as the graph returns them.
             labels: int64 (B, L).
         """
-        answers = []
+        outputs = []
         views_of, labels_of = split_views(self._pretext, views), split_labels(self._pretext, labels)
         for task, head, part, asked in zip(
             self.tasks, self.heads, views_of, labels_of, strict=True
         ):
             features = self.trunk(see(task, part)).unflatten(0, (len(views), -1))
-            answers.append(HeadOutput(*head(features, asked)))
-        return answers
+            outputs.append(HeadOutput(*head(features, asked)))
+        return outputs
 
 
 def build_model(pretext: PretextConfig, trunk: TrunkConfig) -> PretextModel:
@@ -53,5 +53,5 @@ def build_model(pretext: PretextConfig, trunk: TrunkConfig) -> PretextModel:
 
 
 def largest_view(pretext: PretextConfig) -> int:
-    """Return the side of the largest view, px, which a ViT has its positions for."""
+    """Return the side of the largest view in px, for which a ViT has its positions."""
     return max(task.tiles.tile_px for task in tasks_of(pretext))

@@ -8,7 +8,7 @@ from training.models.trunk import Trunk
 
 
 class ResidualTrunk(Trunk):
-    """A residual network; its features are the last map's average."""
+    """A residual network; its features are the spatial average of the last map."""
 
     stage_names = ("conv1", "layer1", "layer2", "layer3", "layer4")
 
@@ -38,7 +38,7 @@ class ResidualTrunk(Trunk):
 
 
 class SmallNet(nn.Module):
-    """One basic block a stage, a stride-2 stem without pooling: 1.2 M weights, for 32 px tiles."""
+    """One basic block per stage, stride-2 stem without pooling: 1.2 M weights, for 32 px tiles."""
 
     def __init__(self) -> None:
         from torchvision.models.resnet import BasicBlock

@@ -1,4 +1,4 @@
-"""What every trunk offers: features of an image, a map of each stage, weights to export."""
+"""The interface of every trunk: features of an image, maps of its stages, weights to export."""
 
 # Shapes: B batch, C channels, H/W map size, D width.
 
@@ -12,11 +12,11 @@ class Trunk(nn.Module, ABC):
     """A network without its classifier."""
 
     stage_names: tuple[str, ...]
-    """Of the stages that are probed, first to last."""
+    """Names of the stages that can be probed, first to last."""
     width: int
-    """Size of what `forward` gives for an image, D."""
+    """Features per image, D."""
     remake: Callable[[], "Trunk"]
-    """Makes a trunk of the same architecture with fresh weights; `build_trunk` sets it."""
+    """Makes a trunk of the same architecture with fresh weights; set by `build_trunk`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -29,26 +29,25 @@ class Trunk(nn.Module, ABC):
 
     @abstractmethod
     def stages(self, images_BCHW: Tensor) -> list[Tensor]:
-        """Return the map behind every stage of `stage_names`."""
+        """Return the output map (B, C, H, W) of every stage of `stage_names`."""
 
     @abstractmethod
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return the features that heads stand on, (B, D)."""
+        """Return the features that heads work on, (B, D)."""
 
     @abstractmethod
     def stage_of(self, key: str) -> int:
-        """Return the place in `stage_names` of what a weight, or a module of `net`, is used for.
+        """Return the index in `stage_names` of the stage that a weight belongs to.
 
-        What comes before the first stage that is probed belongs to that one; what comes behind the
-        last, to the last.
+        Weights before the first probed stage belong to it; weights after the last, to the last.
 
         Args:
-            key: Of `export`, or the name of a module in `net` that holds weights of its own.
+            key: A key of `export`, or the name of a module of `net` that has weights of its own.
         """
 
     def export(self) -> dict[str, Tensor]:
-        """Return the weights; under torchvision's key names where it has the architecture."""
+        """Return the weights, under torchvision's key names if it has the architecture."""
         return {key: value.contiguous() for key, value in self.net.state_dict().items()}
 
     def make_room(self, weights: Mapping[str, Tensor]) -> None:
-        """Give weights whose size follows the images that of `weights`; most trunks have none."""
+        """Resize weights that depend on the view size to those of `weights`; only a ViT has any."""

@@ -1,4 +1,4 @@
-"""Which trunks there are, and what views each can see."""
+"""The available trunks, and the view sizes that each accepts."""
 
 import functools
 from typing import Literal
@@ -15,19 +15,19 @@ from training.models.vit import PATCH, VitTrunk
 __all__ = ["Trunk", "TrunkConfig", "Use", "build_trunk", "require_view"]
 
 Use = Literal["pretext", "transfer"]
-"""What a trunk is built for: the same weights, but AlexNet's conv1 has a larger stride in a
-transfer."""
+"""What a trunk is built for; only the stride of AlexNet's conv1 depends on it."""
 
 
 class TrunkConfig(Config):
-    """Which architecture is trained."""
+    """The architecture to train."""
 
     name: Literal["small", "resnet18", "resnet50", "alexnet", "vit_s16"]
     """small: four basic blocks of 32 to 256 channels, for CPUs; alexnet: the convolutions of
-    Noroozi and Favaro 2016; vit_s16: views of a multiple of 16 px; the others are torchvision's."""
+    Noroozi and Favaro 2016; vit_s16: view sides must be multiples of 16 px; the others are
+    torchvision's."""
     batch_norm: bool | None = None
-    """BatchNorm behind every convolution of alexnet: true where this is left out. The paper has
-    none, and SGD often does not start without it."""
+    """BatchNorm after every convolution of alexnet; true by default. The paper has none, but
+    without it SGD often fails to start."""
 
     @model_validator(mode="after")
     def _options_are_of_the_architecture(self) -> Self:
@@ -42,13 +42,13 @@ class TrunkConfig(Config):
 def build_trunk(config: TrunkConfig, *, use: Use = "pretext", view_px: int = 224) -> Trunk:
     """Make a trunk with fresh weights from torch's global generator.
 
-    Weights are those of He et al. 2015 (fan-out), but for alexnet without BatchNorm and vit_s16.
+    Initialised as in He et al. 2015 (fan-out), except alexnet without BatchNorm and vit_s16.
 
     Args:
         config: The architecture.
         use: What the trunk is for.
-        view_px: Side of the views that vit_s16 has a position embedding for; it interpolates for
-            others. No other trunk asks.
+        view_px: Side of the views that vit_s16 has position embeddings for; it interpolates for
+            others. Other trunks ignore it.
     """
     trunk = _build(config, use, view_px)
     trunk.remake = functools.partial(build_trunk, config, use=use, view_px=view_px)
@@ -56,16 +56,16 @@ def build_trunk(config: TrunkConfig, *, use: Use = "pretext", view_px: int = 224
 
 
 def require_view(config: TrunkConfig, px: int, *, key: str, use: Use) -> None:
-    """Refuse a size of view that the trunk can not see.
+    """Refuse a view size that the trunk does not accept.
 
     Args:
         config: The architecture.
         px: Side of the view.
-        key: Path of the key that says so, for the message.
+        key: Path of the config key that sets it, for the message.
         use: What the trunk is for.
 
     Raises:
-        ConfigError: The line that says so.
+        ConfigError: The trunk does not accept views of `px`.
     """
     if config.name == "vit_s16" and px % PATCH:
         near = sorted({max(PATCH, px // PATCH * PATCH), (px // PATCH + 1) * PATCH})
@@ -82,7 +82,7 @@ def require_view(config: TrunkConfig, px: int, *, key: str, use: Use) -> None:
 
 
 def _build(config: TrunkConfig, use: Use, view_px: int) -> Trunk:
-    import torchvision  # Here and in the modules of trunks, for it takes seconds to load.
+    import torchvision  # Here and in the trunks' modules because it takes seconds to load.
 
     match config.name:
         case "small":

@@ -1,4 +1,4 @@
-"""ViT-S/16 (Dosovitskiy et al. 2021; the small one of Touvron et al. 2021), on torchvision's."""
+"""ViT-S/16 (Dosovitskiy et al. 2021, small as in Touvron et al. 2021) on torchvision's ViT."""
 
 # Shapes: B batch, C channels, H/W map size, N = H * W patches, D = 384.
 
@@ -21,13 +21,11 @@ _PROBED = (3, 6, 9, 12)
 
 
 class VitTrunk(Trunk):
-    """A vision transformer; its features are the class token behind the last normalisation.
+    """A vision transformer; its features are the class token after the last normalisation.
 
-    The position embedding tells a block where in its own view a patch lies. It cannot tell where
-    the view lies in the image: every tile is encoded on its own, all tiles get the same embedding,
-    so no answer of a pretext can be read off it.
-
-    For views of another size than it was made for, the embedding is interpolated (bicubic).
+    The position embedding encodes where a patch is in its view, not where the view is in the
+    image: every tile is encoded separately with the same embedding, so it cannot give away the
+    answer to a pretext. For other view sizes it is interpolated (bicubic).
     """
 
     stage_names = tuple(f"block{number}" for number in _PROBED)
@@ -60,7 +58,7 @@ class VitTrunk(Trunk):
         return bisect.bisect_left(_PROBED, number)
 
     def stages(self, images_BCHW: Tensor) -> list[Tensor]:
-        """Return the patches' tokens behind the probed blocks as maps (B, D, H, W)."""
+        """Return the patch tokens after the probed blocks as maps (B, D, H, W)."""
         tokens, size = self._blocks(images_BCHW)
         return [x[:, 1:].transpose(1, 2).reshape(len(x), self.width, *size) for x in tokens]
 
@@ -70,7 +68,7 @@ class VitTrunk(Trunk):
         return features
 
     def make_room(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over the number of positions, which is that of the views trained on."""
+        """Adopt the number of positions, which depends on the size of the training views."""
         ours = self.net.get_parameter(_POSITIONS)
         theirs = weights.get(_POSITIONS)
         if theirs is not None and theirs.ndim == 3 and _is_square(theirs.shape[1] - 1):
@@ -78,7 +76,7 @@ class VitTrunk(Trunk):
             self.net.get_submodule("encoder").pos_embedding = nn.Parameter(room)
 
     def _blocks(self, images_BCHW: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
-        """Return the tokens (B, 1 + N, D) behind the probed blocks; H and W of the patches."""
+        """Return the tokens (B, 1 + N, D) after the probed blocks, and H, W of the patch grid."""
         patches_BDHW = self.net.get_submodule("conv_proj")(images_BCHW)
         size = (patches_BDHW.shape[2], patches_BDHW.shape[3])
         token = self.net.get_parameter("class_token").expand(len(images_BCHW), -1, -1)
@@ -93,11 +91,11 @@ class VitTrunk(Trunk):
 
 
 def positions_of(embedding: Tensor, size: tuple[int, int]) -> Tensor:
-    """Interpolate a position embedding, unless it has that size already.
+    """Interpolate a position embedding unless it already has the given size.
 
     Args:
         embedding: (1, 1 + n * n, D), the class token's first, then those of a square of patches.
-        size: Patches down and across that are wanted, H and W.
+        size: Patches down and across, H and W.
 
     Returns:
         (1, 1 + H * W, D).

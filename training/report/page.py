@@ -1,7 +1,4 @@
-"""One run, or several side by side, as an HTML page that stands alone.
-
-It tells what went in, what was learned, and what it is worth.
-"""
+"""The report: one run, or several side by side, as a self-contained HTML page."""
 
 import base64
 import hashlib
@@ -14,8 +11,14 @@ from pathlib import Path
 from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.shards.manifest import Manifest
-from training.report.charts import LineChart, own_styles
-from training.report.curves import Recorded, curves, several_tasks
+from training.report.charts import (
+    PERCENT,
+    LineChart,
+    Recorded,
+    curves,
+    own_styles,
+    several_tasks,
+)
 from training.report.results import Results, read_results
 from training.report.runs import InputPart, RunPart, input_parts, keys_of, picture_files, run_part
 from training.report.scores import Scores, scores_of
@@ -24,10 +27,8 @@ from training.report.templates import page_environment
 REPORT_FILE = "report.html"
 
 _SCRIPT_FILE = "report.sort.html"
-_PERCENT = "\N{NO-BREAK SPACE}%"
-_MINUS = "\N{MINUS SIGN}"
 _OF_TRUNKS = ("random", "supervised")
-"""Names that a run must not have on the page."""
+"""Names that a run may not have on the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +38,15 @@ class Page:
     runs: Sequence[RunPart]
     inputs: Sequence[InputPart]
     styles: Mapping[str, int]
-    """Of the runs: colour, marker and dashes."""
+    """Run to style: colour, marker and dashes."""
     summary: Sequence[str]
-    """Of a single run, in a few words."""
+    """A single run in a few words."""
     curves: Sequence[LineChart]
     scores: Scores | None
     pictures: str
-    """Where the pictures lie as files."""
+    """Folder that holds the pictures as files."""
     command: str
-    """That makes this page."""
+    """Command that makes this page."""
 
     @property
     def several(self) -> bool:
@@ -60,7 +61,7 @@ class Page:
 
     @property
     def sections(self) -> dict[str, str]:
-        """Id to heading, in order."""
+        """Section id to heading, in order."""
         found = {
             "input": "What went in",
             "views": "What the network sees",
@@ -79,7 +80,7 @@ class Page:
 
     @property
     def pretrained(self) -> list[RunPart]:
-        """Those that are more than a transfer."""
+        """Runs that are more than a transfer."""
         return [run for run in self.runs if not run.results.is_transfer]
 
 
@@ -91,17 +92,17 @@ def write_report(
     What a run lacks becomes a sentence.
 
     Args:
-        runs: The `out` folder of a run, finished or not, or those of several.
-        on_progress: Gets the name of each part before it is made.
-        out: Of the page; report.html in the folder of a single run, or in the folder that holds
-            all of several, where this is left out.
+        runs: The `out` folder of a run, finished or not, or several of them.
+        on_progress: Called with the name of each part before it is made.
+        out: File of the page; defaults to report.html in the folder of a single run, or in the
+            common parent folder of several.
 
     Raises:
-        ConfigError: A folder holds no run or is given twice, a file of it is damaged or of another
-            version, or the page has no place.
+        ConfigError: A folder holds no run or is given twice, one of its files is damaged or of
+            another version, or `out` is no place for the page.
     """
     runs = [runs] if isinstance(runs, Path) else runs
-    path = _place(runs, out)
+    path = _page_file(runs, out)
     on_progress("reading the runs")
     results = dict(zip(_names(runs), [read_results(run) for run in runs], strict=True))
     styles = dict(zip(results, own_styles(), strict=False))
@@ -119,20 +120,21 @@ def write_report(
         inputs=inputs,
         styles=styles,
         summary=_summary(parts[0].results, scores) if len(parts) == 1 else [],
-        curves=curves(recorded, _PERCENT),
+        curves=curves(recorded),
         scores=scores,
         pictures=f"{path.stem}/",
-        command=shlex.join(["tessera", "report", *map(str, runs), *_out_option(out)]),
+        command=shlex.join(
+            ["tessera", "report", *map(str, runs), *(["--out", str(out)] if out else [])]
+        ),
     )
     on_progress("pictures")
     _write_pictures(page, path.with_suffix(""))
-    # A name may hold half of a surrogate pair, which UTF-8 has no bytes for.
+    # A file name may hold half of a surrogate pair, which UTF-8 cannot encode.
     write_atomic(path, _render(page).encode("utf-8", "xmlcharrefreplace"))
     return path
 
 
-def _place(runs: Sequence[Path], out: Path | None) -> Path:
-    """Choose where the page goes."""
+def _page_file(runs: Sequence[Path], out: Path | None) -> Path:
     whole = [run.resolve() for run in runs]
     twice = [run for run in whole if whole.count(run) > 1]
     if twice:
@@ -150,17 +152,13 @@ def _place(runs: Sequence[Path], out: Path | None) -> Path:
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """Call each run by the name of its folder, or by its path where several have that name."""
+    """Name each run after its folder, or by its path if that name is ambiguous."""
     names = [run.resolve().name for run in runs]
     counts = Counter([*names, *_OF_TRUNKS])
     return [
         name if counts[name] == 1 else str(run.resolve())
         for name, run in zip(names, runs, strict=True)
     ]
-
-
-def _out_option(out: Path | None) -> list[str]:
-    return [] if out is None else ["--out", str(out)]
 
 
 def _summary(results: Results, scores: Scores | None) -> list[str]:
@@ -173,7 +171,7 @@ def _summary(results: Results, scores: Scores | None) -> list[str]:
         parts.append(f"{spent} of {results.config.pretext.name} at {rate:,.0f} images/s")
     if scores:
         row = scores.rows[0]
-        found = {name: f"{entry.reach.mean:.1f}{_PERCENT}" for name, entry in row.best.items()}
+        found = {name: f"{entry.reach.mean:.1f}{PERCENT}" for name, entry in row.best.items()}
         mine = found.pop("pretrained", None)
         others = ", ".join(f"{name} {score}" for name, score in found.items())
         shown = f"{mine} ({others})" if mine and others else mine or others
@@ -195,22 +193,20 @@ def _render(page: Page) -> str:
     script = (here / _SCRIPT_FILE).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals |= {
-        "percent": _PERCENT,
+        "percent": PERCENT,
         "tasks_of": several_tasks,
         "script": script,
         "script_hash": f"sha256-{digest}",
     }
     environment.filters |= {
-        "count": "{:,}".format,
         "duration": _duration,
-        "figure": _figure,
-        "signed": _signed,
+        "signed": lambda points: f"{points:+.1f}".replace("-", "\N{MINUS SIGN}"),
     }
     return environment.get_template(REPORT_FILE).render(page=page)
 
 
 def _duration(seconds: float) -> str:
-    """Write a duration for people.
+    """Format a duration for reading.
 
     >>> _duration(8.04), _duration(150), _duration(7260)
     ('8.0 s', '150 s', '121 min 0 s')
@@ -220,11 +216,3 @@ def _duration(seconds: float) -> str:
     if seconds < 600:
         return f"{seconds:.0f} s"
     return f"{int(seconds) // 60:,} min {int(seconds) % 60} s"
-
-
-def _signed(points: float) -> str:
-    return f"{points:+.1f}".replace("-", _MINUS)
-
-
-def _figure(value: float) -> str:
-    return f"{value:.3f}".replace("-", _MINUS)

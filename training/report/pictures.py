@@ -1,4 +1,4 @@
-"""The report's pictures: samples and first-layer filters."""
+"""The report's pictures: samples, puzzles, first-layer filters."""
 
 import base64
 import io
@@ -43,23 +43,24 @@ from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.shards.store import Store
 from training.run import Pretraining
 
-# Shapes: O filters, K filter size.
-
+# Shapes: T tiles, O filters, K filter size.
 
 _THUMBNAIL_PX = 224
-_FILTER_COLUMNS = 8
-_FILTER_SCALE = 8
 _SHEET_COLUMNS = 6
 _SHEET_GAP = 8
-_COMPRESSION = 3  # Half the time of Pillow's own choice, files a twentieth larger.
+_SOURCE_PX = 640
+_FILTER_COLUMNS = 8
+_FILTER_SCALE = 8
+_COMPRESSION = 3  # Half the time of Pillow's default, files a twentieth larger.
+_TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedImage:
-    """An image that the page holds in itself."""
+    """An image embedded in the page."""
 
     data: bytes
-    """The file."""
+    """The encoded file."""
     kind: str
     """PNG or JPEG."""
     width: int
@@ -80,17 +81,67 @@ class EmbeddedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class PuzzleSheet:
+    """Tiles of one image on a grid."""
+
+    picture: EmbeddedImage
+    places: tuple[Square, ...]
+    """In reading order."""
+    numbers: tuple[str, ...]
+    """Number written on each tile; empty if they are in reading order."""
+    tiles: tuple[int, ...]
+    """Index of the tile at each place."""
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Puzzle:
+    """What one image becomes at one step."""
+
+    source: EmbeddedImage
+    size: tuple[int, int]
+    """Width and height of the stored image, px; squares are in these coordinates."""
+    crop: Square
+    tiles: tuple[Square, ...]
+    """In reading order; empty if the crop is the only one."""
+    arrow: Arrow | None
+    """From the first to the second patch of the pair."""
+    shown: str
+    """How the views differ from the image: gray, mirrored."""
+    sheets: tuple[PuzzleSheet, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPuzzles:
+    """One task's puzzles."""
+
+    name: str
+    words: str
+    """What the task asks, and what the pictures show."""
+    puzzles: tuple[Puzzle, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Puzzles:
+    """What the network sees of some images."""
+
+    tasks: Sequence[TaskPuzzles]
+    pages: Sequence[Image.Image]
+    """One picture per image with all its tasks, as `tessera explain` draws it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Filters:
     """The first layer's weights, before and after."""
 
     random: EmbeddedImage
     pretrained: EmbeddedImage
     change: float
-    """Norm of the difference as a share of the norm before."""
+    """Norm of the difference, relative to the norm before."""
 
 
 def contact_sheet(store: Store, num: int) -> list[EmbeddedImage]:
-    """Show `num` samples, evenly spaced over all shards; the same ones every time."""
+    """Pick `num` samples, evenly spaced over all shards; always the same ones."""
     total = store.manifest.num_samples
     ids = np.unique(np.linspace(0, total - 1, min(num, total)).round().astype(np.int64))
     samples = store.read(ids).require_whole()
@@ -104,34 +155,8 @@ def contact_sheet(store: Store, num: int) -> list[EmbeddedImage]:
     return pictures
 
 
-def filters(random: Tensor, pretrained: Tensor) -> Filters:
-    """Show first-layer weights, (O, 3, K, K) each."""
-    change = (pretrained - random).norm() / random.norm()
-    count, _, side, _ = random.shape
-    about = f"{count} filters of {side} x {side} x 3"
-    return Filters(
-        random=_filter_sheet(random, f"{about}, random"),
-        pretrained=_filter_sheet(pretrained, f"{about}, pretrained"),
-        change=float(change),
-    )
-
-
-def picture(image: Image.Image, kind: str, alt: str) -> EmbeddedImage:
-    """Encode an image as PNG or JPEG into the page."""
-    sink = io.BytesIO()
-    image.save(sink, kind, quality=85, optimize=True)
-    return EmbeddedImage(sink.getvalue(), kind, image.width, image.height, alt)
-
-
-def png_of(image: Image.Image) -> bytes:
-    """Encode an image as PNG."""
-    sink = io.BytesIO()
-    image.save(sink, "PNG", compress_level=_COMPRESSION)
-    return sink.getvalue()
-
-
 def one_sheet(pictures: Sequence[EmbeddedImage]) -> Image.Image:
-    """Lay pictures of a contact sheet on a grid, each in the middle of its cell."""
+    """Lay the pictures of a contact sheet on a grid, each centred in its cell."""
     columns = min(_SHEET_COLUMNS, len(pictures))
     step = _THUMBNAIL_PX + _SHEET_GAP
     rows = -(-len(pictures) // columns)
@@ -144,105 +169,14 @@ def one_sheet(pictures: Sequence[EmbeddedImage]) -> Image.Image:
     return sheet
 
 
-def stored_picture(path: Path, alt: str) -> EmbeddedImage:
-    """Read a PNG that a stage has left; photographs in it are small on the page as JPEG.
-
-    Raises:
-        ConfigError: There is no whole picture.
-    """
-    try:
-        with Image.open(path) as image:
-            return picture(image.convert("RGB"), "JPEG", alt)
-    except (OSError, SyntaxError):  # What Pillow makes of a broken PNG.
-        raise ConfigError(f"picture (={path}) cannot be read; run that stage again.") from None
-
-
-def _opened(shown: EmbeddedImage) -> Image.Image:
-    with Image.open(io.BytesIO(shown.data)) as image:
-        return image.convert("RGB")
-
-
-def _filter_sheet(weights_O3KK: Tensor, alt: str) -> EmbeddedImage:
-    """Lay filters on a grid, a square a weight; middle gray is 0, each has its own scale."""
-    peak = weights_O3KK.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
-    shown = (weights_O3KK / peak * 127 + 128).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    count, side = shown.shape[:2]
-    rows = -(-count // _FILTER_COLUMNS)
-    sheet = Image.new("RGBA", (_FILTER_COLUMNS * (side + 1) - 1, rows * (side + 1) - 1))
-    for position, tile in enumerate(shown):
-        row, column = divmod(position, _FILTER_COLUMNS)
-        sheet.paste(Image.fromarray(tile), (column * (side + 1), row * (side + 1)))
-    large = (sheet.width * _FILTER_SCALE, sheet.height * _FILTER_SCALE)
-    return picture(sheet.resize(large, Image.Resampling.NEAREST), "PNG", alt)
-
-
-def _decode(payload: NDArray[np.uint8]) -> Image.Image:
-    with Image.open(io.BytesIO(payload.tobytes())) as image:
-        return image.convert("RGB")
-
-
-_SOURCE_PX = 640
-_TIMES = "\N{MULTIPLICATION SIGN}"
-
-
-@dataclass(frozen=True, slots=True)
-class PuzzleSheet:
-    """Tiles of one image on a grid."""
-
-    picture: EmbeddedImage
-    places: tuple[Square, ...]
-    """In reading order."""
-    numbers: tuple[str, ...]
-    """What is written on each; nothing where they stand in reading order."""
-    tiles: tuple[int, ...]
-    """Which tile stands at each place."""
-    caption: str
-
-
-@dataclass(frozen=True, slots=True)
-class Puzzle:
-    """What becomes of one image at one step."""
-
-    source: EmbeddedImage
-    size: tuple[int, int]
-    """Width and height of the stored image, px; the squares are given in these."""
-    crop: Square
-    tiles: tuple[Square, ...]
-    """In reading order; none where the crop is the only one."""
-    arrow: Arrow | None
-    """From the first to the second patch asked."""
-    shown: str
-    """How the image is shown other than as it is."""
-    sheets: tuple[PuzzleSheet, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TaskPuzzles:
-    """One task's puzzles."""
-
-    name: str
-    words: str
-    """What is asked, and what the pictures show."""
-    puzzles: tuple[Puzzle, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Puzzles:
-    """What the network sees of some images."""
-
-    tasks: Sequence[TaskPuzzles]
-    pages: Sequence[Image.Image]
-    """For each image all tasks on one picture, as `tessera explain` draws it."""
-
-
 def puzzles(run: Pretraining, num: int) -> Puzzles:
-    """Show the first images of epoch 0, step 0, from the graph that trains.
+    """Show the first images of epoch 0, step 0, as the training graph cuts them.
 
     Raises:
         ConfigError: The shards cannot be read.
         DamageError: A sample is damaged, and the run's policy is to stop.
     """
-    # Any number of ranks shares the same global batches, so many ranks make the share small.
+    # Global batches do not depend on the number of ranks, so many ranks make the share small.
     num_lanes = -(-num // run.order.lane_share)
     place = RankInfo(rank=0, world_size=max(1, run.order.num_lanes // num_lanes))
     with closing(open_subject(run.data, run.order, run.pretext, seed=run.seed)) as subject:
@@ -339,7 +273,7 @@ def _sheets(task: Task, draws: AnyDraws, views: Pixels) -> tuple[PuzzleSheet, ..
 def _sheet(
     tiles: Pixels, order: NDArray[np.int64], names: Sequence[str], caption: str
 ) -> PuzzleSheet:
-    """Lay tiles (T, H, W, 3) on a grid, tile order[p] at place p, with gaps between."""
+    """Lay tiles (T, H, W, 3) on a grid with gaps, tile order[p] at place p."""
     count, side = len(order), tiles.shape[1]
     grid, gap = int(np.ceil(count**0.5)), max(2, side // 12)
     places = tuple(
@@ -358,41 +292,104 @@ def _sheet(
 def _words(task: Task) -> str:
     deviations = f"{SHOWN_DEVIATIONS:.1f} standard deviations"
     scale = (
-        f"here middle gray is its mean; black and white are {deviations} away"
+        f"here mid-gray is its mean; black and white are {deviations} away"
         if task.normalization == "tile"
-        else f"here middle gray is 0; black and white are {deviations} away"
+        else f"here mid-gray is 0; black and white are {deviations} away"
     )
     own = "on its own" if task.normalization == "tile" else "by constants"
     match task:
         case JigsawConfig():
             return (
                 f"A square crop is resized to {task.crop_px} px and cut into {task.grid} {_TIMES} "
-                f"{task.grid} cells of {task.cell_px} px; in each cell lies a tile of "
-                f"{task.tile_px} px at a drawn place. The trunk gets each tile normalised {own} "
-                f"({scale}). The head gets what the trunk makes of them in shuffled order, and "
-                f"names the permutation among {task.num_permutations:,}. It is asked "
-                f"{task.puzzles_per_image} permutations of every image; the first is shown."
+                f"{task.grid} cells of {task.cell_px} px; a tile of {task.tile_px} px is cut at a "
+                f"random place in each. The trunk gets each tile normalised {own} ({scale}). "
+                "The head gets the tiles' embeddings in shuffled order and names the permutation "
+                f"among {task.num_permutations:,}; every image is shuffled "
+                f"{task.puzzles_per_image} times, and the first is shown."
             )
         case ContextConfig():
             return (
                 f"A block of {task.grid} {_TIMES} {task.grid} patches of {task.patch_px} px is cut "
-                f"out of the resized image, {task.gap_px} px apart, each moved by up to "
+                f"from the resized image, {task.gap_px} px apart, each moved by up to "
                 f"{task.jitter_px} px. The trunk gets each patch normalised {own} ({scale}). The "
-                "head gets what the trunk makes of two patches, and names the direction from the "
-                f"first to the second among 8. It is asked {task.pairs_per_image} pairs of every "
-                "image; the first is shown, and an arrow points from its first patch to its second."
+                "head gets the embeddings of two patches and names the direction from the first "
+                f"to the second, one of 8; of {task.pairs_per_image} pairs per image the first is "
+                "shown, with an arrow from its first patch to its second."
             )
         case RotationConfig():
             return (
-                f"A square is resized to {task.crop_px} px and turned by 0, 90, 180 and 270 "
-                f"degrees. The trunk gets each turn normalised {own} ({scale}), and the head names "
+                f"A square crop is resized to {task.crop_px} px and turned by 0, 90, 180 and 270 "
+                f"degrees. The trunk gets each view normalised {own} ({scale}), and the head names "
                 "the turn."
             )
         case SupervisedConfig():
             return (
-                f"A square is resized to {task.crop_px} px. The trunk gets it normalised {own} "
-                f"({scale}), and the head names the class of the image among "
-                f"{task.num_classes:,}. Of the images {task.holdout:.0%} are held out."
+                f"A square crop is resized to {task.crop_px} px. The trunk gets it normalised "
+                f"{own} ({scale}), and the head names the class of the image among "
+                f"{task.num_classes:,}; {task.holdout:.0%} of the images are held out."
             )
         case _:
             assert_never(task)
+
+
+def filters(random: Tensor, pretrained: Tensor) -> Filters:
+    """Draw first-layer weights, (O, 3, K, K) each."""
+    change = (pretrained - random).norm() / random.norm()
+    count, _, side, _ = random.shape
+    about = f"{count} filters of {side} x {side} x 3"
+    return Filters(
+        random=_filter_sheet(random, f"{about}, random"),
+        pretrained=_filter_sheet(pretrained, f"{about}, pretrained"),
+        change=float(change),
+    )
+
+
+def _filter_sheet(weights_O3KK: Tensor, alt: str) -> EmbeddedImage:
+    """Lay filters on a grid, one square per weight; mid-gray is 0, each has its own scale."""
+    peak = weights_O3KK.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
+    shown = (weights_O3KK / peak * 127 + 128).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    count, side = shown.shape[:2]
+    rows = -(-count // _FILTER_COLUMNS)
+    sheet = Image.new("RGBA", (_FILTER_COLUMNS * (side + 1) - 1, rows * (side + 1) - 1))
+    for position, tile in enumerate(shown):
+        row, column = divmod(position, _FILTER_COLUMNS)
+        sheet.paste(Image.fromarray(tile), (column * (side + 1), row * (side + 1)))
+    large = (sheet.width * _FILTER_SCALE, sheet.height * _FILTER_SCALE)
+    return picture(sheet.resize(large, Image.Resampling.NEAREST), "PNG", alt)
+
+
+def stored_picture(path: Path, alt: str) -> EmbeddedImage:
+    """Read a PNG written by a stage, and embed it as JPEG, which keeps photographs small.
+
+    Raises:
+        ConfigError: The picture is missing or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return picture(image.convert("RGB"), "JPEG", alt)
+    except (OSError, SyntaxError):  # What Pillow raises for a broken PNG.
+        raise ConfigError(f"picture (={path}) cannot be read; run that stage again.") from None
+
+
+def picture(image: Image.Image, kind: str, alt: str) -> EmbeddedImage:
+    """Encode an image as PNG or JPEG to embed it."""
+    sink = io.BytesIO()
+    image.save(sink, kind, quality=85, optimize=True)
+    return EmbeddedImage(sink.getvalue(), kind, image.width, image.height, alt)
+
+
+def png_of(image: Image.Image) -> bytes:
+    """Encode an image as PNG."""
+    sink = io.BytesIO()
+    image.save(sink, "PNG", compress_level=_COMPRESSION)
+    return sink.getvalue()
+
+
+def _opened(shown: EmbeddedImage) -> Image.Image:
+    with Image.open(io.BytesIO(shown.data)) as image:
+        return image.convert("RGB")
+
+
+def _decode(payload: NDArray[np.uint8]) -> Image.Image:
+    with Image.open(io.BytesIO(payload.tobytes())) as image:
+        return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Read what a run has left in its folder, finished or not, for the report."""
+"""Read the results in a run's folder, finished or not, for the report."""
 
 import itertools
 import json
@@ -11,30 +11,31 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, parse
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.excluded import ExcludedInput
 from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import LEDGER_NAME, Manifest, folder_of, read_manifest
-from training.metrics import MetricsRecord, read_metrics
-from training.pretrain import RESULT_FILE as PRETRAIN_FILE
-from training.pretrain import PretrainResult
-from training.run import RunConfig, read_record
-from training.transfer.evaluate import RESULT_FILE as TRANSFER_FILE
+from training.metrics import MetricsRecord, PretrainResult, read_metrics
+from training.run import RunConfig
+from training.run_folder import PRETRAIN_RESULT, TRANSFER_FOLDER, TRANSFER_RESULT, read_record
 
 CHAIN_FILE = "results.json"
-"""Of a chain of stages: `seconds` of each, `commands`, and why one was skipped."""
+"""Record of a chain of stages: `seconds` of each, `commands`, and why one was skipped."""
 
 AUDIT_FILE = "audit.json"
-"""What `tessera audit` found of the run's pretext; in the run's folder, or in audit/ there."""
+"""Result of `tessera audit` for the run's pretext; in the run's folder or in its audit/."""
 
 JOBS = (
     *("svm", "low_shot", "linear", "knn", "retrieval"),
     *("finetune", "lock", "detection", "segmentation"),
 )
-"""Of a transfer, in the order they are shown."""
+"""Jobs of a transfer, in the order they are shown."""
 
-_JOB_KEYS = ("job", "protocol", "config", "seeds", "images", "weights", "notes", "results")
+_JOB_KEYS = (
+    *("job", "protocol", "config", "seeds", "images", "weights", "notes", "results"),
+    *("view_px", "precision"),
+)
 _AUDIT_KEYS = ("ok", "fingerprint", "images", "control_images", "shortcuts")
 _TRANSFER_KEYS = (
     *("metric", "chance", "classes", "train_images", "test_images"),
@@ -54,18 +55,18 @@ class Results:
     versions: Mapping[str, str]
     started: datetime
     is_transfer: bool
-    """Whether the folder holds a transfer alone, of trunks that were trained elsewhere."""
+    """Whether the folder holds only a transfer, of trunks that were trained elsewhere."""
     records: Sequence[MetricsRecord]
     pretrain: PretrainResult | None
     transfer: Mapping[str, Any] | None
-    """transfer.json: of the job svm, all that runs of older versions have."""
+    """transfer.json: summary of the job svm."""
     jobs: Mapping[str, Mapping[str, Any]]
-    """transfer/JOB.json of each job that was finished, in the order of JOBS."""
+    """transfer/JOB.json of each finished job, in the order of JOBS."""
     audit: Mapping[str, Any] | None
     chain: Mapping[str, Any]
-    """CHAIN_FILE; empty where there is none."""
+    """CHAIN_FILE; empty if there is none."""
     manifest: Manifest | str
-    """Or why it cannot be read."""
+    """A string says why it cannot be read."""
 
     @property
     def shard_folder(self) -> Path:
@@ -74,7 +75,7 @@ class Results:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Duration of each stage that is known, in the order of the chain."""
+        """Known durations of the stages, in the order of the chain."""
         seconds = dict(self.chain.get("seconds", {}))
         if self.pretrain:
             seconds.setdefault("pretrain", self.pretrain.seconds)
@@ -84,20 +85,20 @@ class Results:
 
     @property
     def skipped(self) -> str | None:
-        """Why the chain left the transfer out, or None."""
+        """Why the chain skipped the transfer, or None."""
         transfer = self.chain.get("transfer")
         return transfer.get("skipped") if isinstance(transfer, dict) else None
 
 
 def read_results(folder: Path) -> Results:
-    """Read what a run has left so far.
+    """Read the results that a run has so far.
 
     Raises:
         ConfigError: The folder holds no run, or a file of it is damaged or of another version.
     """
     record = read_record(folder)
-    config = record.config
-    pretrain = _read_json(folder / PRETRAIN_FILE, [f.name for f in fields(PretrainResult)])
+    config = parse(RunConfig, record.config, str(record.path))
+    pretrain = _read_json(folder / PRETRAIN_RESULT, [f.name for f in fields(PretrainResult)])
     return Results(
         folder=folder,
         config=config,
@@ -107,7 +108,7 @@ def read_results(folder: Path) -> Results:
         is_transfer=record.is_transfer,
         records=read_metrics(folder),
         pretrain=PretrainResult(**pretrain) if pretrain else None,
-        transfer=_read_json(folder / TRANSFER_FILE, _TRANSFER_KEYS),
+        transfer=_read_json(folder / TRANSFER_RESULT, _TRANSFER_KEYS),
         jobs=_read_jobs(folder),
         audit=_read_audit(folder),
         chain=_read_json(folder / CHAIN_FILE, []) or {},
@@ -116,18 +117,18 @@ def read_results(folder: Path) -> Results:
 
 
 def or_reason(make: Callable[[], T]) -> T | str:
-    """Make something, or return the line that says why it cannot be made."""
+    """Return what `make` returns, or the message that says why it failed."""
     try:
         return make()
     except (ConfigError, DamageError) as error:
         return str(error)
 
 
-def read_left_out(shard_folder: Path, limit: int) -> list[ExcludedInput]:
-    """Read the first inputs that no shard holds.
+def read_excluded(shard_folder: Path, limit: int) -> list[ExcludedInput]:
+    """Read the first `limit` inputs that no shard holds.
 
     Raises:
-        ConfigError: The shards have no ledger beside them, or a damaged one.
+        ConfigError: The ledger beside the shards is missing or damaged.
     """
     path = shard_folder / LEDGER_NAME
     try:
@@ -141,7 +142,7 @@ def read_left_out(shard_folder: Path, limit: int) -> list[ExcludedInput]:
 
 
 def commands(results: Results) -> list[str]:
-    """Return the command lines that repeat the run with the files of `config_files`."""
+    """Return the commands that repeat the run with the files of `config_files`."""
     chained = results.chain.get("commands")
     if chained:
         return list(chained)
@@ -175,7 +176,7 @@ def config_files(results: Results) -> dict[str, str]:
 
 
 def _transfer_section(results: Results, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the transfer was given: it may have had another file than the pretraining."""
+    """Return the transfer's own section: its config may not be that of the pretraining."""
     if results.transfer:
         return dict(results.transfer["config"])
     one = next(iter(results.jobs.values()))
@@ -184,7 +185,9 @@ def _transfer_section(results: Results, raw: Mapping[str, Any]) -> dict[str, Any
 
 
 def _read_jobs(folder: Path) -> dict[str, dict[str, Any]]:
-    found = {name: _read_json(folder / "transfer" / f"{name}.json", _JOB_KEYS) for name in JOBS}
+    found = {
+        name: _read_json(folder / TRANSFER_FOLDER / f"{name}.json", _JOB_KEYS) for name in JOBS
+    }
     return {name: raw for name, raw in found.items() if raw}
 
 
@@ -199,7 +202,7 @@ def _dump(raw: Mapping[str, Any]) -> str:
 
 
 def _read_json(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
-    """Read a mapping that has at least `keys`; None where there is no file."""
+    """Read a mapping with at least `keys`; None if the file is missing."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

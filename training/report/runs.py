@@ -1,4 +1,4 @@
-"""What the report shows of each run and of each set of shards, and the pictures of it as files."""
+"""What the report shows of each run and each set of shards, and its pictures as files."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,6 @@ from pipeline.shards.manifest import Ledger, Manifest
 from training.metrics import MetricsRecord
 from training.models.pretext_model import largest_view
 from training.models.trunks import build_trunk
-from training.pretrain import TRUNK_FILE
 from training.report.pictures import (
     EmbeddedImage,
     Filters,
@@ -27,48 +26,49 @@ from training.report.pictures import (
     puzzles,
     stored_picture,
 )
-from training.report.results import Results, commands, config_files, or_reason, read_left_out
+from training.report.results import Results, commands, config_files, or_reason, read_excluded
 from training.run import pretraining_of
+from training.run_folder import TRANSFER_FOLDER, TRUNK_FILE
 from training.transfer.frozen.retrieval import PICTURE_FILE
 from training.transfer.trunks import load_trunk
 
 _SAMPLES = 24
 _PUZZLES = 4
-_LEFT_OUT = 20
+_EXCLUDED = 20
 _TABLE_ROWS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class InputPart:
-    """One set of shards, and the runs that read it; a text says why a part is not there."""
+    """One set of shards and the runs that read it; a string says why a part is missing."""
 
     key: str
     """An id, unique on the page."""
     runs: Sequence[str]
     manifest: Manifest | str
     sources: Mapping[str, Ledger]
-    """Ledgers by source, where the shards have several."""
+    """Ledgers by source; empty if there is only one."""
     sheet: Sequence[EmbeddedImage] | str
-    left_out: Sequence[ExcludedInput] | str
+    excluded: Sequence[ExcludedInput] | str
 
 
 @dataclass(frozen=True, slots=True)
 class RunPart:
-    """One run; a text in place of a part says why it is not there."""
+    """One run; a string in place of a part says why it is missing."""
 
     name: str
     key: str
-    """An id, unique on the page and among the folders of pictures."""
+    """An id, unique on the page and among the picture folders."""
     results: Results
     puzzles: Puzzles | str
     records: Sequence[MetricsRecord]
-    """A few of the run's records, evenly spaced, the last one among them."""
+    """A few of the run's records, evenly spaced, including the last."""
     filters: Filters | str
     retrieval: EmbeddedImage | str | None
-    """None where that job has not run."""
+    """None if that job has not run."""
     commands: Sequence[str]
     files: Mapping[str, str]
-    """Name of a configuration file to its YAML."""
+    """Name of a config file to its YAML."""
 
 
 def input_parts(runs: Mapping[str, Results]) -> list[InputPart]:
@@ -82,7 +82,7 @@ def input_parts(runs: Mapping[str, Results]) -> list[InputPart]:
 
 
 def run_part(name: str, key: str, results: Results) -> RunPart:
-    """Gather what the page shows of a run."""
+    """Collect what the page shows of a run."""
     return RunPart(
         name=name,
         key=key,
@@ -97,11 +97,11 @@ def run_part(name: str, key: str, results: Results) -> RunPart:
 
 
 def picture_files(part: RunPart, inputs: Sequence[InputPart]) -> dict[str, Callable[[], bytes]]:
-    """Return the pictures of a run: name of a PNG to the function that encodes it."""
+    """Return the pictures of a run: name of the PNG to the function that encodes it."""
     files: dict[str, Callable[[], bytes]] = {}
     for one in inputs:
         if part.name == one.runs[0] and one.sheet and not isinstance(one.sheet, str):
-            files["samples.png"] = partial(_sheet_file, one.sheet)
+            files["samples.png"] = partial(lambda sheet: png_of(one_sheet(sheet)), one.sheet)
     if not isinstance(part.puzzles, str):
         for number, page in enumerate(part.puzzles.pages):
             files[f"puzzle-{number}.png"] = partial(png_of, page)
@@ -110,18 +110,13 @@ def picture_files(part: RunPart, inputs: Sequence[InputPart]) -> dict[str, Calla
         files["filters-random.png"] = lambda: random.png
         files["filters-pretrained.png"] = lambda: pretrained.png
     if isinstance(part.retrieval, EmbeddedImage):
-        stored = _retrieval_file(part.results)
-        files["retrieval.png"] = stored.read_bytes
+        files["retrieval.png"] = _retrieval_file(part.results).read_bytes
     return files
 
 
 def keys_of(names: Sequence[str]) -> list[str]:
-    """Return an id for each name, which is a safe name of a folder, too."""
+    """Return an id for each name that is also safe as a folder name."""
     return [f"{n}-{re.sub(r'[^A-Za-z0-9_-]', '-', name)[-40:]}" for n, name in enumerate(names, 1)]
-
-
-def _sheet_file(sheet: Sequence[EmbeddedImage]) -> bytes:
-    return png_of(one_sheet(sheet))
 
 
 def _input(key: str, names: Sequence[str], results: Results) -> InputPart:
@@ -135,12 +130,12 @@ def _input(key: str, names: Sequence[str], results: Results) -> InputPart:
         manifest=results.manifest,
         sources=sources if len(sources) > 1 else {},
         sheet=sheet,
-        left_out=or_reason(lambda: read_left_out(results.shard_folder, _LEFT_OUT)),
+        excluded=or_reason(lambda: read_excluded(results.shard_folder, _EXCLUDED)),
     )
 
 
 def _spaced(records: Sequence[MetricsRecord], num: int) -> list[MetricsRecord]:
-    """Pick at most `num` records, evenly spaced, the first and the last among them."""
+    """Pick at most `num` records, evenly spaced, including the first and the last."""
     if len(records) <= num:
         return list(records)
     return [records[round(i * (len(records) - 1) / (num - 1))] for i in range(num)]
@@ -148,7 +143,7 @@ def _spaced(records: Sequence[MetricsRecord], num: int) -> list[MetricsRecord]:
 
 def _puzzles(results: Results) -> Puzzles:
     if results.is_transfer:
-        raise ConfigError("This is a transfer alone: it asked nothing of its trunks' pretexts.")
+        raise ConfigError("This run is only a transfer: it has no pretext.")
     return puzzles(pretraining_of(results.config), _PUZZLES)
 
 
@@ -159,7 +154,7 @@ def _filters(results: Results) -> Filters:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(results.config.seed)  # The weights that pretraining starts from.
         pretext = results.config.pretext
-        assert pretext is not None, "a trunk was trained, so there is what it was asked"
+        assert pretext is not None, "a trunk was trained, so it had a pretext"
         trunk = build_trunk(results.config.trunk, view_px=largest_view(pretext))
     random = trunk.first_filters.detach().clone()
     load_trunk(trunk, path)
@@ -173,11 +168,11 @@ def _retrieval(results: Results) -> EmbeddedImage | str | None:
     trunks = list(dict.fromkeys(one["trunk"] for one in raw["results"]))
     num, k = raw["config"]["queries"], raw["config"]["neighbours"]
     alt = (
-        f"{num} test images in rows, and beside each the {k} nearest training images as "
-        f"{', then as '.join(trunks)} {'finds' if len(trunks) == 1 else 'find'} them."
+        f"{num} test images in rows, each with the {k} nearest training images "
+        f"according to {', then to '.join(trunks)}."
     )
     return or_reason(lambda: stored_picture(_retrieval_file(results), alt))
 
 
 def _retrieval_file(results: Results) -> Path:
-    return results.folder / "transfer" / PICTURE_FILE
+    return results.folder / TRANSFER_FOLDER / PICTURE_FILE

@@ -1,4 +1,4 @@
-"""The transfer of one run or of several side by side, as the report shows it."""
+"""The transfer section of the report: the scores of all runs in tables and charts."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,12 +22,9 @@ from training.report.charts import (
 )
 from training.report.results import JOBS, Results
 
-_ALIKE = ("config", "seeds", "images", "random_trunk")
-"""Keys of a job's record that must not differ where scores are compared."""
-_OF_THE_SECTION = ("view_px", "precision")
-"""Keys of a transfer's section that every job obeys."""
-_INDIFFERENT = frozenset({"manifest", "weights", "batch", "threads"})
-"""Keys of an older transfer's section that its scores do not depend on, or that are elsewhere."""
+_PROTOCOL = ("config", "seeds", "images", "random_trunk", "view_px", "precision")
+"""Keys of a job's record that must agree for its scores to be compared."""
+_POOLINGS = {"gap": "averages over the map", "map": "a grid of places"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,71 +34,113 @@ class ScoreRow:
     run: str
     job: str
     label: str
-    """The job, and its k where it has several."""
+    """The job, with its k if it has several."""
     trunk: str
     layer: str
     metric: str
     reach: ScoreRange
     train_images: int
     test_images: int
-    seconds: float | None
-    """None where it is not known."""
-    overlap: Mapping[str, int] | None
-    """Images whose bytes are in both sets; None where nobody looked."""
+    seconds: float
+    overlap: Mapping[str, int]
+    """Number of images that two sets share, by pair of sets."""
     shots: int | None
-    """Images of each class that were learned from; None where that is all of them."""
+    """Training images per class; None for all of them."""
 
     @property
-    def shared(self) -> int | None:
-        """Images in several sets, all pairs added."""
-        return None if self.overlap is None else sum(self.overlap.values())
+    def shared(self) -> int:
+        """Shared images, summed over all pairs of sets."""
+        return sum(self.overlap.values())
 
     @property
     def value(self) -> tuple[Any, ...]:
-        """All that tells scores apart, but for the run and the time."""
+        """Everything that distinguishes two scores except run and time."""
         return (self.label, self.trunk, self.layer, self.metric, self.reach, self.test_images)
 
 
-def entries_of(results: Results, run: str) -> list[ScoreRow]:
-    """List the scores of a run, in the order of JOBS.
+@dataclass(frozen=True, slots=True)
+class SummaryRow:
+    """The best layer of every trunk at one job."""
+
+    label: str
+    best: Mapping[str, ScoreRow]
+    """By series; a series that has not done the job is missing."""
+    gain: float | None
+    """Pretrained minus random, in points; None if one of them is missing."""
+
+    @property
+    def highest(self) -> float:
+        """Highest score of all series."""
+        return max(entry.reach.mean for entry in self.best.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """What a job did, in words, and its settings."""
+
+    job: str
+    runs: Sequence[str]
+    text: str
+    metrics: Sequence[str]
+    config: str
+    """YAML."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The transfer section."""
+
+    entries: Sequence[ScoreRow]
+    series: Mapping[str, int]
+    """Label to style."""
+    rows: Sequence[SummaryRow]
+    overview: DotChart
+    charts: Sequence[LineChart]
+    protocols: Sequence[Protocol]
+    differences: Sequence[str]
+    """What differs between runs that stand side by side."""
+    notes: Sequence[str]
+    standard_error: float
+    """Upper bound for an accuracy on so many test images, in points."""
+
+    @property
+    def several(self) -> bool:
+        """Whether the scores come from several runs."""
+        return len({entry.run for entry in self.entries}) > 1
+
+
+def scores_of(runs: Mapping[str, Results], styles: Mapping[str, int]) -> Scores | None:
+    """Collect the scores of all runs; None if there are none.
 
     Args:
-        results: Of the run. Where it has no record of the job svm, transfer.json serves.
-        run: What the page calls it.
+        runs: Results by the run's name on the page.
+        styles: Style by the same names, used for pretrained trunks if there are several runs.
     """
-    found = [entry for raw in results.jobs.values() for entry in _of_job(raw, run)]
-    if "svm" not in results.jobs and results.transfer:
-        return [*_of_summary(results.transfer, run), *found]
-    return found
+    entries = [row for name, run in runs.items() for row in _entries(run, name)]
+    if not entries:
+        return None
+    series = _by_series(entries, several=len(runs) > 1)
+    series_styles = _styles(series, styles)
+    rows = _summary_rows(series)
+    chance = {name: r.transfer["chance"] for name, r in runs.items() if r.transfer}
+    # The variance of an accuracy p over n images is p (1 - p) / n, largest at one half.
+    error = 50 / max(1, min(entry.test_images for entry in entries)) ** 0.5
+    return Scores(
+        entries=entries,
+        series=series_styles,
+        rows=rows,
+        overview=dot_chart(_overview(rows), series_styles),
+        charts=[score_chart(*chart, series_styles) for chart in _charts(series, chance)],
+        protocols=_protocols(runs),
+        differences=differences(runs) if len(runs) > 1 else [],
+        notes=list(dict.fromkeys(_notes(runs.values()))),
+        standard_error=error,
+    )
 
 
-def differences(runs: Mapping[str, Results]) -> list[str]:
-    """Say in which things runs side by side differ that their scores depend on.
-
-    Args:
-        runs: By what the page calls them.
-    """
-    found = []
-    manifests = {_fingerprint(results) for results in runs.values()}
-    if len(manifests) > 1:
-        found.append("the images of the pretraining differ")
-    trunks = {results.config.trunk.model_dump_json() for results in runs.values()}
-    if len(trunks) > 1:
-        found.append("the architectures differ")
-    lacking: dict[str, list[str]] = {}
-    for job in JOBS:
-        every = {name: _protocol(results, job) for name, results in runs.items()}
-        known = [one for one in every.values() if one]
-        found += _differing(job, known)
-        if known and len(known) < len(every):
-            without = ", ".join(name for name, one in every.items() if not one)
-            lacking.setdefault(without, []).append(job)
-    found += [f"no {', '.join(jobs)} of {without}" for without, jobs in lacking.items()]
-    return found
-
-
-def _of_job(raw: Mapping[str, Any], run: str) -> Iterator[ScoreRow]:
-    for one in raw["results"]:
+def _entries(results: Results, run: str) -> Iterator[ScoreRow]:
+    """Yield the scores of a run, in the order of JOBS."""
+    for one in (one for record in results.jobs.values() for one in record["results"]):
         details = one["details"]
         k = details.get("shots", details.get("neighbours") if one["job"] == "knn" else None)
         yield ScoreRow(
@@ -120,152 +159,10 @@ def _of_job(raw: Mapping[str, Any], run: str) -> Iterator[ScoreRow]:
         )
 
 
-def _of_summary(raw: Mapping[str, Any], run: str) -> Iterator[ScoreRow]:
-    for trunk, by_layer in raw["layers"].items():
-        for layer, one in by_layer.items():
-            score = one["score"]
-            yield ScoreRow(
-                run=run,
-                job="svm",
-                label="svm",
-                trunk=trunk,
-                layer=layer,
-                metric=raw["metric"],
-                reach=ScoreRange(score, score, score),
-                train_images=raw["train_images"],
-                test_images=raw["test_images"],
-                seconds=None,
-                overlap=raw.get("overlap"),
-                shots=None,
-            )
-
-
-def _protocol(results: Results, job: str) -> dict[str, Any] | None:
-    """Return what the scores of a job depend on beside the trunk; None where it has not run."""
-    raw, summary = results.jobs.get(job), results.transfer
-    section = summary["config"] if summary else _section(results)
-    if raw:
-        shared = {key: raw.get(key, section.get(key)) for key in _OF_THE_SECTION}
-        return {**{key: raw.get(key) for key in _ALIKE}, **shared}
-    if job != "svm" or summary is None:
-        return None
-    counts = ("train_images", "test_images", "classes", "fingerprint", "seed")
-    config = {key: value for key, value in section.items() if key not in _INDIFFERENT}
-    return {"config": config, **{key: summary.get(key) for key in counts}}
-
-
-def _section(results: Results) -> dict[str, Any]:
-    """Return the run's own section: it stands for one that nobody has recorded."""
-    chosen = results.config.transfer
-    return chosen.model_dump(mode="json") if chosen else {}
-
-
-def _differing(job: str, known: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say in which keys the records of a job differ; those of its configuration one by one."""
-    if len({frozenset(one) for one in known}) > 1:
-        return [f"{job} was recorded by different versions, which do not tell the same of it"]
-    flat = [
-        {key: value for key, value in one.items() if key != "config"} | one["config"]
-        for one in known
-    ]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    differ = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
-    return [f"{job} differs in {', '.join(differ)}"] if differ else []
-
-
-def _fingerprint(results: Results) -> str:
-    """Name the pretraining's images; where they are, if nobody can read them."""
-    manifest = results.manifest
-    return str(results.shard_folder) if isinstance(manifest, str) else manifest.fingerprint
-
-
-_POOLINGS = {"gap": "averages over the map", "map": "a grid of places"}
-
-
-@dataclass(frozen=True, slots=True)
-class SummaryRow:
-    """The best layer of every trunk at one job."""
-
-    label: str
-    best: Mapping[str, ScoreRow]
-    """By series; those that have not done the job are lacking."""
-    gain: float | None
-    """Pretrained over random, in points; None where one of them is lacking."""
-
-    @property
-    def highest(self) -> float:
-        """Of all series."""
-        return max(entry.reach.mean for entry in self.best.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Protocol:
-    """What a job did, in words, and with which settings."""
-
-    job: str
-    runs: Sequence[str]
-    text: str
-    metrics: Sequence[str]
-    config: str
-    """YAML."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """The section of the transfer."""
-
-    entries: Sequence[ScoreRow]
-    series: Mapping[str, int]
-    """Whose scores there are: label to style."""
-    rows: Sequence[SummaryRow]
-    overview: DotChart
-    charts: Sequence[LineChart]
-    protocols: Sequence[Protocol]
-    differences: Sequence[str]
-    """In what runs side by side are not alike."""
-    notes: Sequence[str]
-    standard_error: float
-    """Upper bound for an accuracy on so many test images, in points."""
-
-    @property
-    def several(self) -> bool:
-        """Whether the scores are of several runs."""
-        return len({entry.run for entry in self.entries}) > 1
-
-
-def scores_of(runs: Mapping[str, Results], styles: Mapping[str, int]) -> Scores | None:
-    """Gather the scores of all runs; None where there are none.
-
-    Args:
-        runs: By what the page calls them.
-        styles: Of the runs, by the same names; pretrained trunks of several runs get these.
-    """
-    entries = [entry for name, results in runs.items() for entry in entries_of(results, name)]
-    if not entries:
-        return None
-    series = _by_series(entries, several=len(runs) > 1)
-    found_styles = _styles(series, styles)
-    rows = _rows(series)
-    chance = {name: r.transfer["chance"] for name, r in runs.items() if r.transfer}
-    # The variance of an accuracy p over n images is p (1 - p) / n, largest at one half.
-    error = 50 / max(1, min(entry.test_images for entry in entries)) ** 0.5
-    return Scores(
-        entries=entries,
-        series=found_styles,
-        rows=rows,
-        overview=dot_chart(_glance(rows), found_styles),
-        charts=[score_chart(*chart, found_styles) for chart in _charts(series, chance)],
-        protocols=_protocols(runs),
-        differences=differences(runs) if len(runs) > 1 else [],
-        notes=list(_notes(runs)),
-        standard_error=error,
-    )
-
-
 def _by_series(entries: Sequence[ScoreRow], *, several: bool) -> dict[str, list[ScoreRow]]:
-    """Group entries by what is a line of a chart: a trunk, of several runs each its own.
+    """Group entries by the line of a chart: a trunk, or a run's trunk if there are several runs.
 
-    A trunk that scored the same in all runs, as random ones of one seed do, is there once. The
+    A trunk that scored the same in all runs, as random ones of one seed do, appears once. The
     pretrained trunk of a run has the run's name.
     """
     trunks: dict[str, dict[str, list[ScoreRow]]] = {}
@@ -275,7 +172,7 @@ def _by_series(entries: Sequence[ScoreRow], *, several: bool) -> dict[str, list[
     for trunk, by_run in trunks.items():
         groups: dict[frozenset[Any], list[str]] = {}
         for run, ours in by_run.items():
-            # A pretrained trunk is its run's own, whatever it scores.
+            # A pretrained trunk belongs to its run, whatever it scores.
             own = run if trunk == "pretrained" else ""
             groups.setdefault(frozenset((own, *(e.value for e in ours))), []).append(run)
         for runs in groups.values():
@@ -286,7 +183,7 @@ def _by_series(entries: Sequence[ScoreRow], *, several: bool) -> dict[str, list[
 
 
 def _styles(series: Mapping[str, Sequence[ScoreRow]], runs: Mapping[str, int]) -> dict[str, int]:
-    """Give every series a style; random, supervised and the others have colours of their own."""
+    """Give every series a style; random, supervised and other trunks have their own colours."""
     fixed = runs if len(runs) > 1 else {"pretrained": PRETRAINED}
     free = {
         "random": (n for n in itertools.count() if n % COLORS == RANDOM),
@@ -301,7 +198,7 @@ def _styles(series: Mapping[str, Sequence[ScoreRow]], runs: Mapping[str, int]) -
     return styles
 
 
-def _rows(series: Mapping[str, Sequence[ScoreRow]]) -> list[SummaryRow]:
+def _summary_rows(series: Mapping[str, Sequence[ScoreRow]]) -> list[SummaryRow]:
     labels = dict.fromkeys(entry.label for ours in series.values() for entry in ours)
     rows = []
     for label in labels:
@@ -316,8 +213,8 @@ def _rows(series: Mapping[str, Sequence[ScoreRow]]) -> list[SummaryRow]:
     return rows
 
 
-def _glance(rows: Sequence[SummaryRow]) -> dict[str, dict[str, ScoreRange]]:
-    """Keep one row of each job, that of the largest k."""
+def _overview(rows: Sequence[SummaryRow]) -> dict[str, dict[str, ScoreRange]]:
+    """Keep one row per job: that of the largest k."""
     last = {next(iter(row.best.values())).job: row for row in rows}
     return {row.label: {k: entry.reach for k, entry in row.best.items()} for row in last.values()}
 
@@ -325,7 +222,7 @@ def _glance(rows: Sequence[SummaryRow]) -> dict[str, dict[str, ScoreRange]]:
 def _charts(
     series: Mapping[str, Sequence[ScoreRow]], chance: Mapping[str, float]
 ) -> list[tuple[Steps, dict[str, dict[str, ScoreRange]]]]:
-    """Choose the charts: of each job over its layers, and over k where few images are learned."""
+    """Chart each job over its layers, or over the images per class where these are few."""
     found: dict[str, dict[str, dict[str, ScoreRange]]] = {}
     chances: dict[str, set[float | None]] = {}
     for name, ours in series.items():
@@ -345,7 +242,7 @@ def _charts(
 
 
 def _place(entry: ScoreRow) -> tuple[str, str]:
-    """Return the chart that an entry stands in, and the place on its axis."""
+    """Return the title of an entry's chart, and its position on the axis there."""
     if entry.shots is not None:
         return f"{entry.job}: {entry.layer}, by images of each class", str(entry.shots)
     layer, _, pooling = entry.layer.partition(".")
@@ -356,27 +253,57 @@ def _place(entry: ScoreRow) -> tuple[str, str]:
 def _protocols(runs: Mapping[str, Results]) -> list[Protocol]:
     found: dict[tuple[str, str, str], tuple[list[str], dict[str, None]]] = {}
     for name, results in runs.items():
-        for job, raw in results.jobs.items():
-            config = yaml.safe_dump(_asked(raw), sort_keys=False, allow_unicode=True)
-            names, metrics = found.setdefault((job, raw["protocol"], config), ([], {}))
+        for job, record in results.jobs.items():
+            settings = {**record["config"], "seeds": record["seeds"]}
+            config = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+            names, metrics = found.setdefault((job, record["protocol"], config), ([], {}))
             names.append(name)
-            metrics.update(dict.fromkeys(one["metric"] for one in raw["results"]))
+            metrics.update(dict.fromkeys(one["metric"] for one in record["results"]))
     return [
         Protocol(job, names, text, list(metrics), config)
         for (job, text, config), (names, metrics) in found.items()
     ]
 
 
-def _asked(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {**raw["config"], "seeds": raw["seeds"]}
+def _notes(runs: Iterable[Results]) -> Iterator[str]:
+    """Yield what was excluded or odd about the images."""
+    return (note for run in runs for record in run.jobs.values() for note in record["notes"])
 
 
-def _notes(runs: Mapping[str, Results]) -> Iterable[str]:
-    """Yield what was left out or odd about the images, each line once."""
-    told: dict[str, None] = {}
-    for results in runs.values():
-        for raw in results.jobs.values():
-            told.update(dict.fromkeys(raw["notes"]))
-        if not results.jobs and results.transfer and results.transfer.get("classes_left_out"):
-            told[f"{len(results.transfer['classes_left_out'])} classes have too few images"] = None
-    return told
+def differences(runs: Mapping[str, Results]) -> list[str]:
+    """List what the scores of runs depend on and what differs between these runs.
+
+    Args:
+        runs: Results by the run's name on the page.
+    """
+    found = []
+    if len({_images(results) for results in runs.values()}) > 1:
+        found.append("the images of the pretraining differ")
+    if len({results.config.trunk.model_dump_json() for results in runs.values()}) > 1:
+        found.append("the architectures differ")
+    missing: dict[str, list[str]] = {}
+    for job in JOBS:
+        records = [results.jobs[job] for results in runs.values() if job in results.jobs]
+        found += _differing(job, records)
+        if records and len(records) < len(runs):
+            without = ", ".join(name for name, results in runs.items() if job not in results.jobs)
+            missing.setdefault(without, []).append(job)
+    found += [f"no {', '.join(jobs)} of {without}" for without, jobs in missing.items()]
+    return found
+
+
+def _differing(job: str, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the keys in which the records of a job differ, those of its config one by one."""
+    flat = [
+        {**{key: one.get(key) for key in _PROTOCOL if key != "config"}, **one["config"]}
+        for one in records
+    ]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    differ = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
+    return [f"{job} differs in {', '.join(differ)}"] if differ else []
+
+
+def _images(results: Results) -> str:
+    """Identify the pretraining's images; by their location if they cannot be read."""
+    manifest = results.manifest
+    return str(results.shard_folder) if isinstance(manifest, str) else manifest.fingerprint

@@ -1,4 +1,4 @@
-"""How HTML pages are made of templates: all with the look of the report, and everything escaped."""
+"""The Jinja environment of every HTML page: one head, one style sheet, everything escaped."""
 
 from pathlib import Path
 
@@ -6,11 +6,18 @@ import jinja2
 
 
 def page_environment(*folders: Path) -> jinja2.Environment:
-    """Return what renders the templates of `folders`, which may include those of the report."""
-    return jinja2.Environment(
+    """Return an environment for the templates of `folders`, which may extend page.html here."""
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"count": "{:,}".format, "figure": figure}
+    return environment
+
+
+def figure(value: float) -> str:
+    """Format a score between -1 and 1."""
+    return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")

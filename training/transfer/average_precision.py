@@ -1,4 +1,4 @@
-"""Average precision, by the definition that is asked for; undefined (NaN) without a positive."""
+"""Average precision by either VOC definition; undefined (NaN) without a positive."""
 
 # Shapes: N images, C classes, K points of a precision-recall curve.
 
@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Definition = Literal["area", "11_point"]
-"""Both take for the precision at a recall the best at that recall or a higher one. area: the area
-under that curve (VOC 2010 and later). 11_point: its mean at recalls of 0, 0.1, ... 1 (VOC 2007)."""
+"""Both interpolate: the precision at a recall is the best at that recall or higher. area: area
+under that curve (VOC 2010 and later). 11_point: its mean at recalls of 0, 0.1, ... (VOC 2007)."""
 
 DEFINITIONS: dict[Definition, str] = {
     "area": "area under the interpolated precision-recall curve (VOC 2010 and later)",
     "11_point": "interpolated precision at recalls of 0, 0.1, ... 1, averaged (VOC 2007)",
 }
-"""In words, for the metric of a result."""
+"""Wording for the metric of a result."""
 
 
 def average_precision(
@@ -25,16 +25,15 @@ def average_precision(
     definition: Definition,
     ignore: NDArray[np.bool_] | None = None,
 ) -> float:
-    """Say how well scores rank the positives first, 0 to 1.
+    """Measure how well scores rank the positives first, 0 to 1.
 
-    Equal scores are one threshold: all of them are shown at once, so that the result does not
-    depend on the order of the images.
+    Tied scores share one threshold, so the result does not depend on the order of the images.
 
     Args:
         scores: (N,), higher where the class is more likely shown.
-        positives: (N,), whether it is shown.
-        definition: Of the average.
-        ignore: (N,), images that count neither as shown nor as not shown.
+        positives: (N,), whether the class is shown.
+        definition: Which average.
+        ignore: (N,), images that count neither as positive nor as negative.
 
     Returns:
         NaN where there is no positive.
@@ -54,8 +53,8 @@ def average_precision(
         raise ValueError("scores hold NaN, which has no rank; look at what computed them.")
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order], np.cumsum(positives[order])
-    last_of_equals = np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)]
-    shown = np.flatnonzero(last_of_equals) + 1
+    is_last_of_tie = np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)]
+    shown = np.flatnonzero(is_last_of_tie) + 1
     return curve_average(hits[shown - 1], shown, int(positives.sum()), definition)
 
 
@@ -67,7 +66,7 @@ def average_precisions(
     Args:
         scores: (N, C).
         targets: (N, C), 1 shown, 0 not shown, -1 difficult: ignored for that class.
-        definition: Of the average.
+        definition: Which average.
     """
     return np.array(
         [
@@ -83,17 +82,15 @@ def average_precisions(
     )
 
 
-def mean_average_precision(
-    scores: NDArray[np.floating[Any]], targets: NDArray[np.int64], *, definition: Definition
-) -> float:
-    """Average over the classes that have a positive; NaN where none has. See above."""
-    return defined_mean(average_precisions(scores, targets, definition=definition))
-
-
 def defined_mean(values: NDArray[np.float64]) -> float:
-    """Average the values that are defined; NaN where none is."""
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if len(there) else float("nan")
+    """Average the values that are not NaN; NaN where all are."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
+def percent(share: float | np.floating[Any]) -> float | None:
+    """Return a share as a percentage, None where it is NaN: JSON has no NaN."""
+    return None if np.isnan(share) else 100 * float(share)
 
 
 def curve_average(
@@ -102,13 +99,13 @@ def curve_average(
     num_positives: int,
     definition: Definition,
 ) -> float:
-    """Average the precision of a curve, see `Definition`.
+    """Average the precision over a precision-recall curve, see `Definition`.
 
     Args:
-        hits: (K,), positives among what is shown at each threshold, rising.
-        shown: (K,), how much is shown there, rising.
-        num_positives: In all.
-        definition: Of the average.
+        hits: (K,), true positives at each threshold, ascending.
+        shown: (K,), predictions at each threshold, ascending.
+        num_positives: Number of positives in all.
+        definition: Which average.
 
     Returns:
         0 to 1, or NaN where `num_positives` is 0.
@@ -125,7 +122,7 @@ def curve_average(
 
 
 def best_precision(hits: NDArray[Any], shown: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    """Return the best precision at each threshold or a lower one, float64 (K,)."""
+    """Return the best precision at each threshold or a lower one (interpolated), float64 (K,)."""
     precision = hits / np.maximum(shown, 1)
     best: NDArray[np.float64] = np.maximum.accumulate(precision[::-1])[::-1]
     return best

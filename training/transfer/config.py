@@ -1,4 +1,4 @@
-"""What a transfer measures: which jobs, on which images, of which trunks."""
+"""Config of a transfer: which jobs, on which images, for which trunks."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +7,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
 from pipeline.config import Config
-from pipeline.loading.data import Location
+from pipeline.loading.data import DataConfig, Location
+from training.models.trunks import TrunkConfig
 from training.precision import Precision
 from training.transfer.dense.detection import DetectionConfig
 from training.transfer.dense.segmentation import SegmentationConfig
@@ -30,24 +31,22 @@ Job = (
     | DetectionConfig
     | SegmentationConfig
 )
-"""Anything that a trunk can be asked to do."""
+"""Any evaluation of a trunk."""
 
 FROZEN = (SvmConfig, LowShotConfig, KnnConfig, RetrievalConfig)
-"""Jobs that look at frozen features, which are extracted once for all of them."""
+"""Jobs on frozen features, which are extracted once for all of them."""
 
 _BUILT_IN = ("pretrained", "random", "supervised")
-_OF_THE_SVM = ("map_side", "costs")
-"""Keys of a section without jobs, which is one job: svm."""
 
 
 class TrunkSource(Config):
-    """One of the trunks to compare; its bare name will do for pretrained, random, supervised."""
+    """One trunk to compare; pretrained, random and supervised may be given as a bare name."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    """pretrained: of the run, or transfer.weights; random: fresh weights for each seed;
-    supervised: of transfer.supervised; any other name is that of `weights`."""
+    """pretrained: the run's, or transfer.weights; random: fresh weights for each seed; supervised:
+    from transfer.supervised; any other name needs `weights`."""
     weights: Path | None = None
-    """Safetensors, or what torch.save wrote (.pth); of the architecture of trunk.name."""
+    """Safetensors, or a state_dict saved by torch.save (.pth); architecture of trunk.name."""
 
     @model_validator(mode="after")
     def _weights_are_of_other_names(self) -> Self:
@@ -60,13 +59,13 @@ class TrunkSource(Config):
 
 
 class ResourcesConfig(Config):
-    """What Ray sets aside for one job on one trunk; fractions let several share a processor."""
+    """What Ray reserves for one job on one trunk; fractions let several share a processor."""
 
     num_cpus: float = Field(1, gt=0)
     num_gpus: float | None = Field(None, ge=0)
-    """One where this is left out and the cluster has GPUs."""
+    """Default: 1 where the cluster has GPUs."""
     retries: int = Field(1, ge=0)
-    """How often a job whose process died is started again."""
+    """How often a job whose process died is restarted."""
 
 
 def _source(value: Any) -> Any:
@@ -74,59 +73,52 @@ def _source(value: Any) -> Any:
 
 
 class TransferConfig(Config):
-    """Jobs, each on the same images of every trunk."""
+    """Jobs, each run on the same images for every trunk."""
 
     data: Location | None = None
     """Labelled images: shards (a path or a URL), a VOC folder, or a tree whose last folder level
-    names the classes; the shards of the pretraining where this is left out."""
-    manifest: Location | None = None
-    """An older name of data, for shards."""
+    names the classes. Default: the shards of the pretraining."""
     weights: Path | None = None
-    """Of the trunk named pretrained; trunk.safetensors of the run where this is left out."""
+    """Weights of the trunk named pretrained. Default: trunk.safetensors of the run."""
     supervised: Path | None = None
-    """Of the trunk named supervised: the folder of a run, or a file of weights."""
+    """The trunk named supervised: the folder of a run, or a weights file."""
     trunks: tuple[Annotated[TrunkSource, BeforeValidator(_source)], ...] = Field(
         (TrunkSource(name="random"), TrunkSource(name="pretrained")), min_length=1
     )
-    """To compare."""
-    jobs: tuple[Annotated[Job, Field(discriminator="name")], ...] = ()
-    """Each kind at most once; svm with map_side, costs and folds of this section where there are
-    none."""
+    """Trunks to compare."""
+    jobs: tuple[Annotated[Job, Field(discriminator="name")], ...] = Field(
+        (SvmConfig(name="svm"),), min_length=1
+    )
+    """Jobs to run, each kind at most once."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, min_length=1)
-    """Of fresh weights, draws and orders: every job that draws runs once for each, and the range
-    is told beside the mean. The seed of the run where this is left out."""
+    """Seeds of fresh weights, draws and orders: every random job runs once for each, and the range
+    is reported beside the mean. Default: the seed of the run."""
     view_px: int = Field(128, gt=0)
-    """Side of the view: the central square of the image, resized."""
+    """Side of the view, which is the central square of the image, resized."""
     test_share: float = Field(0.3, gt=0, lt=1)
-    """Share of the images that are tested on, where the data are not split already; which ones is
-    decided by the hash in their key."""
+    """Share of the images to test on where the data have no split; chosen by the key's hash."""
     train_per_class: int | None = Field(None, ge=2)
-    """At most so many training images of each class."""
+    """At most this many training images of each class."""
     test_per_class: int | None = Field(None, ge=1)
-    """At most so many test images of each class."""
+    """At most this many test images of each class."""
     max_train: int | None = Field(None, ge=2)
-    """At most so many training images in all: every class gets the same share of them."""
+    """At most this many training images in all, shared equally among the classes."""
     max_test: int | None = Field(None, ge=1)
-    """At most so many test images in all: every class gets the same share of them."""
+    """At most this many test images in all, shared equally among the classes."""
     train_set: str = "trainval"
-    """Image set of a VOC folder that is trained on."""
+    """Image set of a VOC folder to train on."""
     test_set: str = "test"
-    """Image set of a VOC folder that is tested on."""
-    map_side: int | None = Field(None, gt=1)
-    """Of the svm job of a section without jobs, see there."""
-    costs: tuple[float, ...] | None = Field(None, min_length=1)
-    """Of the svm job of a section without jobs, see there."""
+    """Image set of a VOC folder to test on."""
     folds: int = Field(3, ge=2)
-    """Training images that a class must have at least, and parts of the cross-validation of a
-    section without jobs."""
+    """Lowest number of training images of a class; classes with fewer are excluded."""
     batch: int = Field(64, gt=0)
-    """Images in one pass of the trunk where nothing is trained."""
+    """Images in one forward pass where nothing is trained."""
     precision: Precision = "fp32"
-    """Of the forward pass; auto takes bf16 where the processor has it."""
+    """Precision of the forward pass; auto uses bf16 where the processor has it."""
     threads: int = Field(2, gt=0)
-    """CPU threads that decode."""
+    """CPU threads for decoding."""
     resources: ResourcesConfig = ResourcesConfig()
-    """Of one job under Ray."""
+    """Resources of one job under Ray."""
 
     @field_validator("trunks")
     @classmethod
@@ -135,36 +127,25 @@ class TransferConfig(Config):
     ) -> tuple[TrunkSource, ...]:
         names = [trunk.name for trunk in trunks]
         if len(set(names)) < len(names):
-            raise ValueError(f"names (={names}) must differ; results are told apart by them.")
+            raise ValueError(f"names (={names}) must differ; they identify results.")
         return trunks
 
-    @model_validator(mode="after")
-    def _keys_do_not_contradict_each_other(self) -> Self:
-        if self.data is not None and self.manifest is not None:
-            raise ValueError(
-                f"data (={self.data}) and manifest (={self.manifest}) are two names of one key; "
-                "leave manifest out."
-            )
-        names = [job.name for job in self.jobs]
+    @field_validator("jobs")
+    @classmethod
+    def _jobs_are_of_different_kinds(cls, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
+        names = [job.name for job in jobs]
         if len(set(names)) < len(names):
-            raise ValueError(f"jobs (={names}) must be of different kinds; leave one out.")
-        odd = [key for key in _OF_THE_SVM if self.jobs and getattr(self, key) is not None]
-        if odd:
-            raise ValueError(
-                f"{odd[0]} (={getattr(self, odd[0])}) belongs to the job svm where there are "
-                "jobs; write it there."
-            )
-        return self
+            raise ValueError(f"jobs (={names}) must be of different kinds; remove one.")
+        return jobs
 
-    @property
-    def location(self) -> str | None:
-        """Where the labelled images are; None for those of the pretraining."""
-        return self.data or self.manifest
 
-    @property
-    def all_jobs(self) -> tuple[Job, ...]:
-        """The jobs; those of a section without any are one."""
-        if self.jobs:
-            return self.jobs
-        given = {key: getattr(self, key) for key in _OF_THE_SVM if getattr(self, key) is not None}
-        return (SvmConfig(name="svm", folds=self.folds, **given),)
+class TransferRun(Config):
+    """The sections of a run's YAML that a transfer reads."""
+
+    out: Path
+    """Folder of the run's results."""
+    seed: int = Field(ge=0)
+    """Seed of the order, the random draws and the initial weights."""
+    data: DataConfig
+    trunk: TrunkConfig
+    transfer: TransferConfig | None = None

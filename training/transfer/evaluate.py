@@ -9,81 +9,88 @@ from functools import partial
 from typing import Any
 
 import torch
+from typing_extensions import assert_never
 
 from pipeline.config import ConfigError
 from pipeline.loading.data import open_store
 from training.models.trunks import require_view
-from training.run import RunConfig, record_transfer, versions
-from training.transfer.config import FROZEN, Job, TransferConfig
+from training.run_folder import RECORD, TRANSFER_FOLDER, versions, write_record
+from training.transfer.config import FROZEN, Job, TransferConfig, TransferRun
+from training.transfer.dense.detection import DetectionConfig, run_detection
+from training.transfer.dense.segmentation import SegmentationConfig, run_segmentation
 from training.transfer.frozen.features import fingerprint_of, frozen_features
-from training.transfer.frozen.retrieval import PICTURE_FILE, RetrievalConfig, draw_neighbours
+from training.transfer.frozen.knn import KnnConfig, run_knn
+from training.transfer.frozen.linear import LinearConfig, run_linear
+from training.transfer.frozen.low_shot import LowShotConfig, run_low_shot
+from training.transfer.frozen.retrieval import (
+    PICTURE_FILE,
+    RetrievalConfig,
+    draw_neighbours,
+    run_retrieval,
+)
+from training.transfer.frozen.svm import SvmConfig, run_svm
 from training.transfer.images.data import TaskOptions, open_task
-from training.transfer.images.split import SplitRule
-from training.transfer.job import NamedTrunk, Progress, Score, Setting
-from training.transfer.jobs import run_job
+from training.transfer.images.pool import SplitRule
+from training.transfer.job import NamedTrunk, Progress, Score, Setting, seeds_of
 from training.transfer.record import (
-    FOLDER,
-    SUMMARY_FILE,
     entry_of,
-    part_file,
-    read_part,
+    pair_file,
+    read_pair,
     summarize,
     uneven,
     write_job,
-    write_part,
+    write_pair,
     write_summary,
     write_table,
 )
 from training.transfer.trunks import RANDOM_PROTOCOL, named_trunks, supervised_overlap
-
-RESULT_FILE = SUMMARY_FILE
+from training.transfer.tuned.finetune import FinetuneConfig, run_finetune
+from training.transfer.tuned.lock import LockConfig, run_lock
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 2
-"""Of what is kept of a finished job; another one is not read."""
+"""Version of the files of finished pairs; other versions are not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A transfer whose images and trunks are at hand."""
+    """A transfer with its images and trunks open."""
 
-    run: RunConfig
+    run: TransferRun
     config: TransferConfig
     setting: Setting
     trunks: Sequence[NamedTrunk]
 
     @property
-    def parts(self) -> tuple["JobOnTrunk", ...]:
-        """Each job on each trunk, a trunk's jobs in a row."""
+    def pairs(self) -> tuple["JobOnTrunk", ...]:
+        """Each job on each trunk, the jobs of a trunk adjacent."""
         return tuple(
-            JobOnTrunk(job.name, trunk.name)
-            for trunk in self.trunks
-            for job in self.config.all_jobs
+            JobOnTrunk(job.name, trunk.name) for trunk in self.trunks for job in self.config.jobs
         )
 
-    def parts_on(self, trunk: str) -> tuple["JobOnTrunk", ...]:
-        """Return the parts of one trunk."""
-        return tuple(part for part in self.parts if part.trunk == trunk)
+    def pairs_on(self, trunk: str) -> tuple["JobOnTrunk", ...]:
+        """Return the pairs of one trunk."""
+        return tuple(pair for pair in self.pairs if pair.trunk == trunk)
 
-    def is_frozen(self, part: "JobOnTrunk") -> bool:
-        """Whether a part looks at frozen features."""
-        return isinstance(self.job(part.job), FROZEN)
+    def is_frozen(self, pair: "JobOnTrunk") -> bool:
+        """Whether the job of a pair reads frozen features."""
+        return isinstance(self.job(pair.job), FROZEN)
 
     def job(self, name: str) -> Job:
-        """Return the job of a name."""
-        return next(job for job in self.config.all_jobs if job.name == name)
+        """Return the job of this name."""
+        return next(job for job in self.config.jobs if job.name == name)
 
     def trunk(self, name: str) -> NamedTrunk:
-        """Return the trunk of a name."""
+        """Return the trunk of this name."""
         return next(trunk for trunk in self.trunks if trunk.name == name)
 
-    def key(self, part: "JobOnTrunk") -> str:
-        """Name all that the scores of a part depend on."""
-        task, trunk = self.setting.task, self.trunk(part.trunk)
+    def key(self, pair: "JobOnTrunk") -> str:
+        """Hash all that the scores of a pair depend on."""
+        task, trunk = self.setting.task, self.trunk(pair.trunk)
         depends = {
             "format": _FORMAT,
-            "job": self.job(part.job).model_dump(mode="json"),
+            "job": self.job(pair.job).model_dump(mode="json"),
             "weights": trunk.digest,
             "images": [fingerprint_of(task.train), fingerprint_of(task.test)],
             "seeds": list(self.setting.seeds),
@@ -92,14 +99,14 @@ class Opened:
         }
         return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
 
-    def finished(self, part: "JobOnTrunk") -> list[Score] | None:
-        """Return the scores of a part that was finished before."""
-        return read_part(part_file(self.run.out, part.job, part.trunk), self.key(part))
+    def finished(self, pair: "JobOnTrunk") -> list[Score] | None:
+        """Return the scores of a pair that is finished, else None."""
+        return read_pair(pair_file(self.run.out, pair.job, pair.trunk), self.key(pair))
 
 
 @dataclass(frozen=True, slots=True)
 class JobOnTrunk:
-    """One job on one trunk: what is run, kept, and run again by itself."""
+    """One job on one trunk: the unit that is run, stored, and retried."""
 
     job: str
     trunk: str
@@ -110,28 +117,30 @@ class JobOnTrunk:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a transfer."""
+    """Outcome of a transfer."""
 
     entries: list[dict[str, Any]]
-    """Results, best layers and others, in the order of jobs and trunks."""
+    """Results of all layers, in the order of jobs and trunks."""
     summary: dict[str, Any] | None
-    """transfer.json; None where the job svm is not among the finished ones."""
+    """Content of transfer.json; None where the job svm is not finished."""
     failures: Mapping[str, Exception] = field(default_factory=dict)
-    """By the name of the part."""
+    """Errors by the name of the pair."""
     overlap: Mapping[str, int] = field(default_factory=dict)
-    """As that of the task."""
+    """Overlap of the task's images."""
     notes: tuple[str, ...] = ()
-    """What was left out or odd about the images, a line each."""
+    """Exclusions and oddities of the images, one line each."""
 
 
 def open_transfer(
-    config: RunConfig, device: torch.device, on_progress: Progress = lambda what, done, total: None
+    config: TransferRun,
+    device: torch.device,
+    on_progress: Progress = lambda what, done, total: None,
 ) -> Opened:
     """Open images and trunks of a run's transfer section.
 
     Raises:
-        ConfigError: There is no such section, no labels, no weights, or views that the trunk can
-            not see.
+        ConfigError: There is no such section, no labels, no weights, or the trunk does not support
+            the view size.
     """
     if config.transfer is None:
         raise ConfigError("transfer is missing: this stage needs that section of the config.")
@@ -141,10 +150,10 @@ def open_transfer(
         open_store(config.data.first_manifest, config.data.cache) if _has_own(config) else None
     )
     task = open_task(
-        chosen.location or config.data.first_manifest,
+        chosen.data or config.data.first_manifest,
         options=_options(config),
         pretrain=pretrain,
-        folder=config.out / FOLDER,
+        folder=config.out / TRANSFER_FOLDER,
         on_progress=on_progress,
     )
     if any(source.name == "supervised" for source in chosen.trunks):
@@ -158,7 +167,7 @@ def open_transfer(
         batch=chosen.batch,
         threads=chosen.threads,
         precision=chosen.precision,
-        folder=config.out / FOLDER,
+        folder=config.out / TRANSFER_FOLDER,
     )
     return Opened(config, chosen, setting, trunks)
 
@@ -168,10 +177,10 @@ def here() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def transfer(config: RunConfig, device: torch.device, on_progress: Progress) -> Outcome:
-    """Run every job on every trunk in this process, in turn; parts that are finished are skipped.
+def transfer(config: TransferRun, device: torch.device, on_progress: Progress) -> Outcome:
+    """Run every job on every trunk in this process, in turn; finished pairs are skipped.
 
-    A part that fails keeps no other from running.
+    A failed pair does not keep the others from running.
 
     Raises:
         ConfigError: As `open_transfer` does.
@@ -182,7 +191,7 @@ def transfer(config: RunConfig, device: torch.device, on_progress: Progress) -> 
     def attempt(name: str, step: Callable[[], None]) -> bool:
         try:
             step()
-        except Exception as error:  # Whatever it is, the other jobs are still worth running.
+        except Exception as error:  # Whatever it is, the other jobs are worth running.
             logger.exception("%s failed", name)
             failures[name] = error
             return False
@@ -191,40 +200,76 @@ def transfer(config: RunConfig, device: torch.device, on_progress: Progress) -> 
     for trunk in opened.trunks:
         extract = partial(make_features, opened, trunk.name, on_progress)
         extracted = attempt(f"features of {trunk.name}", extract)
-        for part in opened.parts_on(trunk.name):
-            if extracted or not opened.is_frozen(part):
-                attempt(str(part), partial(run_part, opened, part, on_progress))
+        for pair in opened.pairs_on(trunk.name):
+            if extracted or not opened.is_frozen(pair):
+                attempt(str(pair), partial(run_pair, opened, pair, on_progress))
     return finish(opened, failures)
 
 
 def make_features(opened: Opened, trunk: str, on_progress: Progress) -> None:
-    """Extract at once what all unfinished jobs on a trunk need of frozen features."""
-    waiting = (part for part in opened.parts_on(trunk) if opened.finished(part) is None)
-    jobs = [job for job in (opened.job(part.job) for part in waiting) if isinstance(job, FROZEN)]
+    """Extract in one go the frozen features that all unfinished jobs on a trunk need."""
+    waiting = (pair for pair in opened.pairs_on(trunk) if opened.finished(pair) is None)
+    jobs = [job for job in (opened.job(pair.job) for pair in waiting) if isinstance(job, FROZEN)]
     multi_label = opened.setting.task.train.is_multi_label
     poolings = {p: None for job in jobs for p in job.poolings(multi_label=multi_label)}
     named = opened.trunk(trunk)
-    seeds = opened.setting.seeds if named.draws_weights else opened.setting.seeds[:1]
-    for seed in seeds if poolings else ():
+    for seed in seeds_of(named, opened.setting.seeds) if poolings else ():
         frozen_features(opened.setting, named, seed, tuple(poolings), on_progress)
 
 
-def run_part(opened: Opened, part: JobOnTrunk, on_progress: Progress) -> None:
-    """Run one job on one trunk and keep its scores, but where they are kept already."""
-    if opened.finished(part) is None:
-        scores = run_job(
-            opened.job(part.job), opened.setting, opened.trunk(part.trunk), on_progress
-        )
-        write_part(part_file(opened.run.out, part.job, part.trunk), opened.key(part), scores)
+def run_pair(opened: Opened, pair: JobOnTrunk, on_progress: Progress) -> None:
+    """Run one job on one trunk and store its scores, unless it is finished."""
+    if opened.finished(pair) is None:
+        job, trunk = opened.job(pair.job), opened.trunk(pair.trunk)
+        scores = _run_job(job, opened.setting, trunk, on_progress)
+        write_pair(pair_file(opened.run.out, pair.job, pair.trunk), opened.key(pair), scores)
+
+
+def _run_job(job: Job, setting: Setting, trunk: NamedTrunk, on_progress: Progress) -> list[Score]:
+    """Run a job on a trunk; it writes files only below the setting's folder."""
+    match job:
+        case SvmConfig() | LowShotConfig() | KnnConfig() | RetrievalConfig():
+            return _run_frozen(job, setting, trunk, on_progress)
+        case LinearConfig():
+            return run_linear(job, setting, trunk, on_progress)
+        case FinetuneConfig():
+            return run_finetune(job, setting, trunk, on_progress)
+        case LockConfig():
+            return run_lock(job, setting, trunk, on_progress)
+        case DetectionConfig():
+            return run_detection(job, setting, trunk, on_progress)
+        case SegmentationConfig():
+            return run_segmentation(job, setting, trunk, on_progress)
+        case _:
+            assert_never(job)
+
+
+def _run_frozen(
+    job: SvmConfig | LowShotConfig | KnnConfig | RetrievalConfig,
+    setting: Setting,
+    trunk: NamedTrunk,
+    on_progress: Progress,
+) -> list[Score]:
+    match job:
+        case SvmConfig():
+            return run_svm(job, setting, trunk, on_progress)
+        case LowShotConfig():
+            return run_low_shot(job, setting, trunk, on_progress)
+        case KnnConfig():
+            return run_knn(job, setting, trunk, on_progress)
+        case RetrievalConfig():
+            return run_retrieval(job, setting, trunk, on_progress)
+        case _:
+            assert_never(job)
 
 
 def finish(opened: Opened, failures: Mapping[str, Exception]) -> Outcome:
-    """Collect the finished parts into OUT/transfer/JOB.json, OUT/results.csv, OUT/transfer.json."""
+    """Collect the finished pairs into OUT/transfer/JOB.json, OUT/results.csv, OUT/transfer.json."""
     out, task = opened.run.out, opened.setting.task
     about = _about(opened)
     entries = []
     notes = list(task.notes)
-    for job in opened.config.all_jobs:
+    for job in opened.config.jobs:
         scores = {
             t.name: opened.finished(JobOnTrunk(job.name, t.name)) or [] for t in opened.trunks
         }
@@ -237,9 +282,9 @@ def finish(opened: Opened, failures: Mapping[str, Exception]) -> Outcome:
         write_job(out, job, ours, about | {"notes": [*task.notes, *odd]})
         if isinstance(job, RetrievalConfig):
             shown = {name: d for name, found in scores.items() for d in _pictured(found)}
-            draw_neighbours(task, shown, out / FOLDER / PICTURE_FILE)
+            draw_neighbours(task, shown, out / TRANSFER_FOLDER / PICTURE_FILE)
     write_table(out, entries)
-    record_transfer(opened.run)
+    write_record(out / TRANSFER_FOLDER / RECORD, opened.run.model_dump(mode="json"))
     summary = summarize(entries, task, opened.config, about)
     if summary:
         write_summary(out, summary)
@@ -251,7 +296,7 @@ def _pictured(scores: Sequence[Score]) -> Iterator[dict[str, Any]]:
 
 
 def _about(opened: Opened) -> dict[str, Any]:
-    """Return what tells one transfer from another."""
+    """Return what identifies a transfer."""
     task = opened.setting.task
     return {
         "seed": opened.run.seed,
@@ -267,12 +312,12 @@ def _about(opened: Opened) -> dict[str, Any]:
     }
 
 
-def _has_own(config: RunConfig) -> bool:
-    """Whether the pretraining's images are known: those of a stream are not."""
+def _has_own(config: TransferRun) -> bool:
+    """Whether the pretraining's images are known; those of a stream are not."""
     return bool(config.data.sets)
 
 
-def _options(config: RunConfig) -> TaskOptions:
+def _options(config: TransferRun) -> TaskOptions:
     assert config.transfer is not None
     chosen = config.transfer
     rule = SplitRule(

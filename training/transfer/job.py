@@ -1,6 +1,6 @@
-"""What every job of a transfer is given, and what it gives back."""
+"""Inputs and outputs that all jobs of a transfer share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,19 @@ from pipeline.shards.store import Store
 from training.models.trunks import Trunk
 
 Progress = Callable[[str, int, int], None]
-"""Gets what is done now, how much of it, out of how much."""
+"""Called with the current activity, the number done, and the total."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """Labelled images of one side of a split; N images, C classes."""
+    """Labelled images of one side of a split. Shapes: N images, C classes."""
 
     store: Store
     sample_ids: NDArray[np.int64]
-    """(N,), in the store."""
+    """(N,), sample ids in the store."""
     targets: NDArray[np.int64]
-    """(N,), class numbers; or, where an image may show several classes, (N, C): 1 shown, 0 not
-    shown, -1 shown but difficult."""
+    """(N,), class numbers; for multi-label sets (N, C): 1 shown, 0 not shown, -1 shown but
+    difficult."""
 
     @property
     def is_multi_label(self) -> bool:
@@ -34,69 +34,78 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """What is learned on which images, and tested on which."""
+class TransferTask:
+    """Images to learn from and images to test on."""
 
     train: Labelled
     test: Labelled
     classes: tuple[str, ...]
     """Names of the C classes."""
     overlap: dict[str, int]
-    """Images whose bytes are in both: "train/test", "pretrain/train", "pretrain/test"."""
+    """Number of images shared by "train/test", "pretrain/train" and "pretrain/test"."""
     notes: tuple[str, ...] = ()
-    """What was left out or odd, a line each."""
+    """Exclusions and oddities, one line each."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedTrunk:
-    """A trunk to compare."""
+    """A trunk under comparison."""
 
     name: str
-    """pretrained, random, supervised, or the name the config gives to a file of weights."""
+    """pretrained, random, supervised, or the config's name for a weights file."""
     digest: str
-    """Names its weights; "random" and the seed where they are drawn."""
+    """SHA-256 of the weights file; for random weights, what they are drawn by."""
     build: Callable[[int], Trunk]
-    """Makes the trunk with its weights on the CPU; the seed is that of weights that are drawn, for
-    a random trunk all of them."""
+    """Builds the trunk on the CPU; the seed is that of randomly drawn weights."""
     draws_weights: bool
-    """Whether another seed gives other weights."""
+    """Whether the weights depend on the seed."""
+
+
+def seeds_of(trunk: NamedTrunk, seeds: Sequence[int]) -> Sequence[int]:
+    """Return the seeds that a job without randomness of its own must run: one for fixed weights."""
+    return seeds if trunk.draws_weights else seeds[:1]
+
+
+def each_seed(what: str, seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Yield each seed and a line that says which of them is running."""
+    for number, seed in enumerate(seeds, start=1):
+        yield seed, f"{what}, seed {number} of {len(seeds)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all jobs of a transfer share."""
+    """Settings that all jobs of a transfer share."""
 
-    task: Task
+    task: TransferTask
     device: torch.device
     view_px: int
     seeds: Sequence[int]
-    """Of weights, draws and orders; a job that draws nothing runs once."""
+    """Seeds of weights, draws and orders; a deterministic job runs once."""
     batch: int
-    """Images in one pass where nothing is trained."""
+    """Images in one forward pass where nothing is trained."""
     threads: int
     precision: str
     folder: Path
-    """Of the run's transfer: pictures and other files of a job go below it."""
+    """Folder of the run's transfer; a job's pictures and other files go below it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One number of one trunk: what the user asked for."""
+    """One result of one job on one trunk."""
 
     job: str
     trunk: str
     layer: str
-    """Name of the features, of the first trained layer, or "" where the whole trunk is trained."""
+    """Name of the features or of the first trained layer; "" where the whole trunk is trained."""
     metric: str
-    """Definition in words, with its unit."""
+    """Definition of the metric in words, with its unit."""
     scores: tuple[float, ...]
     """One for each seed or draw."""
     train_images: int
     test_images: int
     seconds: float
     details: dict[str, Any] = field(default_factory=dict)
-    """Whatever else the job found: early and final scores, scores by class, costs that were chosen;
-    plain JSON."""
+    """Further findings in plain JSON: early scores, scores by class, chosen costs, ..."""
 
     @property
     def score(self) -> float:

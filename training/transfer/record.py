@@ -1,4 +1,4 @@
-"""What a transfer leaves: a file for each job on each trunk, for each job, and tables of all."""
+"""Files of a transfer: one for each job on each trunk, one for each job, and tables of all."""
 
 import csv
 import inspect
@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.atomic import write_atomic, write_json
+from training.run_folder import TRANSFER_FOLDER, TRANSFER_RESULT
 from training.transfer.config import Job, TransferConfig
-from training.transfer.job import Score, Task
+from training.transfer.job import Score, TransferTask
 
-FOLDER = "transfer"
 RESULTS_FILE = "results.csv"
-SUMMARY_FILE = "transfer.json"
-"""Of the job svm, for the report."""
 
 _COLUMNS = (
     *("job", "trunk", "layer", "metric", "score", "low", "high"),
@@ -27,19 +25,19 @@ _COLUMNS = (
 _SUMMARY_DETAILS = ("cost", "dimension")
 
 
-def part_file(out: Path, job: str, trunk: str) -> Path:
-    """Name the file of one job on one trunk."""
-    return out / FOLDER / "parts" / f"{job}-{trunk}.json"
+def pair_file(out: Path, job: str, trunk: str) -> Path:
+    """Return the path of the scores of one job on one trunk."""
+    return out / TRANSFER_FOLDER / "parts" / f"{job}-{trunk}.json"
 
 
-def write_part(path: Path, key: str, scores: Sequence[Score]) -> None:
-    """Write the scores of one job on one trunk under the key of what they depend on."""
+def write_pair(path: Path, key: str, scores: Sequence[Score]) -> None:
+    """Write the scores of one job on one trunk, with the hash of what they depend on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"key": key, "scores": [asdict(score) for score in scores]})
 
 
-def read_part(path: Path, key: str) -> list[Score] | None:
-    """Read what `write_part` wrote; None where it is not there or depends on something else."""
+def read_pair(path: Path, key: str) -> list[Score] | None:
+    """Read scores written by `write_pair`; None if missing or of another key."""
     try:
         raw = json.loads(path.read_text())
         if raw["key"] != key:
@@ -49,8 +47,8 @@ def read_part(path: Path, key: str) -> list[Score] | None:
         return None
 
 
-def entry_of(score: Score, task: Task) -> dict[str, Any]:
-    """Return one entry of the list of results."""
+def entry_of(score: Score, task: TransferTask) -> dict[str, Any]:
+    """Return a score as an entry of the results."""
     return {
         "job": score.job,
         "trunk": score.trunk,
@@ -68,20 +66,20 @@ def entry_of(score: Score, task: Task) -> dict[str, Any]:
 
 
 def uneven(job: str, scores: Iterable[Score]) -> list[str]:
-    """Say so where trainings of one job, which people compare, were not of one length."""
+    """Return a note where the trainings of a job differ in length: scores are compared."""
     steps = [number for score in scores for number in score.details.get("steps", ())]
     if len(set(steps)) < 2:
         return []
     return [
         f"{job}: max_minutes ended trainings after {min(steps)} to {max(steps)} steps, so its "
-        "trunks are not on equal terms; to compare them, leave max_minutes out"
+        "trunks are not on equal terms; to compare them, remove max_minutes"
     ]
 
 
 def write_job(
     out: Path, job: Job, entries: Sequence[dict[str, Any]], about: dict[str, Any]
 ) -> None:
-    """Write OUT/transfer/JOB.json: what was done, with what, and what came of it."""
+    """Write OUT/transfer/JOB.json: protocol, config and results of a job."""
     record = {
         "job": job.name,
         "protocol": inspect.getdoc(type(job)),
@@ -91,11 +89,11 @@ def write_job(
         "seconds": sum(entry["seconds"] for entry in entries),
         "results": list(entries),
     }
-    write_json(out / FOLDER / f"{job.name}.json", record)
+    write_json(out / TRANSFER_FOLDER / f"{job.name}.json", record)
 
 
 def write_table(out: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Write OUT/results.csv, a line for each entry."""
+    """Write OUT/results.csv, one line for each entry."""
     sink = io.StringIO()
     writer = csv.DictWriter(sink, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -106,9 +104,12 @@ def write_table(out: Path, entries: Iterable[dict[str, Any]]) -> None:
 
 
 def summarize(
-    entries: Sequence[dict[str, Any]], task: Task, config: TransferConfig, about: dict[str, Any]
+    entries: Sequence[dict[str, Any]],
+    task: TransferTask,
+    config: TransferConfig,
+    about: dict[str, Any],
 ) -> dict[str, Any] | None:
-    """Return what the report shows of the job svm; None where it has not run."""
+    """Summarize the job svm for the report; None where it has not run."""
     ours = [entry for entry in entries if entry["job"] == "svm"]
     if not ours:
         return None
@@ -139,17 +140,17 @@ def summarize(
 
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
     """Write OUT/transfer.json."""
-    write_json(out / SUMMARY_FILE, summary)
+    write_json(out / TRANSFER_RESULT, summary)
 
 
-def _classes(task: Task) -> set[int]:
+def _classes(task: TransferTask) -> set[int]:
     targets = task.train.targets
     found = np.flatnonzero((targets == 1).any(axis=0)) if targets.ndim == 2 else np.unique(targets)
     return set(found.tolist())
 
 
-def _chance(task: Task) -> float:
-    """Return the score of a blind guess, percent; about the share of positives for a precision."""
+def _chance(task: TransferTask) -> float:
+    """Return the chance level, percent; for average precision about the share of positives."""
     targets = task.test.targets
     if targets.ndim == 1:
         return 100 / len(_classes(task))

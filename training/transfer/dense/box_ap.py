@@ -1,4 +1,4 @@
-"""Average precision of detected boxes: the VOC devkit's definition, and COCO's beside it."""
+"""Average precision of detected boxes, as the VOC devkit and as COCO define it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ from training.transfer.average_precision import (
     best_precision,
     curve_average,
     defined_mean,
+    percent,
 )
 
-# Shapes: n boxes of the truth in an image, m found boxes, C classes, T thresholds of overlap.
+# Shapes: n true boxes of an image, m detected boxes, C classes, T overlap thresholds.
 
 
 _COCO_OVERLAPS = np.linspace(0.5, 0.95, 10)
@@ -24,7 +25,7 @@ _COCO_MOST = 100
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What an image shows. Boxes are left, top, right, bottom from 0, right and bottom excluded."""
+    """True boxes of an image: left, top, right, bottom from 0, right and bottom exclusive."""
 
     boxes: NDArray[np.floating[Any]]
     """(n, 4)."""
@@ -36,14 +37,14 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """What was found in an image."""
+    """Detected boxes of an image."""
 
     boxes: NDArray[np.floating[Any]]
-    """(m, 4), as those of `Truth`."""
+    """(m, 4), as in `Truth`."""
     labels: NDArray[np.int64]
     """(m,)."""
     scores: NDArray[np.floating[Any]]
-    """(m,), higher where more certain."""
+    """(m,), higher is more confident."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,11 @@ class CocoAp:
     """Average precision as COCO defines it, 0 to 1; NaN where no class has an object."""
 
     ap: float
-    """Mean over overlaps of 0.5, 0.55, ... 0.95."""
+    """Mean over IoU thresholds of 0.5, 0.55, ... 0.95."""
     ap50: float
-    """At an overlap of 0.5."""
+    """AP at an IoU threshold of 0.5."""
     ap75: float
-    """At an overlap of 0.75."""
+    """AP at an IoU threshold of 0.75."""
     classes: NDArray[np.float64]
     """(C,), `ap` of each class, NaN for one without an object."""
 
@@ -65,8 +66,8 @@ def overlaps(
 ) -> NDArray[np.float64]:
     """Return the intersection over union of all pairs, float64 (n, m).
 
-    With the right and bottom edges excluded, this is the devkit's overlap, whose last pixels are
-    inside and whose sides are xmax - xmin + 1.
+    With exclusive right and bottom edges this equals the devkit's overlap, where they are inclusive
+    and sides are xmax - xmin + 1.
     """
     a, b = boxes[:, None].astype(np.float64), others[None].astype(np.float64)
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
@@ -89,18 +90,18 @@ def voc_box_ap(
 ) -> NDArray[np.float64]:
     """Return the average precision of each class by the rules of the VOC devkit.
 
-    Found boxes of all images are taken from the highest score down, equal scores in the order
-    given. Each looks at the box of its image and class with which it overlaps most, the first among
-    equals. With an overlap below the threshold it is false. Otherwise it is true if that box is not
-    taken yet, and takes it; false if it is taken, even where another box would be free; and not
-    counted if the box is difficult. Difficult boxes need not be found.
+    Detections of all images are visited from the highest score down, ties in the given order. Each
+    is compared with the true box of its image and class that it overlaps most, the first among
+    ties. Below the overlap threshold it is a false positive. Otherwise it is a true positive if
+    that box is still unmatched; a false positive if it is matched, even where another box would be
+    free; and ignored if the box is difficult. Difficult boxes need not be found.
 
     Args:
-        truths: Of each image.
-        found: Of each image, in the same order.
+        truths: One for each image.
+        found: One for each image, in the same order.
         num_classes: C.
-        definition: Of the average.
-        overlap: Least intersection over union of a true box.
+        definition: Which average.
+        overlap: Lowest IoU of a true positive.
 
     Returns:
         float64 (C,), 0 to 1, NaN for a class without a box that is not difficult.
@@ -129,15 +130,15 @@ def voc_box_ap(
 
 
 def coco_box_ap(truths: Sequence[Truth], found: Sequence[Detections], num_classes: int) -> CocoAp:
-    """Return average precision as COCO defines it: all areas, 100 boxes of a class in an image.
+    """Return average precision as COCO defines it: all areas, 100 detections per image and class.
 
-    A found box takes the free box with which it overlaps most, so that a box behind a taken one is
-    true. COCO has no difficult boxes; here a box that would be false is not counted where it
-    overlaps enough with a difficult one. The precision is taken at recalls of 0, 0.01, ... 1.
+    A detection matches the unmatched true box that it overlaps most. COCO has no difficult boxes;
+    here a false positive that overlaps a difficult box enough is ignored. The precision is taken at
+    recalls of 0, 0.01, ... 1.
 
     Args:
-        truths: Of each image.
-        found: Of each image, in the same order.
+        truths: One for each image.
+        found: One for each image, in the same order.
         num_classes: C.
 
     Raises:
@@ -175,7 +176,7 @@ def _require_pairs(truths: Sequence[Truth], found: Sequence[Detections]) -> None
 def _devkit_matches(
     shared: NDArray[np.float64], difficult: NDArray[np.bool_], overlap: float
 ) -> list[int]:
-    """Judge the found boxes of an image, best first: 1 true, 0 false, -1 not counted."""
+    """Match the detections of an image, best first: 1 true, 0 false positive, -1 ignored."""
     taken, outcomes = np.zeros(len(difficult), np.bool_), []
     for row in shared:
         best = int(row.argmax()) if len(row) else 0
@@ -190,14 +191,14 @@ def _devkit_matches(
 
 
 def _coco_matches(shared: NDArray[np.float64], difficult: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Judge the found boxes of an image, best first: int64 (m, T), as `_devkit_matches`."""
+    """Match the detections of an image, best first: int64 (m, T), as `_devkit_matches`."""
     thresholds = np.minimum(_COCO_OVERLAPS, 1 - 1e-10)
     rows = np.arange(len(thresholds))
     taken = np.zeros((len(thresholds), len(difficult)), np.bool_)
     outcomes = np.zeros((len(shared), len(thresholds)), np.int64)
     for m, row in enumerate(shared if len(difficult) else ()):
         free = np.where(taken | difficult, -1.0, row)
-        # Among equals the last, as COCO's own evaluator takes it.
+        # The last among ties, as in COCO's own evaluator.
         best = free.shape[1] - 1 - free[:, ::-1].argmax(axis=1)
         true = free[rows, best] >= thresholds
         taken[rows[true], best[true]] = True
@@ -216,24 +217,21 @@ def _coco_average(ranked: NDArray[np.int64], num_positives: int) -> float:
     return float(np.append(best_precision(hits, shown), 0.0)[reached].mean())
 
 
-# Shapes: C classes.
-
-
 @dataclass(frozen=True, slots=True)
 class BoxScores:
     """Average precision by three definitions, 0 to 1, NaN for a class without an object."""
 
     eleven_point: NDArray[np.float64]
-    """(C,), that of VOC 2007."""
+    """(C,), as in VOC 2007."""
     area: NDArray[np.float64]
-    """(C,), that of VOC 2010."""
+    """(C,), as in VOC 2010."""
     coco: CocoAp
 
 
 def score_boxes(
     truths: Sequence[Truth], found: Sequence[Detections], num_classes: int
 ) -> BoxScores:
-    """Judge the boxes of all images by all definitions."""
+    """Score the detections of all images by all definitions."""
     return BoxScores(
         voc_box_ap(truths, found, num_classes, definition="11_point"),
         voc_box_ap(truths, found, num_classes, definition="area"),
@@ -242,10 +240,7 @@ def score_boxes(
 
 
 def scores_in_json(seeds: Sequence[BoxScores], classes: Sequence[str]) -> dict[str, Any]:
-    """Return the means of every seed, and of every class its mean over the seeds, percent.
-
-    What is undefined is None: JSON has no NaN.
-    """
+    """Return the mean AP of every seed, and of every class the mean over seeds, percent or None."""
     by_class = {
         name: {
             "ap_11_point": percent(np.mean([one.eleven_point[c] for one in seeds])),
@@ -263,8 +258,3 @@ def scores_in_json(seeds: Sequence[BoxScores], classes: Sequence[str]) -> dict[s
         "classes": by_class,
         "undefined": [name for name, aps in by_class.items() if aps["ap_11_point"] is None],
     }
-
-
-def percent(share: float | np.floating[Any]) -> float | None:
-    """Return a share as a percentage, None where it is NaN."""
-    return None if np.isnan(share) else 100 * float(share)

@@ -4,9 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -17,56 +15,9 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pipeline.config import ConfigError
-from pipeline.loading.resized import Fitted
 from training.models.residual import ResidualTrunk
 from training.models.trunk import Trunk
 from training.transfer.dense.box_options import BoxModelOptions
-from training.transfer.images.voc import VocImage
-
-# Shapes: n boxes of an image.
-
-
-def each_image(fitted: Fitted) -> list[tuple[int, tuple[int, int], int]]:
-    """Return row, size (height, width) and mirror of every image of a batch."""
-    plan = fitted.plan
-    sizes = [(height, width) for height, width in plan.sizes.tolist()]
-    return list(zip(plan.rows.tolist(), sizes, plan.mirrored.tolist(), strict=True))
-
-
-def target_of(
-    image: VocImage, size: tuple[int, int], *, mirrored: bool, device: torch.device
-) -> dict[str, Tensor]:
-    """Return boxes and labels as torchvision's detectors learn them, without difficult ones."""
-    boxes = fitted_boxes(image, size, mirrored=mirrored)[~image.difficult]
-    labels = image.labels[~image.difficult] + 1
-    return {
-        "boxes": torch.from_numpy(boxes).to(device),
-        "labels": torch.from_numpy(labels).to(device),
-    }
-
-
-def fitted_boxes(image: VocImage, size: tuple[int, int], *, mirrored: bool) -> NDArray[np.float32]:
-    """Move the boxes of an image to where they are once it is resized, then mirrored.
-
-    Args:
-        image: With its boxes.
-        size: Height and width of the resized image.
-        mirrored: Whether left and right are exchanged.
-
-    Returns:
-        float32 (n, 4).
-    """
-    boxes = (image.boxes * scale_of((image.height, image.width), size)).astype(np.float32)
-    if mirrored:
-        boxes[:, [0, 2]] = size[1] - boxes[:, [2, 0]]
-    return boxes
-
-
-def scale_of(stored: tuple[int, int], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return what boxes of an image are multiplied with when it is resized, float32 (4,)."""
-    down, across = size[0] / stored[0], size[1] / stored[1]
-    return np.array([across, down, across, down], np.float32)
-
 
 # Shapes: B batch, C channels, H/W map size.
 
@@ -76,9 +27,9 @@ _RATIOS = (0.5, 1.0, 2.0)
 
 
 class _AsGiven(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """Pads images into a batch; they have their size already.
+    """Pads images, which have their final size, into a batch.
 
-    torchvision can leave the resize out in training alone, and enlarges the images of a test.
+    torchvision can skip the resize in training only, and enlarges test images.
     """
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
@@ -88,16 +39,16 @@ class _AsGiven(GeneralizedRCNNTransform):  # type: ignore[misc]
 def build_box_model(trunk: Trunk, options: BoxModelOptions) -> nn.Module:
     """Put a detector with fresh weights around a trunk, from torch's global generator.
 
-    It is called as torchvision's detectors are: with a list of normalised images (3, H, W), which
-    it pads, and in training with their boxes and labels, 0 the background.
+    It is called like torchvision's detectors: with a list of normalized images (3, H, W), which it
+    pads, and in training with their boxes and labels, 0 being the background.
 
     Raises:
         ConfigError: The trunk is not residual.
     """
     if not isinstance(trunk, ResidualTrunk):
         raise ConfigError(
-            f"detection needs a residual trunk, and {type(trunk).__name__} has no last stage that "
-            "looks into regions; take trunk.name small, resnet18 or resnet50."
+            f"detection needs a residual trunk, and {type(trunk).__name__} has no last stage to "
+            "classify regions; take trunk.name small, resnet18 or resnet50."
         )
     if options.batch_norm == "sync":
         trunk.net = nn.SyncBatchNorm.convert_sync_batchnorm(trunk.net)  # type: ignore[no-untyped-call]
@@ -125,7 +76,7 @@ def build_box_model(trunk: Trunk, options: BoxModelOptions) -> nn.Module:
 
 
 def train_mode(model: nn.Module, trunk: Trunk, options: BoxModelOptions) -> None:
-    """Set the model to training, but leave fixed what the options fix."""
+    """Set training mode, but keep BatchNorm that the options freeze in evaluation mode."""
     model.train()
     for part, stage in trunk_parts(trunk):
         if _is_batch_norm(part):
@@ -133,7 +84,7 @@ def train_mode(model: nn.Module, trunk: Trunk, options: BoxModelOptions) -> None
 
 
 def trunk_parts(trunk: Trunk) -> Iterator[tuple[nn.Module, int]]:
-    """Name the modules of a trunk that hold weights of their own, each with its stage from 0."""
+    """Yield the modules of a trunk that own weights, each with its stage, from 0."""
     for name, part in trunk.net.named_modules():
         if next(part.parameters(recurse=False), None) is not None:
             yield part, trunk.stage_of(name)
@@ -146,13 +97,13 @@ def _is_batch_norm(part: nn.Module) -> bool:
 def _c4(trunk: ResidualTrunk, options: BoxModelOptions) -> dict[str, Any]:
     *lower, last = trunk.stage_names
     body = _stages(trunk, (*_STEM, *lower[1:]))
-    # torchvision's detectors ask a backbone for this.
+    # torchvision's detectors require this attribute of a backbone.
     body.out_channels = _channels(trunk)[-2]  # type: ignore[assignment]
-    look = nn.Sequential(trunk.net.get_submodule(last), nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+    head = nn.Sequential(trunk.net.get_submodule(last), nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
     return {
         "backbone": body,
         "box_roi_pool": MultiScaleRoIAlign(["0"], options.roi_px, sampling_ratio=2),
-        "box_head": look,
+        "box_head": head,
         "box_predictor": FastRCNNPredictor(trunk.width, options.num_classes + 1),
     }
 
@@ -177,7 +128,7 @@ def _stages(trunk: ResidualTrunk, names: tuple[str, ...]) -> nn.Sequential:
 
 
 def _channels(trunk: ResidualTrunk) -> list[int]:
-    """Channels of every stage's map."""
+    """Return the channels of every stage's map."""
     was_training = trunk.training
     with torch.inference_mode():
         maps: list[Tensor] = trunk.eval().stages(torch.zeros(1, 3, 64, 64))

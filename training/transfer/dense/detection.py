@@ -1,79 +1,66 @@
 """Detection: Faster R-CNN on a trunk, trained and tested on a set in VOC layout."""
 
-import math
 import time
-from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from pipeline.config import Config, ConfigError
-from pipeline.loading.resized import fitted_batches
+from pipeline.config import ConfigError
+from pipeline.loading.resized import Fitted
 from training.models.trunk import Trunk
-from training.optimizer import SgdConfig, build_optimizer, learning_rate, set_rate
 from training.transfer.average_precision import DEFINITIONS, defined_mean
 from training.transfer.dense.box_ap import BoxScores, Detections, Truth, score_boxes, scores_in_json
-from training.transfer.dense.box_model import each_image, scale_of, target_of
 from training.transfer.dense.box_options import BatchNorm, BoxModelOptions, Neck
-from training.transfer.images.resized import (
-    Files,
-    graph_options,
-    plain_fittings,
-    seen,
-    train_fittings,
+from training.transfer.dense.train import (
+    DenseConfig,
+    Training,
+    each_image,
+    each_training,
+    normalized,
+    protocol_of,
 )
-from training.transfer.images.voc import VocSet, read_voc
+from training.transfer.images.voc import VocImage, VocSet, read_voc
 from training.transfer.job import NamedTrunk, Progress, Score, Setting
 
+# Shapes: n boxes of an image.
 
-class DetectionConfig(Config):
-    """Faster R-CNN on the trunk, all of it trained; boxes and images of a folder in VOC layout.
 
-    The data of the transfer section are not used here. The defaults are a short schedule for a CPU,
-    and published figures cannot be compared with: those come from 24,000 steps of 16 images of up
-    to 800 px at several scales, with steps of the learning rate, where this has one scale and a
-    half cosine. The forward pass is in fp32.
+class DetectionConfig(DenseConfig):
+    """Faster R-CNN on the trunk, trained end to end; boxes and images of a folder in VOC layout.
+
+    The data of the transfer section are not used. The defaults are a short schedule for a CPU and
+    are not comparable with published figures: those come from 24,000 steps of 16 images of up to
+    800 px at several scales and a step schedule, where this has one scale and a half cosine. The
+    forward pass is in fp32.
     """
 
     name: Literal["detection"]
     voc: Path
     """VOCdevkit/VOC2007; or a VOCdevkit, for sets such as 07+12."""
     train_set: str = "trainval"
-    """As `read_voc` takes it. Difficult boxes are not learned."""
+    """Image set, as in `read_voc`. Difficult boxes are not learned."""
     test_set: str = "test"
-    """As `read_voc` takes it."""
+    """Image set, as in `read_voc`."""
     neck: Neck = "c4"
     batch_norm: BatchNorm = "train"
     frozen_stages: int = Field(0, ge=0, le=5)
-    """First stages of the trunk that are not trained, conv1 the first."""
+    """Number of first stages that are not trained, counted from conv1."""
     image_px: int = Field(160, ge=32)
     """Short side of an image."""
     long_px: int = Field(256, ge=32)
-    """Largest long side of an image; the short side of a longer one is less."""
+    """Largest long side of an image; a longer image gets a smaller short side."""
     batch: int = Field(4, gt=0)
     """Images in one step, and in one pass of the test."""
-    lr: float = Field(0.01, gt=0)
-    """Peak learning rate at this batch; it falls as a half cosine."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Of SGD, as Nesterov has it."""
-    weight_decay: float = Field(1e-4, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the training in which the learning rate rises from 0."""
     max_norm: float = Field(10, gt=0)
-    """Longer gradients are cut to this norm."""
-    max_steps: int = Field(300, gt=0)
-    max_minutes: float | None = Field(None, gt=0)
-    """End a training after this time if the steps are not done by then; the learning rate follows
-    whichever is nearer its end. A training that this ends is not repeatable to the bit, and trunks
-    that it gave different numbers of steps are not compared on equal terms: a note says so."""
-    num_seeds: int = Field(1, gt=0)
-    """At most so many of the seeds of the transfer: every one is a training."""
+    """Gradients are clipped to this norm."""
     roi_px: int = Field(8, ge=2)
     """Side of the map of a region; halved by the last stage in c4."""
     fpn_width: int = Field(128, gt=0)
@@ -81,30 +68,17 @@ class DetectionConfig(Config):
     rois_per_image: int = Field(64, gt=0)
     """Regions of an image that are learned from."""
     proposals: int = Field(100, gt=0)
-    """Regions of an image that are looked into in the test."""
+    """Regions of an image that are classified in the test."""
     score_threshold: float = Field(0.05, ge=0, lt=1)
-    """Least score of a box that is found."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One training of a trunk, and what it is judged on."""
-
-    job: DetectionConfig
-    setting: Setting
-    train: VocSet
-    test: VocSet
-    seed: int
-    report: Callable[[str, int, int], None]
-    """Gets the part, how much of it is done, out of how much."""
+    """Lowest score of a detected box."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    """What one seed gave."""
+    """Result of one seed."""
 
     losses: list[float]
-    """Of each step."""
+    """One for each step."""
     train_s: float
     test_s: float
     scores: BoxScores
@@ -115,8 +89,8 @@ def run_detection(
 ) -> list[Score]:
     """Train a detector on a trunk and test it; the score is VOC 2007's mean average precision.
 
-    Images are normalised over their own pixels, mirrored at random in training. The regions that
-    are learned from are drawn by torch, from the seed.
+    Images are normalized over their own pixels, and mirrored at random in training. The regions
+    that are learned from are drawn by torch, from the seed.
 
     Raises:
         ConfigError: The folder is no VOC layout, its sets hold no boxes to learn or to find, the
@@ -129,14 +103,10 @@ def run_detection(
                 f"{role}_set (={getattr(job, f'{role}_set')}) of voc (={job.voc}) has no box that "
                 "is not difficult: there is nothing to learn or to find. Name another set."
             )
-    seeds = list(setting.seeds)[: job.num_seeds]
     done, layer = [], ""
-    for number, seed in enumerate(seeds, start=1):
-        say = f"{trunk.name}: detection, seed {number} of {len(seeds)}, "
-        report = lambda part, n, of, say=say: on_progress(say + part, n, of)  # noqa: E731
-        built = trunk.build(seed)
+    for training, built in each_training(job, setting, trunk, on_progress):
         layer = _first_trained(job, built)
-        done.append(_train_and_test(_Run(job, setting, train, test, seed, report), built))
+        done.append(_train_and_test(job, training, built, (train, test)))
     return [
         Score(
             job=job.name,
@@ -153,101 +123,95 @@ def run_detection(
 
 
 def _first_trained(job: DetectionConfig, trunk: Trunk) -> str:
-    """Name the first stage that is trained, nothing where all are."""
-    behind = ("", *trunk.stage_names[1:], "")
-    return behind[job.frozen_stages]
+    """Return the name of the first trained stage, "" where all are trained."""
+    return ("", *trunk.stage_names[1:], "")[job.frozen_stages]
 
 
-def _train_and_test(run: _Run, trunk: Trunk) -> _Trained:
+def _train_and_test(
+    job: DetectionConfig, training: Training, trunk: Trunk, sets: tuple[VocSet, VocSet]
+) -> _Trained:
+    # Imported here: torchvision's detectors take a second to load, and reading a config must not.
     from training.transfer.dense.box_model import build_box_model, train_mode
 
-    options = _options(run.job, len(run.train.classes))
+    train, test = sets
+    device = training.setting.device
+    options = _options(job, len(train.classes))
     # torchvision draws fresh weights and the regions to learn from by torch's global generator.
     with torch.random.fork_rng():
-        torch.manual_seed(run.seed)
-        model = build_box_model(trunk, options).to(run.setting.device)
+        torch.manual_seed(training.seed)
+        model = build_box_model(trunk, options).to(device)
         train_mode(model, trunk, options)
+
+        def loss_of(fitted: Fitted) -> Tensor:
+            targets = [
+                target_of(train.images[row], size, mirrored=mirrored, device=device)
+                for row, size, mirrored in each_image(fitted)
+            ]
+            return torch.stack(list(model(normalized(fitted, device), targets).values())).sum()
+
         started = time.monotonic()
-        losses = _train(run, model)
+        losses = training.train(model, train.images, loss_of, max_norm=job.max_norm)
     trained = time.monotonic()
-    found = _detect(run, model)
-    truths = [Truth(image.boxes, image.labels, image.difficult) for image in run.test.images]
+    found = _detect(training, model, test)
+    truths = [Truth(image.boxes, image.labels, image.difficult) for image in test.images]
     return _Trained(
         losses=losses,
         train_s=trained - started,
         test_s=time.monotonic() - trained,
-        scores=score_boxes(truths, found, len(run.test.classes)),
+        scores=score_boxes(truths, found, len(test.classes)),
     )
-
-
-def _train(run: _Run, model: nn.Module) -> list[float]:
-    """Train in place; returns the loss of each step."""
-    job, device = run.job, run.setting.device
-    config = SgdConfig(
-        name="sgd",
-        lr=job.lr,
-        momentum=job.momentum,
-        weight_decay=job.weight_decay,
-        warmup=job.warmup,
-    )
-    optimizer = build_optimizer(model, config)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    plans = train_fittings(_files(job, run.train), batch=job.batch, seed=run.seed)
-    losses: list[float] = []
-    started = time.monotonic()
-    with closing(fitted_batches(plans, graph_options(run.setting, job.batch))) as batches:
-        for fitted in batches:
-            minutes = (time.monotonic() - started) / 60
-            share = max(len(losses) / job.max_steps, minutes / (job.max_minutes or math.inf))
-            if share >= 1:
-                break
-            set_rate(optimizer, learning_rate(config, share))
-            targets = [
-                target_of(run.train.images[row], size, mirrored=bool(mirrored), device=device)
-                for row, size, mirrored in each_image(fitted)
-            ]
-            loss = torch.stack(list(model(seen(fitted, device), targets).values())).sum()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(weights, job.max_norm)
-            optimizer.step()
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise ConfigError(
-                    f"lr (={job.lr}) of detection: the loss of step {len(losses)} is not finite; "
-                    "lower lr or raise warmup."
-                )
-            run.report("training", len(losses), job.max_steps)
-    return losses
 
 
 @torch.inference_mode()
-def _detect(run: _Run, model: nn.Module) -> list[Detections]:
-    """Find the boxes of every test image, in pixels of the stored image."""
+def _detect(training: Training, model: nn.Module, test: VocSet) -> list[Detections]:
+    """Detect the boxes of every test image, in pixels of the stored image."""
     model.eval()
     found: list[Detections] = []
-    plans = plain_fittings(_files(run.job, run.test), batch=run.job.batch)
-    with closing(fitted_batches(plans, graph_options(run.setting, run.job.batch))) as batches:
-        for fitted in batches:
-            given = model(seen(fitted, run.setting.device))
-            for (row, size, _), one in zip(each_image(fitted), given, strict=True):
-                image = run.test.images[row]
-                scale = scale_of((image.height, image.width), size)
-                found.append(
-                    Detections(
-                        one["boxes"].cpu().numpy() / scale,
-                        one["labels"].cpu().numpy() - 1,
-                        one["scores"].cpu().numpy(),
-                    )
+    for fitted in training.test_batches(test.images):
+        given = model(normalized(fitted, training.setting.device))
+        for (row, size, _), one in zip(each_image(fitted), given, strict=True):
+            image = test.images[row]
+            scale = _scale_of((image.height, image.width), size)
+            found.append(
+                Detections(
+                    one["boxes"].cpu().numpy() / scale,
+                    one["labels"].cpu().numpy() - 1,
+                    one["scores"].cpu().numpy(),
                 )
-            run.report("test", len(found), len(run.test.images))
+            )
     return found
 
 
-def _files(job: DetectionConfig, voc: VocSet) -> Files:
-    stored = np.array([(image.height, image.width) for image in voc.images], np.int32)
-    paths = tuple(image.path for image in voc.images)
-    return Files(paths, stored, short_px=job.image_px, long_px=job.long_px)
+def target_of(
+    image: VocImage, size: tuple[int, int], *, mirrored: bool, device: torch.device
+) -> dict[str, Tensor]:
+    """Return boxes and labels as torchvision's detectors learn them, without difficult ones."""
+    boxes = fitted_boxes(image, size, mirrored=mirrored)[~image.difficult]
+    labels = image.labels[~image.difficult] + 1
+    return {
+        "boxes": torch.from_numpy(boxes).to(device),
+        "labels": torch.from_numpy(labels).to(device),
+    }
+
+
+def fitted_boxes(image: VocImage, size: tuple[int, int], *, mirrored: bool) -> NDArray[np.float32]:
+    """Return the boxes of an image after it is resized, then mirrored: float32 (n, 4).
+
+    Args:
+        image: With its boxes.
+        size: Height and width of the resized image.
+        mirrored: Whether left and right are exchanged.
+    """
+    boxes = (image.boxes * _scale_of((image.height, image.width), size)).astype(np.float32)
+    if mirrored:
+        boxes[:, [0, 2]] = size[1] - boxes[:, [2, 0]]
+    return boxes
+
+
+def _scale_of(stored: tuple[int, int], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the factors by which a resize multiplies box corners, float32 (4,)."""
+    down, across = size[0] / stored[0], size[1] / stored[1]
+    return np.array([across, down, across, down], np.float32)
 
 
 def _options(job: DetectionConfig, num_classes: int) -> BoxModelOptions:
@@ -267,12 +231,11 @@ def _options(job: DetectionConfig, num_classes: int) -> BoxModelOptions:
 
 def _metric(job: DetectionConfig) -> str:
     trained = f"first {job.frozen_stages} stages fixed" if job.frozen_stages else "all trained"
-    limit = f" or {job.max_minutes:g} minutes" if job.max_minutes else ""
     return (
         "mean average precision of boxes at an overlap of 0.5, percent: "
         f"{DEFINITIONS['11_point']}, difficult ones ignored; Faster R-CNN {job.neck} on "
         f"{job.train_set}, tested on {job.test_set}, {trained}, BatchNorm {job.batch_norm}, "
-        f"{job.max_steps} steps{limit} of {job.batch} images, short side {job.image_px} px"
+        f"{protocol_of(job)}"
     )
 
 

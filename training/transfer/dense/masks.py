@@ -1,4 +1,4 @@
-"""Segmentation masks of PASCAL VOC as they lie on the disk, and how well others agree with them."""
+"""Segmentation masks of PASCAL VOC on disk, and the IoU of predictions with them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from training.transfer.images.voc_annotation import Problems
 
 BACKGROUND = "background"
 VOID = 255
-"""Of pixels that belong to no class: borders of objects, and difficult ones."""
+"""Pixels that belong to no class: borders of objects, and difficult objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,41 +29,41 @@ class MaskedImage:
     id: str
     path: Path
     mask: Path
-    """PNG whose palette index, or gray value, is the class: 0 the background, 255 none."""
+    """PNG whose palette index or gray value is the class: 0 background, 255 void."""
     width: int
-    """In px, of both."""
+    """Width in px, of both."""
     height: int
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedSet:
-    """The images of a set that can be used, in its order."""
+    """The usable images of a set, in its order."""
 
     images: tuple[MaskedImage, ...]
     classes: tuple[str, ...]
     """Names of the K classes, the background first."""
     problems: dict[str, int]
-    """How often what was odd, see `read_masked`."""
+    """Count of each problem, see `read_masked`."""
 
 
 def read_masked(folder: Path, image_set: str) -> MaskedSet:
     """Read a set of ImageSets/Segmentation.
 
-    Counted, and left out: `missing_image`, `unreadable_image`, `missing_mask`, `unreadable_mask`,
-    `size_differs` (image and mask have other sizes), `listed_twice` (the second time).
+    Counted and excluded: `missing_image`, `unreadable_image`, `missing_mask`, `unreadable_mask`,
+    `size_differs` (image and mask differ in size), `listed_twice` (the second time).
 
     Args:
         folder: VOCdevkit/VOC2012. Its class files in ImageSets/Main name the classes, in
-            alphabetical order; where there are none, classes have the numbers of all masks.
+            alphabetical order; without them, classes are named by the numbers in all masks.
         image_set: train, val, trainval.
 
     Raises:
-        ConfigError: The folder holds no masks, has no such set, or no image of it can be used.
+        ConfigError: The folder holds no masks, has no such set, or no image of it is usable.
     """
     if not (folder / "SegmentationClass").is_dir() or not (folder / "JPEGImages").is_dir():
         raise ConfigError(
             f"voc (={folder}) holds no SegmentationClass beside JPEGImages: there is nothing to "
-            "segment. Give a folder with masks, or leave the job segmentation out."
+            "segment. Give a folder with masks, or remove the job segmentation."
         )
     files, problems, images = image_files(folder), Problems(), []
     seen: set[str] = set()
@@ -87,10 +87,10 @@ def read_masked(folder: Path, image_set: str) -> MaskedSet:
 
 
 def read_mask(image: MaskedImage, num_classes: int) -> NDArray[np.uint8]:
-    """Read the class of every pixel: uint8 (H, W), 255 for none.
+    """Read the class of every pixel: uint8 (H, W), 255 for void.
 
     Raises:
-        ConfigError: It names a class that there is not, or is no palette or gray PNG.
+        ConfigError: It names an unknown class, or is not a palette or gray PNG.
     """
     indexes = read_indexes(image.mask)
     wrong = np.unique(indexes[(indexes >= num_classes) & (indexes != VOID)])
@@ -103,10 +103,10 @@ def read_mask(image: MaskedImage, num_classes: int) -> NDArray[np.uint8]:
 
 
 def read_indexes(path: Path) -> NDArray[np.uint8]:
-    """Read a mask as it is: uint8 (H, W).
+    """Read the raw values of a mask: uint8 (H, W).
 
     Raises:
-        ConfigError: It is no palette or gray PNG, or does not decode.
+        ConfigError: It is not a palette or gray PNG, or does not decode.
     """
     try:
         with Image.open(path) as mask:
@@ -124,7 +124,7 @@ def read_indexes(path: Path) -> NDArray[np.uint8]:
 def fitted_mask(
     indexes: NDArray[np.uint8], size: tuple[int, int], *, mirrored: bool
 ) -> NDArray[np.uint8]:
-    """Resize a mask to (height, width) by the nearest pixel, then exchange left and right."""
+    """Resize a mask to (height, width) by nearest neighbour, then mirror it where asked."""
     height, width = size
     resized = np.asarray(Image.fromarray(indexes).resize((width, height), Image.Resampling.NEAREST))
     return resized[:, ::-1] if mirrored else resized
@@ -133,7 +133,7 @@ def fitted_mask(
 def count_pixels(
     truth: NDArray[np.uint8], guess: NDArray[np.integer[Any]], num_classes: int
 ) -> NDArray[np.int64]:
-    """Count pixels by class: int64 (K, K), rows the truth, columns the guess; void ones are not.
+    """Return the confusion matrix: int64 (K, K), rows truth, columns guess, void pixels ignored.
 
     Args:
         truth: (H, W), 255 where void.
@@ -148,12 +148,10 @@ def count_pixels(
 def overlaps_of_classes(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the intersection over union of each class, float64 (K,), 0 to 1.
 
-    The intersection are the pixels of the class, in all images together, that are guessed to be of
-    it; the union adds those of the class that are not, and those that are guessed to be of it and
-    are not. Undefined (NaN) for a class without a pixel in the truth.
+    Over the pixels of all images together; NaN for a class without a true pixel.
 
     Args:
-        counts: (K, K), as `count_pixels` gives them, of all images.
+        counts: (K, K), sum of `count_pixels` over all images.
     """
     both = np.diag(counts).astype(np.float64)
     true, guessed = counts.sum(axis=1), counts.sum(axis=0)
@@ -164,7 +162,7 @@ def overlaps_of_classes(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _read_one(folder: Path, image_id: str, path: Path | None) -> MaskedImage | str:
-    """Read the sizes of an image and its mask, or say what is wrong with them."""
+    """Read the sizes of an image and its mask, or return their problem."""
     mask = folder / "SegmentationClass" / f"{image_id}.png"
     if path is None:
         return "missing_image"
@@ -177,7 +175,7 @@ def _read_one(folder: Path, image_id: str, path: Path | None) -> MaskedImage | s
 
 
 def _numbers(folder: Path) -> list[str]:
-    """Name classes by their numbers, up to the largest of any mask of the folder that is whole."""
+    """Name classes by number, up to the largest in any readable mask of the folder."""
     largest = max((int(i[i != VOID].max(initial=0)) for i in _all_indexes(folder)), default=0)
     return [str(number) for number in range(1, largest + 1)]
 
@@ -189,7 +187,7 @@ def _all_indexes(folder: Path) -> Iterator[NDArray[np.uint8]]:
 
 
 def _size_of(path: Path) -> tuple[int, int] | None:
-    """Return width and height of an image that is whole, else None."""
+    """Return width and height of an image, None where it is damaged."""
     try:
         return read_size(memoryview(path.read_bytes()))
     except (HeaderError, OSError):

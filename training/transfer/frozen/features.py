@@ -1,4 +1,4 @@
-"""Frozen features: every stage of a trunk, over both sides of a task, extracted once and kept."""
+"""Frozen features of every stage of a trunk, extracted once for both sides and cached on disk."""
 
 import hashlib
 import json
@@ -29,10 +29,10 @@ from training.transfer.job import Labelled, NamedTrunk, Progress, Setting
 
 
 _FORMAT = 1
-"""Of what is kept; another one is not read."""
+"""Version of the cached files; other versions are not read."""
 _INDEX = "features.json"
 _LARGE = 9000
-"""Numbers of a pooled map, about (Goyal et al. 2019, section 6)."""
+"""Approximate width of a pooled map (Goyal et al. 2019, section 6)."""
 _SIDES = ("train", "test")
 
 Rows = NDArray[np.float32]
@@ -41,15 +41,15 @@ Rows = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """How a stage's map becomes a row of numbers: averages over a grid of places."""
+    """How a stage's map is pooled to a row of features: averages over the cells of a grid."""
 
     name: Literal["gap", "map", "large"]
-    """gap: one place, the whole map; map: `side` places on a side; large: as many on a side as give
+    """gap: one cell, the whole map; map: `side` cells per side; large: as many per side as give
     about 9,000 numbers. The layer "layer3.gap" is the stage layer3 under gap."""
     side: int = 1
 
     def side_for(self, channels: int) -> int:
-        """Return places on a side for a map of so many channels."""
+        """Return the cells per side for a map of this many channels."""
         return max(1, round((_LARGE / channels) ** 0.5)) if self.name == "large" else self.side
 
 
@@ -59,15 +59,15 @@ LARGE = Pooling("large")
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """Features of both sides of a task, on the disk."""
+    """Features of both sides of a task, on disk."""
 
     folder: Path
     layers: tuple[str, ...]
-    """In the order of the stages."""
+    """Layer names in the order of the stages."""
     files: dict[str, str]
-    """Layer to the stem of its files."""
+    """Stem of the files of each layer."""
     images_per_s: float
-    """Of the extraction: decode and forward pass."""
+    """Rate of the extraction: decoding and forward pass."""
 
     def rows(self, layer: str) -> tuple[Rows, Rows]:
         """Read a layer's training and test rows."""
@@ -82,25 +82,25 @@ def frozen_features(
     poolings: Sequence[Pooling],
     on_progress: Progress,
 ) -> Frozen:
-    """Return a trunk's features on the images of the task; those that are kept are not made again.
+    """Return a trunk's features on the images of the task, from the cache where possible.
 
-    They are kept below the setting's folder under the digest of the weights, the images, the view
-    and the precision, each file beside its hash.
+    The cache is below the setting's folder, under a hash of the weights, the images, the view and
+    the precision; an index holds the hash of each file.
 
     Args:
         setting: Images, view and device.
-        trunk: Whose features they are.
-        seed: Of a trunk whose weights are drawn.
+        trunk: Trunk to run.
+        seed: Seed of a trunk whose weights are drawn.
         poolings: Which layers.
-        on_progress: Told only while features are made.
+        on_progress: Called only while features are extracted.
     """
     identity = _identity(setting, trunk, seed)
     folder = setting.folder / "features" / _key(identity)
     index = _read_index(folder, identity)
     missing = [pooling for pooling in poolings if _stem(pooling) not in index["poolings"]]
     if missing:
-        told = partial(on_progress, f"{trunk.name}: features")
-        index = _make(setting, trunk.build(seed), missing, folder, index, told)
+        report = partial(on_progress, f"{trunk.name}: features")
+        index = _make(setting, trunk.build(seed), missing, folder, index, report)
     stages = index["stages"]
     files = {f"{s}.{p.name}": f"{s}.{_stem(p)}" for s in stages for p in poolings}
     return Frozen(folder, tuple(files), files, index["images_per_s"])
@@ -114,12 +114,12 @@ def extract_features(
     poolings: Sequence[Pooling],
     on_progress: Callable[[int], None],
 ) -> Iterator[dict[str, Rows]]:
-    """Run the trunk over the given images, in the given order; yields a batch's rows by file stem.
+    """Run the trunk over the given images, in order; yields the rows of each batch by file stem.
 
     Args:
         trunk: On its device; BatchNorm uses its running statistics.
-        images: What is shown.
-        setting: View, batch and precision.
+        images: Images to run it on.
+        setting: View, batch size and precision.
         poolings: Which layers.
         on_progress: Called with the number of images done.
     """
@@ -140,13 +140,13 @@ def extract_features(
 def layer_rows(
     trunk: Trunk, images: Tensor, poolings: Sequence[Pooling], precision: Precision
 ) -> dict[str, Rows]:
-    """Run the trunk over normalised images (B, 3, H, W); returns their rows by file stem.
+    """Run the trunk over normalized images (B, 3, H, W); returns their rows by file stem.
 
     Args:
         trunk: On the device of the images; in evaluation mode.
-        images: As `normalize` gives them.
+        images: From `normalize`.
         poolings: Which layers.
-        precision: Of the forward pass.
+        precision: Precision of the forward pass.
     """
     with autocast(precision, images.device):
         maps = trunk.stages(images)
@@ -160,7 +160,7 @@ def layer_rows(
 
 
 def fingerprint_of(images: Labelled) -> str:
-    """Name images and what they are said to show."""
+    """Hash the identity and the targets of images."""
     hashed = hashlib.sha256(images.store.manifest.fingerprint.encode())
     hashed.update(np.ascontiguousarray(images.sample_ids).tobytes())
     hashed.update(np.ascontiguousarray(images.targets).tobytes())
@@ -175,7 +175,7 @@ def _make(
     index: dict[str, Any],
     on_progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Extract both sides, and return the index with what was added."""
+    """Extract both sides, and return the extended index."""
     net = net.to(setting.device).to(memory_format=torch.channels_last)
     folder.mkdir(parents=True, exist_ok=True)
     sides = (setting.task.train, setting.task.test)
@@ -183,12 +183,12 @@ def _make(
     started, hashes = time.monotonic(), dict(index["hashes"])
     for side, images in zip(_SIDES, sides, strict=True):
 
-        def told(done: int, before: int = before) -> None:
+        def report(done: int, before: int = before) -> None:
             on_progress(before + done, total)
 
-        batches = extract_features(net, images, setting, poolings, told)
-        for stem, hashed in _write(folder, side, batches, len(images.sample_ids)).items():
-            hashes[f"{side}.{stem}"] = hashed
+        batches = extract_features(net, images, setting, poolings, report)
+        for stem, digest in _write(folder, side, batches, len(images.sample_ids)).items():
+            hashes[f"{side}.{stem}"] = digest
         before += len(images.sample_ids)
     made = {
         **index,
@@ -202,7 +202,7 @@ def _make(
 
 
 def _write(folder: Path, side: str, batches: Iterator[dict[str, Rows]], num: int) -> dict[str, str]:
-    """Write rows as they come, a file for each layer, and return each file's hash."""
+    """Write rows as they come, one file for each layer, and return each file's hash."""
     files: dict[str, Any] = {}
     start = 0
     for batch in batches:
@@ -224,15 +224,15 @@ def _write(folder: Path, side: str, batches: Iterator[dict[str, Rows]], num: int
 
 
 def _read_index(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return what is kept; nothing where a file is not what was written."""
-    nothing = {"identity": identity, "stages": [], "poolings": [], "hashes": {}, "images_per_s": 0}
+    """Read the index; an empty one where it is missing or a file does not match its hash."""
+    empty = {"identity": identity, "stages": [], "poolings": [], "hashes": {}, "images_per_s": 0}
     try:
         index: dict[str, Any] = json.loads((folder / _INDEX).read_text())
         files = {name: folder / f"{name}.npy" for name in index["hashes"]}
         whole = all(_hash(path) == index["hashes"][name] for name, path in files.items())
     except (OSError, ValueError, KeyError):
-        return nothing
-    return index if whole and index["identity"] == identity else nothing
+        return empty
+    return index if whole and index["identity"] == identity else empty
 
 
 def _identity(setting: Setting, trunk: NamedTrunk, seed: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Classification by nearest neighbours: nothing is fitted."""
+"""k-nearest-neighbour classification on frozen features."""
 
 import time
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from pydantic import Field
 from pipeline.config import Config, ConfigError
 from training.transfer.average_precision import average_precisions, defined_mean
 from training.transfer.frozen.features import GAP, Pooling, Rows, frozen_features
-from training.transfer.job import NamedTrunk, Progress, Score, Setting, Task
+from training.transfer.job import NamedTrunk, Progress, Score, Setting, TransferTask, seeds_of
 
-# Shapes: N training images, M test images, D features, k neighbours.
+# Shapes: N training images, M test images, D features, k neighbours, C classes.
 
 
 _AT_ONCE = 1024
@@ -26,15 +26,15 @@ class Neighbours:
     """The k nearest training images of each test image, the nearest first."""
 
     rows: NDArray[np.int64]
-    """(M, k), of the training images."""
+    """(M, k), rows of the training images."""
     cosines: NDArray[np.float32]
     """(M, k)."""
 
 
 def nearest(train: Rows, test: Rows, num: int, device: torch.device) -> Neighbours:
-    """Find the `num` training rows that have the largest cosine with each test row.
+    """Find the `num` training rows with the largest cosine similarity to each test row.
 
-    Among equals, the earlier training row is nearer.
+    Among ties, the earlier training row is nearer.
     """
     known = F.normalize(torch.from_numpy(train).to(device))
     rows, cosines = [], []
@@ -46,24 +46,21 @@ def nearest(train: Rows, test: Rows, num: int, device: torch.device) -> Neighbou
     return Neighbours(torch.cat(rows).numpy(), torch.cat(cosines).numpy())
 
 
-# Shapes: M test images, k neighbours, C classes.
-
-
 class KnnConfig(Config):
-    """Every test image gets the vote of its k nearest training images, by frozen features.
+    """Weighted vote of the k nearest training images, by frozen features.
 
-    Features are averages over all places; near is a large cosine; a neighbour's vote weighs
+    Features are globally averaged and compared by cosine similarity; a neighbour's vote weighs
     exp(cosine / temperature) (Wu et al. 2018, section 3.4).
     """
 
     name: Literal["knn"]
     neighbours: tuple[Annotated[int, Field(gt=0)], ...] = Field((1, 5, 20, 200), min_length=1)
-    """Values of k. Those beyond the number of training images are left out, and said to be."""
+    """Values of k. Those above the number of training images are skipped and reported."""
     temperature: float = Field(0.1, gt=0)
-    """Of the votes' weights."""
+    """Temperature of the votes' weights."""
 
     def poolings(self, *, multi_label: bool) -> tuple[Pooling, ...]:
-        """Return which features are needed."""
+        """Return the features the job reads."""
         return (GAP,)
 
 
@@ -84,7 +81,7 @@ def run_knn(
             f"knn.neighbours (={list(job.neighbours)}) must have a k of at most {num}, the number "
             "of training images; add a smaller one."
         )
-    seeds = setting.seeds if trunk.draws_weights else setting.seeds[:1]
+    seeds = seeds_of(trunk, setting.seeds)
     found: dict[tuple[str, int], list[float]] = {}
     for number, seed in enumerate(seeds):
         poolings = job.poolings(multi_label=task.train.is_multi_label)
@@ -113,8 +110,8 @@ def run_knn(
     ]
 
 
-def metric_of(task: Task, k: int) -> str:
-    """Say what is scored."""
+def metric_of(task: TransferTask, k: int) -> str:
+    """Describe the score in words."""
     voters = "the nearest neighbour" if k == 1 else f"the {k} nearest neighbours"
     if task.train.is_multi_label:
         return (
@@ -124,7 +121,7 @@ def metric_of(task: Task, k: int) -> str:
     return f"mean per-class accuracy of the weighted vote of {voters}, percent"
 
 
-def vote_score(near: Neighbours, task: Task, k: int, temperature: float) -> float:
+def vote_score(near: Neighbours, task: TransferTask, k: int, temperature: float) -> float:
     """Score the votes of k neighbours, percent."""
     votes = votes_of(near, task, k, temperature)
     targets = task.test.targets
@@ -134,9 +131,11 @@ def vote_score(near: Neighbours, task: Task, k: int, temperature: float) -> floa
     return 100 * float(np.mean([right[targets == c].mean() for c in np.unique(targets)]))
 
 
-def votes_of(near: Neighbours, task: Task, k: int, temperature: float) -> NDArray[np.float64]:
+def votes_of(
+    near: Neighbours, task: TransferTask, k: int, temperature: float
+) -> NDArray[np.float64]:
     """Sum the weights of the neighbours that show each class, float64 (M, C)."""
-    # Relative to the nearest, so that no weight is beyond a float.
+    # Relative to the nearest, so that no weight overflows.
     cosines = near.cosines[:, :k].astype(np.float64)
     weights = np.exp((cosines - cosines[:, :1]) / temperature)
     shown = task.train.targets[near.rows[:, :k]]

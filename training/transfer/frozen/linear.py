@@ -25,6 +25,14 @@ from training.models.trunks import Trunk
 from training.optimizer import SgdConfig, build_optimizer, set_rate
 from training.precision import Precision, autocast
 from training.transfer.average_precision import Definition
+from training.transfer.classification import (
+    Evaluation,
+    evaluate_scores,
+    joined,
+    loss_of,
+    merge_views,
+    metric_of,
+)
 from training.transfer.images.augmented import (
     VIEWS_IN_WORDS,
     TestViews,
@@ -32,29 +40,21 @@ from training.transfer.images.augmented import (
     steps_of,
     train_batches,
 )
-from training.transfer.job import Labelled, NamedTrunk, Progress, Score, Setting
-from training.transfer.tuned.classification import (
-    Evaluation,
-    joined,
-    judge,
-    loss_of,
-    merge_views,
-    metric_of,
-)
+from training.transfer.job import Labelled, NamedTrunk, Progress, Score, Setting, each_seed
 
 # Shapes: B batch, N images, C channels, H/W map size, D dimension of a pooled map.
 
 
 Features = dict[str, Tensor]
-"""Stage to float32 (B, D)."""
+"""Pooled features by stage, float32 (B, D)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """What a stage is pooled to."""
+    """The grid that a stage's map is pooled to."""
 
     side: int
-    """Places on a side of the grid."""
+    """Cells per side."""
     dimension: int
     """D = C * side * side."""
 
@@ -62,15 +62,15 @@ class Pooled:
 def pooled_stages(
     trunk: Trunk, names: tuple[str, ...] | None, *, view_px: int, dimension: int | None
 ) -> dict[str, Pooled]:
-    """Find the grid of each stage: as many places as make about `dimension` numbers.
+    """Choose the grid of each stage so that it gives about `dimension` numbers.
 
     For ResNet-50 at 224 px and 9,000 these are the grids of Goyal et al. 2019: 12, 6, 4, 3 and 2.
 
     Args:
         trunk: On its device.
-        names: Of stages; None takes all.
+        names: Stages; None takes all.
         view_px: Side of the views.
-        dimension: None takes one place, the average over all.
+        dimension: None pools to one cell, the global average.
 
     Raises:
         ConfigError: A name is no stage of the trunk.
@@ -94,7 +94,7 @@ def pooled_stages(
 
 @torch.no_grad()
 def pool_stages(trunk: Trunk, images: Tensor, stages: dict[str, Pooled]) -> Features:
-    """Run the trunk over normalised images (B, 3, H, W), and average the maps of its stages."""
+    """Run the trunk over normalized images (B, 3, H, W), and pool the maps of its stages."""
     maps = dict(zip(trunk.stage_names, trunk.stages(images), strict=True))
     return {
         name: F.adaptive_avg_pool2d(maps[name].float(), pooled.side).flatten(1)
@@ -104,14 +104,14 @@ def pool_stages(trunk: Trunk, images: Tensor, stages: dict[str, Pooled]) -> Feat
 
 @dataclass(frozen=True, slots=True)
 class KeptFeatures:
-    """Features of all images on the disk, to be read again in every epoch."""
+    """Features of all images in a file, reread in every epoch."""
 
     rows: NDArray[np.float32]
-    """(N, sum of D), mapped."""
+    """(N, sum of D), memory-mapped."""
     stages: dict[str, Pooled]
 
     def put(self, start: int, features: Features) -> int:
-        """Keep a batch from row `start` on; returns the row behind it."""
+        """Store a batch from row `start` on; returns the row after it."""
         batch = torch.cat([features[name] for name in self.stages], dim=1)
         self.rows[start : start + len(batch)] = batch.cpu().numpy()
         return start + len(batch)
@@ -119,7 +119,7 @@ class KeptFeatures:
     def batches(
         self, labelled: Labelled, *, batch: int, seed: int, device: torch.device
     ) -> Iterator[tuple[Features, Tensor]]:
-        """Yield features and targets for ever, in the order of `train_batches`."""
+        """Yield features and targets endlessly, in the order of `train_batches`."""
         epoch = 0
         sizes = [pooled.dimension for pooled in self.stages.values()]
         while True:
@@ -136,7 +136,7 @@ class KeptFeatures:
 def kept_features(
     folder: Path, num_images: int, stages: dict[str, Pooled]
 ) -> Iterator[KeptFeatures]:
-    """Make room on the disk, below `folder`; it is given back at the end."""
+    """Open a temporary file for features below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     width = sum(pooled.dimension for pooled in stages.values())
     with tempfile.TemporaryDirectory(dir=folder, prefix=".features-") as kept:
@@ -150,41 +150,41 @@ class LinearConfig(Config):
 
     name: Literal["linear"]
     layers: tuple[str, ...] | None = Field(None, min_length=1)
-    """Stages that are probed; all where this is left out."""
+    """Stages to probe. Default: all."""
     pooling: Literal["map", "gap"] = "map"
-    """map: averages over a grid of places, as many as make about `dimension` numbers; gap: over all
-    places."""
+    """map: average over the cells of a grid that gives about `dimension` numbers; gap: global
+    average pooling."""
     dimension: int = Field(9000, gt=0)
-    """Numbers that a layer is pooled to, about; the side of its grid is recorded."""
+    """Approximate feature width of a layer; the side of its grid is recorded."""
     epochs: int = Field(10, gt=0)
     batch: int = Field(64, ge=4)
-    """Images in one step at most."""
+    """At most this many images per step."""
     lr: float = Field(0.01, gt=0)
-    """Learning rate at this batch; it is never rescaled."""
+    """Learning rate at this batch size; never rescaled."""
     lr_steps: tuple[float, ...] = (1 / 3, 2 / 3)
-    """Shares of the training behind which the learning rate falls."""
+    """Shares of the training after which the learning rate drops."""
     lr_factor: float = Field(0.1, gt=0, le=1)
-    """What it is multiplied with then."""
+    """Factor of each drop."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of SGD, as Nesterov has it."""
+    """Nesterov momentum of SGD."""
     weight_decay: float = Field(1e-4, ge=0)
     augment: bool = True
-    """Draw new crops for every epoch, and run the trunk over them. Otherwise it runs over the
-    central views once: features are kept on the disk, below the run's folder, until the end."""
+    """Draw new crops in every epoch and run the trunk over them. Otherwise it runs over the central
+    views once, and features stay on disk, below the run's folder, until the end."""
     crops: CropConfig = CropConfig()
-    """How they are drawn."""
+    """How crops are drawn."""
     test_views: TestViews = "central"
     average_precision: Definition = "area"
-    """Definition, where an image may show several classes."""
+    """Definition to use for multi-label images."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Probed:
-    """What one seed found, by layer."""
+    """Results of one seed, by layer."""
 
-    judged: dict[str, Evaluation]
+    evaluations: dict[str, Evaluation]
     losses: dict[str, float]
-    """Of the last step."""
+    """Losses of the last step."""
     seconds: float
 
 
@@ -194,8 +194,8 @@ def run_linear(
     """Train and test a linear classifier on every layer of a trunk.
 
     The trunk is frozen and in evaluation mode. Features of a layer go through a BatchNorm without
-    scale and shift. Layers share the views and their order, and nothing else: one that is probed
-    alone gives the same score. The seconds of a layer are its share of the pass.
+    scale and shift. Layers share only the views and their order: a layer probed alone gives the
+    same score. The seconds of a layer are its share of the pass.
 
     Raises:
         ConfigError: A layer is no stage of the trunk, or training diverged.
@@ -203,10 +203,9 @@ def run_linear(
     probed = []
     stages: dict[str, Pooled] = {}
     dimension = job.dimension if job.pooling == "map" else None
-    for number, seed in enumerate(setting.seeds, start=1):
+    for seed, say in each_seed(f"{trunk.name}: linear probes", setting.seeds):
         made = trunk.build(seed).to(setting.device).to(memory_format=torch.channels_last)
         stages = pooled_stages(made, job.layers, view_px=setting.view_px, dimension=dimension)
-        say = f"{trunk.name}: linear probes, seed {number} of {len(setting.seeds)}"
         probe = _Probe(job, setting, made, stages, seed)
         probed.append(probe.run(partial(on_progress, say)))
     return [
@@ -215,7 +214,7 @@ def run_linear(
             trunk=trunk.name,
             layer=f"{layer}.{job.pooling}",
             metric=_metric(job, setting),
-            scores=tuple(one.judged[layer].score for one in probed),
+            scores=tuple(one.evaluations[layer].score for one in probed),
             train_images=len(setting.task.train.sample_ids),
             test_images=len(setting.task.test.sample_ids),
             seconds=sum(one.seconds for one in probed) / len(stages),
@@ -223,7 +222,7 @@ def run_linear(
                 "side": pooled.side,
                 "dimension": pooled.dimension,
                 "last_loss": [one.losses[layer] for one in probed],
-                "by_seed": [one.judged[layer].details for one in probed],
+                "by_seed": [one.evaluations[layer].details for one in probed],
             },
         )
         for layer, pooled in stages.items()
@@ -239,7 +238,7 @@ def _metric(job: LinearConfig, setting: Setting) -> str:
 
 
 class _Probe:
-    """The classifiers of one seed, and what they are trained on."""
+    """The classifiers of one seed, one for each layer."""
 
     def __init__(
         self,
@@ -259,8 +258,8 @@ class _Probe:
         started = time.monotonic()
         with ExitStack() as held:
             losses = self._train(self._batches(held), on_progress)
-        judged = self._test()
-        return _Probed(judged, losses, time.monotonic() - started)
+        evaluations = self._test()
+        return _Probed(evaluations, losses, time.monotonic() - started)
 
     def _train(
         self, batches: Iterator[tuple[Features, Tensor]], on_progress: Callable[[int, int], None]
@@ -305,7 +304,9 @@ class _Probe:
                     heads[name](features), shown.num_views, multi_label=task.test.is_multi_label
                 )
                 scores[name].append(merged)
-        return {k: judge(joined(v), task, job.average_precision) for k, v in scores.items()}
+        return {
+            k: evaluate_scores(joined(v), task, job.average_precision) for k, v in scores.items()
+        }
 
     def _features(self, images: Tensor) -> Features:
         precision = cast(Precision, self._setting.precision)
@@ -314,10 +315,10 @@ class _Probe:
 
 
 def linear_head(name: str, dimension: int, num_classes: int, seed: int) -> nn.Sequential:
-    """Make the classifier of a layer; its weights follow (seed, name), whatever else is made.
+    """Make the classifier of a layer; its weights depend on (seed, name) alone.
 
-    The mean and deviation that features are normalised with in the test are those of all batches
-    alike, since the trunk does not change.
+    At test time features are normalized by the cumulative mean and variance of all batches, since
+    the trunk does not change.
     """
     linear = nn.Linear(dimension, num_classes)
     drawn = torch.Generator().manual_seed(xxhash.xxh32_intdigest(f"{seed}:{name}".encode()))

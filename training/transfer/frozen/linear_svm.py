@@ -1,12 +1,12 @@
-"""L2-regularised squared-hinge SVMs, one for each of K classes, all at once.
+"""L2-regularized squared-hinge SVMs for K classes at once.
 
-Minimised for every column w of W, with y = +1 or -1 and a cost c for every row and class:
+Minimizes for every column w of W, with y = +1 or -1 and a cost c for every row and class:
 
     |w|^2 / 2 + sum over rows n of c_n max(0, 1 - y_n (x_n, 1) w)^2
 
-which is what liblinear minimises in LinearSVC(loss="squared_hinge"): the bias is a regularised
-weight of a constant column. Newton steps by conjugate gradients (Keerthi and DeCoste 2005) need
-products of matrices only, and K classes share them.
+as liblinear does in LinearSVC(loss="squared_hinge"): the bias is a regularized weight of a constant
+column. Newton steps by conjugate gradients (Keerthi and DeCoste 2005) need matrix products only,
+which the K classes share.
 """
 
 import torch
@@ -17,14 +17,14 @@ from torch import Tensor
 
 _MAX_STEPS = 60
 _MAX_PRODUCTS = 40
-"""Conjugate gradients of one Newton step."""
+"""Conjugate gradient iterations of one Newton step."""
 _STEP_ACCURACY = 0.1
 _HALVINGS = 12
 _TINY = 1e-30
 _ROUNDING = 1e-5
-"""Share of the first gradient that float32 can not tell from 0."""
+"""Share of the first gradient that is rounding error in float32."""
 _MOST_AXES = 2500
-"""Beyond, finding the axes takes longer than it saves."""
+"""Above this, finding the axes takes longer than it saves."""
 
 
 def fit_svms(
@@ -40,11 +40,11 @@ def fit_svms(
     Args:
         rows_ND: float32, the constant column last (`with_constant`).
         signs_NK: +1 where the row shows the class, -1 where it does not.
-        costs_NK: C times the weight of the row; 0 leaves it out.
-        start_DK: Where to begin; from a neighbouring cost, it saves steps.
-        tolerance: A classifier is done when what is minimised is at most this share above the
-            minimum. The gradient g tells: the curvature is at least 1, so that no more than
-            |g|^2 / 2 can be gained. Where rounding keeps g from it, the shortest g will do.
+        costs_NK: C times the weight of the row; 0 excludes it.
+        start_DK: Initial W; a solution for a similar cost saves steps.
+        tolerance: A classifier has converged when its objective is at most this share above the
+            minimum. By its gradient g: the curvature is at least 1, so at most |g|^2 / 2 can be
+            gained. A gradient within rounding error also counts as converged.
 
     Returns:
         W, float32 (D, K).
@@ -53,25 +53,25 @@ def fit_svms(
     least = _ROUNDING * _gradient(rows_ND, signs_NK, costs_NK, weights).norm(dim=0)
     if start_DK is not None:
         weights = start_DK.clone()
-    live = torch.arange(signs_NK.shape[1], device=signs_NK.device)
+    active = torch.arange(signs_NK.shape[1], device=signs_NK.device)
     for _ in range(_MAX_STEPS):
-        signs, costs, current = signs_NK[:, live], costs_NK[:, live], weights[:, live]
+        signs, costs, current = signs_NK[:, active], costs_NK[:, active], weights[:, active]
         gradient = _gradient(rows_ND, signs, costs, current)
         value, length = objective(rows_ND, signs, costs, current), gradient.norm(dim=0)
-        going = (length.square() > 2 * tolerance * value) & (length > least[live])
-        live = live[going]
-        if not len(live):
+        going = (length.square() > 2 * tolerance * value) & (length > least[active])
+        active = active[going]
+        if not len(active):
             break
         signs, costs, current = signs[:, going], costs[:, going], current[:, going]
         step = _newton_step(rows_ND, signs, costs, current, gradient[:, going])
-        weights[:, live] = current + step * _length(rows_ND, signs, costs, current, step)
+        weights[:, active] = current + step * _length(rows_ND, signs, costs, current, step)
     return weights
 
 
 def main_axes(rows_ND: Tensor) -> Tensor | None:
-    """Return orthonormal columns, (D, at most N), in which rows are uncorrelated; None for many.
+    """Return orthonormal principal axes, (D, at most N), of the rows; None if there are too many.
 
-    Rows @ columns have the same SVMs: a solution is a sum of rows, and lengths stay as they are.
+    Rows @ axes have the same SVMs: solutions are linear combinations of rows, and lengths are kept.
     Newton steps need a tenth of the products there.
     """
     num, dimension = rows_ND.shape
@@ -89,7 +89,7 @@ def _axes(rows_ND: Tensor) -> Tensor:
 
 
 def objective(rows_ND: Tensor, signs_NK: Tensor, costs_NK: Tensor, weights_DK: Tensor) -> Tensor:
-    """Return what is minimised, (K,)."""
+    """Return the objective of each class, (K,)."""
     return _value(weights_DK, rows_ND @ weights_DK, signs_NK, costs_NK)
 
 
@@ -113,25 +113,25 @@ def _newton_step(
 ) -> Tensor:
     """Solve H step = -gradient to a tenth of its length, by conjugate gradients.
 
-    They are preconditioned by the diagonal of H, which is most of H in the axes of `main_axes`.
+    Preconditioned by the diagonal of H, which dominates H in the axes of `main_axes`.
     """
     curvature_NK = 2 * costs_NK * (signs_NK * (rows_ND @ weights_DK) < 1)
     scale_DK = 1 / (1 + rows_ND.square().T @ curvature_NK)
     step = torch.zeros_like(gradient_DK)
-    rest = -gradient_DK
-    way = scale_DK * rest
-    product = (rest * way).sum(dim=0)
-    enough = rest.square().sum(dim=0) * _STEP_ACCURACY**2
+    residual = -gradient_DK
+    direction = scale_DK * residual
+    product = (residual * direction).sum(dim=0)
+    enough = residual.square().sum(dim=0) * _STEP_ACCURACY**2
     for _ in range(_MAX_PRODUCTS):
-        bent = way + rows_ND.T @ (curvature_NK * (rows_ND @ way))
-        by = product / (way * bent).sum(dim=0).clamp(min=_TINY)
-        step += by * way
-        rest = rest - by * bent
-        if bool((rest.square().sum(dim=0) <= enough).all()):
+        curved = direction + rows_ND.T @ (curvature_NK * (rows_ND @ direction))
+        size = product / (direction * curved).sum(dim=0).clamp(min=_TINY)
+        step += size * direction
+        residual = residual - size * curved
+        if bool((residual.square().sum(dim=0) <= enough).all()):
             break
-        scaled = scale_DK * rest
-        after = (rest * scaled).sum(dim=0)
-        way = scaled + after / product.clamp(min=_TINY) * way
+        scaled = scale_DK * residual
+        after = (residual * scaled).sum(dim=0)
+        direction = scaled + after / product.clamp(min=_TINY) * direction
         product = after
     return step
 
@@ -139,7 +139,7 @@ def _newton_step(
 def _length(
     rows_ND: Tensor, signs_NK: Tensor, costs_NK: Tensor, weights_DK: Tensor, step_DK: Tensor
 ) -> Tensor:
-    """Return for each class the longest of 1, 1/2, 1/4 ... that lowers the objective, (K,)."""
+    """Return for each class the largest of 1, 1/2, 1/4 ... that lowers the objective, (K,)."""
     scores, change = rows_ND @ weights_DK, rows_ND @ step_DK
     before = _value(weights_DK, scores, signs_NK, costs_NK)
     length = torch.ones_like(before)

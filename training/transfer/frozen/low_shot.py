@@ -1,4 +1,4 @@
-"""Low-shot SVMs: what a trunk is worth where few images of each class have labels."""
+"""Low-shot SVMs: how useful a trunk is with few labelled images of each class."""
 
 import time
 from typing import Annotated, Literal
@@ -13,38 +13,38 @@ from pipeline.config import Config, ConfigError
 from training.transfer.frozen.features import GAP, LARGE, Frozen, Pooling, frozen_features
 from training.transfer.frozen.linear_svm import fit_svms
 from training.transfer.frozen.svm import LayerFeatures, metric_of, scaled, score_test, signs_of
-from training.transfer.job import NamedTrunk, Progress, Score, Setting
+from training.transfer.job import NamedTrunk, Progress, Score, Setting, seeds_of
 
 # Shapes: N training images, K classes.
 
 
 _NEGATIVES = 19
-"""For each positive, where an image may show several classes."""
+"""Negatives per positive in multi-label sets."""
 
 
 class LowShotConfig(Config):
     """Linear SVMs on frozen features, fitted on k images of each class and tested on all.
 
-    Independent draws of the k images, the same for every trunk; their mean, least and most are
-    told. Where an image may show several classes, each class gets k images that show it and 19 k
-    that do not, and the others are left out (Goyal et al. 2019, section 6.2). C is given, not
-    chosen: k images cannot choose it, and test images must not.
+    The k images are drawn independently several times, the same for every trunk; mean, minimum and
+    maximum are reported. In multi-label sets each class gets k images that show it and 19 k that do
+    not (Goyal et al. 2019, section 6.2). C is fixed: k images are too few to choose it, and test
+    images must not.
     """
 
     name: Literal["low_shot"]
     shots: tuple[Annotated[int, Field(gt=0)], ...] = Field(
         (1, 2, 4, 8, 16, 32, 64, 96), min_length=1
     )
-    """Values of k. Those that a class has too few images for are left out, and said to be."""
+    """Values of k. Those above the images of the smallest class are skipped and reported."""
     draws: int = Field(5, gt=0)
     """Draws of the images for each k."""
     cost: float | None = Field(None, gt=0)
-    """C of the SVM: 0.01 for one class and 1 for several, where this is left out."""
+    """C of the SVM. Default: 0.01 for single-label, 1 for multi-label sets."""
     last_stages: int = Field(2, gt=0)
-    """How many of the last stages are scored."""
+    """Number of last stages to score."""
 
     def poolings(self, *, multi_label: bool) -> tuple[Pooling, ...]:
-        """Return which features are needed."""
+        """Return the features the job reads."""
         return (LARGE,) if multi_label else (GAP,)
 
 
@@ -60,7 +60,7 @@ def run_low_shot(
     multi_label = setting.task.train.is_multi_label
     signs, _ = signs_of(setting.task.train.targets, setting.device)
     shots = _possible(job, signs)
-    seeds = setting.seeds if trunk.draws_weights else setting.seeds[:1]
+    seeds = seeds_of(trunk, setting.seeds)
     found: dict[tuple[str, int], list[float]] = {}
     for number, seed in enumerate(seeds):
         poolings = job.poolings(multi_label=multi_label)
@@ -73,7 +73,7 @@ def run_low_shot(
                 found.setdefault((layer, k), []).extend(_scores(job, setting, frozen, layer, k))
     on_progress(f"{trunk.name}: low-shot SVMs", len(seeds) * len(layers), len(seeds) * len(layers))
     seconds = time.monotonic() - started
-    left_out = [k for k in job.shots if k not in shots]
+    skipped = [k for k in job.shots if k not in shots]
     return [
         Score(
             job=job.name,
@@ -88,7 +88,7 @@ def run_low_shot(
                 "shots": k,
                 "min": min(scores),
                 "max": max(scores),
-                "shots_left_out": left_out,
+                "shots_left_out": skipped,
                 "cost": _cost(job, multi_label=multi_label),
             },
         )
@@ -99,9 +99,9 @@ def run_low_shot(
 def draw_costs(
     signs_NK: Tensor, shots: int, *, multi_label: bool, seed: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Draw which images each class is fitted on: 1 for those, 0 for the others, (N, K).
+    """Draw the images each class is fitted on: 1 for those, 0 for the others, (N, K).
 
-    Draws of the same seed are nested: the images of a smaller k are among those of a larger one.
+    Draws of a seed are nested: the images of a smaller k are among those of a larger one.
     """
     signs = signs_NK.cpu().numpy()
     order = np.random.default_rng(seed).permutation(len(signs))
@@ -131,8 +131,8 @@ def _scores(
         some = scaled(train[rows], test, setting.device, multi_label=multi_label)
         costs = _cost(job, multi_label=multi_label) * torch.from_numpy(taken[rows])
         weights = fit_svms(some[0], signs[rows].to(setting.device), costs.to(setting.device))
-        sides = LayerFeatures(*some, task.train.targets[rows], task.test.targets)
-        found.append(score_test(sides, weights, classes)[0])
+        features = LayerFeatures(*some, task.train.targets[rows], task.test.targets)
+        found.append(score_test(features, weights, classes)[0])
     return found
 
 
@@ -148,7 +148,7 @@ def _possible(job: LowShotConfig, signs: Tensor) -> list[int]:
 
 
 def _images(signs: Tensor, shots: int, *, multi_label: bool) -> int:
-    """Return how many images a draw takes; of each class, where it has its own."""
+    """Return the number of images of a draw; in multi-label sets, that of each class."""
     return shots * (1 + _NEGATIVES) if multi_label else shots * signs.shape[1]
 
 

@@ -1,4 +1,4 @@
-"""Retrieval: which training images a trunk takes for the nearest of a test image."""
+"""Retrieval: the training images that a trunk finds nearest to a test image."""
 
 import io
 import time
@@ -18,7 +18,15 @@ from pipeline.explain.pictures.lettering import INK, PAPER, QUIET, fit, font
 from pipeline.loading.loader import whole_batches
 from training.transfer.frozen.features import GAP, Pooling, frozen_features
 from training.transfer.frozen.knn import nearest
-from training.transfer.job import Labelled, NamedTrunk, Progress, Score, Setting, Task
+from training.transfer.job import (
+    Labelled,
+    NamedTrunk,
+    Progress,
+    Score,
+    Setting,
+    TransferTask,
+    seeds_of,
+)
 
 # Shapes: M test images, k neighbours.
 
@@ -30,29 +38,29 @@ _HEAD = 28
 
 
 class RetrievalConfig(Config):
-    """The nearest training images of each test image, by the cosine of frozen features.
+    """The nearest training images of each test image, by the cosine similarity of frozen features.
 
-    Scored is the share of them that show the same class. A picture shows some test images, and
-    beside each what every trunk takes for its nearest neighbours.
+    The score is the share of them that show the same class. A picture shows some test images, each
+    beside the nearest neighbours that every trunk finds.
     """
 
     name: Literal["retrieval"]
     neighbours: int = Field(5, gt=0)
-    """How many are retrieved, k."""
+    """Number of images to retrieve, k."""
     queries: int = Field(8, gt=0)
-    """Test images in the picture, evenly spaced among all."""
+    """Number of test images in the picture, evenly spaced."""
     stage: str | None = None
-    """Whose averages are compared in the picture; the last stage where this is left out."""
+    """Stage whose features the picture compares. Default: the last."""
 
     def poolings(self, *, multi_label: bool) -> tuple[Pooling, ...]:
-        """Return which features are needed."""
+        """Return the features the job reads."""
         return (GAP,)
 
 
 def run_retrieval(
     job: RetrievalConfig, setting: Setting, trunk: NamedTrunk, on_progress: Progress
 ) -> list[Score]:
-    """Score every stage; details of the stage shown name queries and neighbours by their rows.
+    """Score every stage; the pictured stage's details hold the rows of queries and neighbours.
 
     Raises:
         ConfigError: The trunk has no such stage, or there are too few training images.
@@ -63,7 +71,7 @@ def run_retrieval(
             f"retrieval.neighbours (={job.neighbours}) must be at most "
             f"{len(task.train.sample_ids)}, the number of training images; lower it."
         )
-    seeds = setting.seeds if trunk.draws_weights else setting.seeds[:1]
+    seeds = seeds_of(trunk, setting.seeds)
     queries = np.linspace(0, len(task.test.sample_ids) - 1, job.queries).round().astype(np.int64)
     found: dict[str, list[float]] = {}
     shown: dict[str, NDArray[np.int64]] = {}
@@ -93,27 +101,27 @@ def run_retrieval(
     ]
 
 
-def metric_of(task: Task, k: int) -> str:
-    """Say what is scored."""
+def metric_of(task: TransferTask, k: int) -> str:
+    """Describe the score in words."""
     same = "a class that the query shows" if task.train.is_multi_label else "the query's class"
     return f"precision at {k}: share of the {k} nearest training images that show {same}, percent"
 
 
-def precision(task: Task, rows: NDArray[np.int64]) -> float:
-    """Return the mean share of neighbours (M, k) that show what the query shows, 0 to 1."""
+def precision(task: TransferTask, rows: NDArray[np.int64]) -> float:
+    """Return the mean share of neighbours (M, k) that share a class with the query, 0 to 1."""
     near, asked = task.train.targets[rows], task.test.targets
     if asked.ndim == 1:
         return float((near == asked[:, None]).mean())
     return float(((near == 1) & (asked == 1)[:, None]).any(axis=2).mean())
 
 
-def draw_neighbours(task: Task, details: dict[str, dict[str, Any]], path: Path) -> None:
-    """Write a picture: a row for each query, and in it the neighbours that each trunk finds.
+def draw_neighbours(task: TransferTask, details: dict[str, dict[str, Any]], path: Path) -> None:
+    """Write a picture with one row per query: the neighbours that each trunk finds.
 
     Args:
         task: Holds the images.
-        details: Of the stage shown, by trunk, as `run_retrieval` gives them.
-        path: Of the PNG.
+        details: Details of the pictured stage from `run_retrieval`, by trunk.
+        path: Path of the PNG.
     """
     queries = np.array(next(iter(details.values()))["queries"])
     asked = _images(task.test, queries)
@@ -132,8 +140,8 @@ def draw_neighbours(task: Task, details: dict[str, dict[str, Any]], path: Path) 
         top = _HEAD + row * (_PX + _GAP)
         sheet.paste(Image.fromarray(asked[row]), (_GAP, top))
         for number, images in enumerate(groups):
-            for place, image in enumerate(images[row]):
-                left = _start(number, width) + place * (_PX + _GAP)
+            for column, image in enumerate(images[row]):
+                left = _start(number, width) + column * (_PX + _GAP)
                 sheet.paste(Image.fromarray(image), (left, top))
     sink = io.BytesIO()
     sheet.save(sink, "PNG")

@@ -1,4 +1,4 @@
-"""Linear SVMs on frozen features of every stage, their cost chosen by cross-validation."""
+"""Linear SVMs on frozen features of every stage, with C chosen by cross-validation."""
 
 import time
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from pipeline.config import Config
 from training.transfer.average_precision import average_precisions, defined_mean
 from training.transfer.frozen.features import GAP, LARGE, Pooling, Rows, frozen_features
 from training.transfer.frozen.linear_svm import fit_svms, main_axes, with_constant
-from training.transfer.job import NamedTrunk, Progress, Score, Setting
+from training.transfer.job import NamedTrunk, Progress, Score, Setting, seeds_of
 
 # Shapes: N training images, M test images, D features, K classes.
 
@@ -30,54 +30,54 @@ _POSITIVE_WEIGHT = 2.0
 
 
 class SvmConfig(Config):
-    """Linear SVMs, one against the rest, with squared hinge, on frozen features of every stage.
+    """One-vs-rest linear SVMs with squared hinge loss, on frozen features of every stage.
 
-    Where an image has one class: averages over all places, and over a grid of places; features are
-    standardised by the training images; the C with the best mean accuracy of the classes in
-    cross-validation is taken for all classes. Where it may have several, the protocol of Goyal et
-    al. 2019 for VOC07: maps are averaged over a grid of places that gives about 9,000 numbers,
-    rows have length 1, positives weigh 2, and C is chosen for each class by average precision.
+    Single-label: features are pooled globally and over a grid, and standardized by the training
+    images; one C for all classes is chosen by mean per-class accuracy in cross-validation.
+    Multi-label: the protocol of Goyal et al. 2019 for VOC07: maps are pooled over a grid that gives
+    about 9,000 numbers, rows have length 1, positives weigh 2, and C is chosen for each class by
+    average precision.
     """
 
     name: Literal["svm"]
     costs: tuple[float, ...] | None = Field(None, min_length=1)
-    """Values of C to choose from. Where this is left out: 0.0001, 0.001, 0.01 for one class, 0.01
-    to 1000 for several."""
+    """Values of C to choose from. Default: 0.0001, 0.001, 0.01 for single-label, 0.01 to 1000 for
+    multi-label sets."""
     folds: int = Field(3, ge=2)
-    """Parts of the cross-validation."""
+    """Folds of the cross-validation."""
     map_side: int = Field(2, gt=1)
-    """Places on a side of the grid, where an image has one class."""
+    """Cells per side of the grid, in single-label sets."""
 
     def poolings(self, *, multi_label: bool) -> tuple[Pooling, ...]:
-        """Return which features are needed."""
+        """Return the features the job reads."""
         return (LARGE,) if multi_label else (GAP, Pooling("map", self.map_side))
 
     def costs_for(self, *, multi_label: bool) -> tuple[float, ...]:
-        """Return the costs to choose from, the smallest first."""
+        """Return the values of C to choose from, ascending."""
         return tuple(sorted(self.costs or (_MULTI_LABEL_COSTS if multi_label else _COSTS)))
 
 
 @dataclass(frozen=True, slots=True)
 class LayerFeatures:
-    """Features of a layer and what the images show."""
+    """Features of a layer and targets of both features."""
 
     train: Tensor
     """float32 (N, D), scaled, the constant column last."""
     test: Tensor
     """float32 (M, D)."""
     targets: NDArray[np.int64]
-    """Of the training images, as `Labelled.targets`."""
+    """Targets of the training images, as `Labelled.targets`."""
     test_targets: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class LayerScore:
-    """How well one layer's features serve linear classifiers."""
+    """Result of one layer."""
 
     score: float
-    """Of the test images, percent."""
+    """Test score, percent."""
     cost: float
-    """C that cross-validation took; the median where every class has its own."""
+    """C chosen by cross-validation; the median where every class has its own."""
     dimension: int
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -85,21 +85,21 @@ class LayerScore:
 def run_svm(
     job: SvmConfig, setting: Setting, trunk: NamedTrunk, on_progress: Progress
 ) -> list[Score]:
-    """Score every layer; a trunk whose weights are drawn, for each seed."""
+    """Score every layer; for each seed where the trunk's weights are drawn."""
     task = setting.task
     poolings = job.poolings(multi_label=task.train.is_multi_label)
     started = time.monotonic()
-    seeds = setting.seeds if trunk.draws_weights else setting.seeds[:1]
+    seeds = seeds_of(trunk, setting.seeds)
     found: dict[str, list[LayerScore]] = {}
     for number, seed in enumerate(seeds):
         frozen = frozen_features(setting, trunk, seed, poolings, on_progress)
         for done, layer in enumerate(frozen.layers):
-            told = number * len(frozen.layers) + done
-            on_progress(f"{trunk.name}: SVMs", told, len(seeds) * len(frozen.layers))
+            before = number * len(frozen.layers) + done
+            on_progress(f"{trunk.name}: SVMs", before, len(seeds) * len(frozen.layers))
             multi_label = task.train.is_multi_label
             rows = scaled(*frozen.rows(layer), setting.device, multi_label=multi_label)
-            sides = LayerFeatures(*rows, task.train.targets, task.test.targets)
-            found.setdefault(layer, []).append(score_layer(sides, job))
+            features = LayerFeatures(*rows, task.train.targets, task.test.targets)
+            found.setdefault(layer, []).append(score_layer(features, job))
     on_progress(f"{trunk.name}: SVMs", len(seeds) * len(found), len(seeds) * len(found))
     seconds = time.monotonic() - started
     return [
@@ -124,22 +124,22 @@ def run_svm(
 
 
 def metric_of(*, multi_label: bool) -> str:
-    """Say what is scored."""
+    """Describe the score in words."""
     return MULTI_LABEL_METRIC if multi_label else METRIC
 
 
-def score_layer(sides: LayerFeatures, job: SvmConfig) -> LayerScore:
-    """Choose the cost by cross-validation, fit on all training images, and test."""
-    multi_label = sides.targets.ndim == 2
+def score_layer(features: LayerFeatures, job: SvmConfig) -> LayerScore:
+    """Choose C by cross-validation, fit on all training images, and test."""
+    multi_label = features.targets.ndim == 2
     costs = job.costs_for(multi_label=multi_label)
-    signs, classes = signs_of(sides.targets, sides.train.device)
+    signs, classes = signs_of(features.targets, features.train.device)
     weights = (
         torch.where(signs > 0, _POSITIVE_WEIGHT, 1.0) if multi_label else torch.ones_like(signs)
     )
-    chosen = _choose_costs(sides, signs, weights, costs, job.folds)
-    fitted = fit_svms(sides.train, signs, weights * torch.from_numpy(chosen).to(signs))
-    score, details = score_test(sides, fitted, classes)
-    dimension = sides.train.shape[1] - 1
+    chosen = _choose_costs(features, signs, weights, costs, job.folds)
+    fitted = fit_svms(features.train, signs, weights * torch.from_numpy(chosen).to(signs))
+    score, details = score_test(features, fitted, classes)
+    dimension = features.train.shape[1] - 1
     if multi_label:
         details |= {"costs": list(costs), "costs_of": chosen.tolist()}
     return LayerScore(score, float(np.median(chosen)), dimension, details)
@@ -148,11 +148,10 @@ def score_layer(sides: LayerFeatures, job: SvmConfig) -> LayerScore:
 def scaled(
     train: Rows, test: Rows, device: torch.device, *, multi_label: bool
 ) -> tuple[Tensor, Tensor]:
-    """Scale a layer's features by what the training images say, and put them on the device.
+    """Scale a layer's features by statistics of the training images, and move them to the device.
 
-    Where an image has one class: mean 0 and deviation 1. Where it may have several: length 1. Where
-    it is cheap, rows are turned into the axes in which they are uncorrelated: their SVMs are the
-    same, and sooner found.
+    Single-label: mean 0 and deviation 1. Multi-label: rows of length 1. Where it is cheap, rows are
+    rotated to their principal axes: the SVMs are the same, and found sooner.
     """
     if multi_label:
         both = [r / (np.linalg.norm(r, axis=1, keepdims=True) + 1e-5) for r in (train, test)]
@@ -168,7 +167,7 @@ def scaled(
 def signs_of(targets: NDArray[np.int64], device: torch.device) -> tuple[Tensor, NDArray[np.int64]]:
     """Return +1 where an image shows a class and -1 elsewhere, (N, K), and the K class numbers.
 
-    K are the classes that some image shows. Difficult ones are not shown.
+    The K classes are those that some image shows. Difficult ones count as not shown.
     """
     if targets.ndim == 1:
         classes = np.unique(targets)
@@ -180,11 +179,11 @@ def signs_of(targets: NDArray[np.int64], device: torch.device) -> tuple[Tensor, 
 
 
 def score_test(
-    sides: LayerFeatures, weights_DK: Tensor, classes: NDArray[np.int64]
+    features: LayerFeatures, weights_DK: Tensor, classes: NDArray[np.int64]
 ) -> tuple[float, dict[str, Any]]:
-    """Score the test images, percent, with the scores of each class by its number."""
-    scores = (sides.test @ weights_DK).cpu().numpy()
-    targets = sides.test_targets
+    """Score the test images, percent, with details of the score of each class."""
+    scores = (features.test @ weights_DK).cpu().numpy()
+    targets = features.test_targets
     if targets.ndim == 1:
         by_class = _class_accuracies(targets, classes[scores.argmax(axis=1)])
         return float(np.mean(list(by_class.values()))), {"score_of": by_class}
@@ -194,7 +193,7 @@ def score_test(
 
 
 def mean_class_accuracy(labels: NDArray[np.int64], guesses: NDArray[np.int64]) -> float:
-    """Average the accuracy over the classes in `labels`, so that large classes do not rule."""
+    """Average the accuracy over the classes in `labels`, so that large classes do not dominate."""
     return float(np.mean([(guesses[labels == k] == k).mean() for k in np.unique(labels)]))
 
 
@@ -203,27 +202,27 @@ def _class_accuracies(labels: NDArray[np.int64], guesses: NDArray[np.int64]) -> 
 
 
 def _choose_costs(
-    sides: LayerFeatures, signs: Tensor, weights: Tensor, costs: tuple[float, ...], folds: int
+    features: LayerFeatures, signs: Tensor, weights: Tensor, costs: tuple[float, ...], folds: int
 ) -> NDArray[np.float32]:
-    """Return the cost of every class, (K,): the best over the folds, the smallest among equals."""
+    """Return C of every class, (K,): the best over the folds, the smallest among ties."""
     if len(costs) == 1:
         return np.full(signs.shape[1], costs[0], np.float32)
     totals = np.zeros((len(costs), signs.shape[1]))
-    for fit_on, check_on in _folds(sides.targets, folds):
-        rows, fold_signs = sides.train[fit_on], signs[fit_on]
+    for fit_on, check_on in _folds(features.targets, folds):
+        rows, fold_signs = features.train[fit_on], signs[fit_on]
         fitted = None
         for number, cost in enumerate(costs):
             fitted = fit_svms(rows, fold_signs, cost * weights[fit_on], start_DK=fitted)
-            scores = (sides.train[check_on] @ fitted).cpu().numpy()
+            scores = (features.train[check_on] @ fitted).cpu().numpy()
             totals[number] += _fold_scores(
-                scores, signs[check_on].cpu().numpy(), sides.targets.ndim
+                scores, signs[check_on].cpu().numpy(), features.targets.ndim
             )
     best: NDArray[np.float32] = np.array(costs, np.float32)[totals.argmax(axis=0)]
     return best
 
 
 def _fold_scores(scores: NDArray[Any], signs: NDArray[Any], ndim: int) -> NDArray[np.float64]:
-    """Score a part of the training images for each class; one number for all where one is right."""
+    """Score a fold for each class; in single-label sets all get the mean accuracy."""
     if ndim == 1:
         accuracy = mean_class_accuracy(signs.argmax(axis=1), scores.argmax(axis=1))
         return np.full(signs.shape[1], accuracy)

@@ -1,4 +1,4 @@
-"""What a classifier is shown of labelled images: random crops to train on, crops to test on."""
+"""Views of labelled images for classifiers: random crops to train on, fixed crops to test on."""
 
 import math
 from collections.abc import Generator, Iterator
@@ -29,8 +29,8 @@ from training.transfer.job import Labelled, Setting
 
 
 TestViews = Literal["central", "ten_crops", "ten_random"]
-"""central: the largest central square. ten_crops: squares in the corners and in the middle, and
-their mirror images. ten_random: crops as in training, but always the same ones."""
+"""central: the largest central square. ten_crops: squares in the corners and the middle, and their
+mirror images. ten_random: crops as in training, but always the same."""
 
 VIEWS_IN_WORDS: dict[TestViews, str] = {
     "central": "central view",
@@ -39,7 +39,7 @@ VIEWS_IN_WORDS: dict[TestViews, str] = {
 }
 
 _TEN_CROPS_SHARE = 224 / 256
-"""Side of the ten crops, as a share of the image's short side."""
+"""Side of the ten crops relative to the image's short side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +47,31 @@ class ViewBatch:
     """A batch on the device."""
 
     images: Tensor
-    """float32 (B * V, 3, H, W), normalised, views of an image in a row."""
+    """float32 (B * V, 3, H, W), normalized, views of an image adjacent."""
     targets: Tensor
     """int64 (B,) or (B, C), as `Labelled.targets`."""
     num_views: int
-    """Of an image, V."""
+    """Views per image, V."""
 
 
 def steps_of(labelled: Labelled, batch: int) -> int:
-    """Return the steps of an epoch of `train_batches`."""
+    """Return the number of steps in an epoch of `train_batches`."""
     return math.ceil(len(labelled.sample_ids) / batch)
 
 
 def train_batches(
     labelled: Labelled, crops: CropConfig | None, setting: Setting, *, batch: int, seed: int
 ) -> Generator[ViewBatch, None, None]:
-    """Show every image once in each epoch, for ever, in an order that (seed, epoch) decides.
+    """Yield every image once in each epoch, endlessly, in an order that (seed, epoch) decides.
 
     Batches of an epoch differ by at most one image, and none is dropped.
 
     Args:
-        labelled: What is shown.
+        labelled: Images to show.
         crops: How crops are drawn, by (seed, epoch, sample id); None shows central squares.
         setting: Device and size of the views.
-        batch: Images in one step at most.
-        seed: Of order and crops.
+        batch: At most this many images per step.
+        seed: Seed of order and crops.
     """
 
     def parts() -> Iterator[SampleGroup]:
@@ -90,14 +90,14 @@ def train_batches(
 def evaluation_batches(
     labelled: Labelled, views: TestViews, crops: CropConfig, setting: Setting, *, seed: int
 ) -> Generator[ViewBatch, None, None]:
-    """Show every image once, in the order given; the last batch is short.
+    """Yield every image once, in the given order; the last batch is short.
 
     Args:
-        labelled: What is shown.
-        views: What of it.
+        labelled: Images to show.
+        views: Which views of them.
         crops: How random crops are drawn.
-        setting: Device, size of the views, and how many of them are shown at once.
-        seed: Of random crops.
+        setting: Device, size of the views, and how many of them form a batch.
+        seed: Seed of random crops.
     """
     cropping = _test_cropping(views, crops)
     batch = max(1, setting.batch // cropping.num_views)

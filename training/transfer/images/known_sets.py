@@ -1,4 +1,4 @@
-"""Public data sets as torchvision lays them out: their images, classes and official split."""
+"""Public data sets in torchvision's layout: images, classes and official split."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,24 +46,24 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class KnownSet:
-    """A public data set that is there."""
+    """A public data set on disk."""
 
     classes: tuple[str, ...]
     sides: Mapping[str, Side]
     """"train" and "test", or "all" where there is no official split."""
     notes: tuple[str, ...] = ()
-    """What is odd, a line each."""
+    """Oddities, one line each."""
 
 
 def read_known(name: SetName, root: Path) -> KnownSet:
-    """Find a data set below the folder that torchvision calls its root.
+    """Open a data set below the folder that torchvision calls its root.
 
-    caltech101 has no official split; its class of web images is none of the 101 and left out.
+    caltech101 has no official split; its class of web images, not one of the 101, is excluded.
     flowers102 trains on its sets train and val; imagenette tests on val; voc2012 trains on train
     and tests on val.
 
     Raises:
-        ConfigError: It is not there, or not as it was published.
+        ConfigError: It is missing, or differs from what was published.
     """
     match name:
         case "cifar10" | "cifar100":
@@ -171,7 +171,7 @@ def _cifar(name: str, root: Path) -> KnownSet:
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    try:  # Checks the MD5 of every file before it is unpickled.
+    try:  # Checks the MD5 of every file before unpickling.
         sets = {"train": kind(root, train=True), "test": kind(root, train=False)}
     except RuntimeError:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Labelled images as files: a folder for each class, with or without a split, and VOC layout."""
+"""Labelled image files: a tree with a folder for each class, or VOC layout."""
 
 import os
 from collections import Counter
@@ -11,22 +11,22 @@ from pipeline.config import ConfigError
 from pipeline.ingest.labelled import Packed, content_key
 from training.transfer.images.voc import VocSet, read_voc, targets_of
 
-_TEST_NAMES = ("test", "val", "validation")  # The first that is there is tested on.
+_TEST_NAMES = ("test", "val", "validation")  # The first that exists is the test side.
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledFile:
-    """One file of a data set, before it is read."""
+    """One image file of a data set, not read yet."""
 
     path: Path
     label: int = -1
-    """Class number; -1 where the image may show several."""
+    """Class number; -1 in multi-label sets."""
     source: str = ""
-    """Its path below the data set, in plain Unicode."""
+    """Path relative to the data set, in plain Unicode."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """For the sample's .json."""
+    """Content of the sample's .json."""
     members: Mapping[str, Path] = field(default_factory=dict)
-    """Other files of the sample, by ending."""
+    """Other files of the sample, by extension."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +37,19 @@ class Listing:
     sides: Mapping[str, Sequence[LabelledFile]]
     """"train" and "test" where the set has a split, or "all"."""
     notes: tuple[str, ...] = ()
-    """What is odd, a line each."""
+    """Oddities, one line each."""
 
 
 def list_tree(root: Path, *, without: Sequence[str] = ()) -> Listing:
-    """List a tree with a folder for each class, by name.
+    """List a tree with a folder for each class, sorted by name.
 
-    Where the tree has folders train and test (or val, or validation), they hold the folders of the
-    classes, and are its split. Files may lie at any depth below the folder of their class. Names
-    that begin with a dot are passed over. Files outside of the folders are counted in the notes.
+    Folders train and test (or val, or validation), where present, are the split and hold the class
+    folders. Files may be at any depth below their class folder. Names that begin with a dot are
+    ignored. Files outside the class folders are counted in the notes.
 
     Args:
         root: The tree.
-        without: Folders that are no class.
+        without: Folders that are not classes.
 
     Raises:
         ConfigError: There are fewer than 2 folders of classes, or a train without a test.
@@ -78,10 +78,10 @@ def list_tree(root: Path, *, without: Sequence[str] = ()) -> Listing:
 
 
 def list_voc(folder: Path, train_set: str, test_set: str) -> Listing:
-    """List two image sets in VOC layout; an image's .json says what it shows.
+    """List two image sets in VOC layout; the .json of an image holds its targets.
 
     Raises:
-        ConfigError: There is no such set, or it has no image that can be used.
+        ConfigError: There is no such set, or it has no usable image.
     """
     train = read_voc(folder, train_set)
     test = read_voc(folder, test_set, classes=train.classes)
@@ -92,7 +92,7 @@ def list_voc(folder: Path, train_set: str, test_set: str) -> Listing:
 
 
 def read_listed(files: Sequence[LabelledFile]) -> Iterator[Packed]:
-    """Read the files, and name them by `name_packed`.
+    """Read the files, with keys from `name_packed`.
 
     Raises:
         ConfigError: A file cannot be read.
@@ -101,7 +101,7 @@ def read_listed(files: Sequence[LabelledFile]) -> Iterator[Packed]:
 
 
 def name_packed(images: Iterable[Packed]) -> Iterator[Packed]:
-    """Name images by their content; a copy of an earlier one has a number behind it."""
+    """Key images by their content; a duplicate of an earlier one gets a number as suffix."""
     copies: Counter[str] = Counter()
     for image in images:
         key = content_key(image.data)
@@ -110,13 +110,13 @@ def name_packed(images: Iterable[Packed]) -> Iterator[Packed]:
 
 
 def plain(path: str | Path) -> str:
-    r"""Write a path as plain Unicode; bytes that are no UTF-8 become \xNN."""
+    r"""Return a path as plain Unicode; bytes that are not UTF-8 become \xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
     train = root / "train"
-    if not train.is_dir() or not _folders(train):  # Vehicles have a class of that name, too.
+    if not train.is_dir() or not _folders(train):  # It may be a class of vehicles.
         return {"all": root}
     for name in _TEST_NAMES:
         if (root / name).is_dir():
@@ -137,7 +137,7 @@ def _files(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(below, name)
-            if not name.startswith(".") and path.is_file():  # No pipe, socket or device.
+            if not name.startswith(".") and path.is_file():  # Not a pipe, socket or device.
                 yield path
 
 
@@ -160,7 +160,7 @@ def _stray_notes(root: Path, parts: Mapping[str, Path]) -> tuple[str, ...]:
 def _voc_files(folder: Path, voc: VocSet) -> list[LabelledFile]:
     files = []
     for image, targets in zip(voc.images, targets_of(voc).tolist(), strict=True):
-        shown = {voc.classes[c]: told for c, told in enumerate(targets) if told}
+        shown = {voc.classes[c]: target for c, target in enumerate(targets) if target}
         annotation = image.path.parent.parent / "Annotations" / f"{image.id}.xml"
         source = plain(image.path.relative_to(folder))
         files.append(

@@ -1,6 +1,6 @@
-"""PASCAL VOC as it lies on the disk: images, boxes and classes of an image set.
+"""PASCAL VOC on disk: images, boxes and classes of an image set.
 
-Every listed image is in the result or counted in its problems, and so is every object.
+Every listed image and every object is in the result or counted in its problems.
 """
 
 from collections.abc import Sequence
@@ -15,22 +15,23 @@ from pipeline.shards.headers import HeaderError, read_size
 from training.transfer.images.voc_annotation import (
     Annotation,
     AnnotationError,
-    Boxes,
     Problems,
     read_annotation,
     usable_boxes,
 )
 
-# Shapes: N images, C classes.
+# Shapes: N images, C classes, n objects of an image.
 
 
 _CLASS_SETS = ("trainval", "train", "val", "test")
-_TOLD = {"1": 1, "-1": 0, "0": -1}  # shown, not shown, shown but difficult
+_TARGETS = {"1": 1, "-1": 0, "0": -1}  # shown, not shown, shown but difficult
+UNLISTED = -2
+"""In `VocSet.listed`: no class file names the image."""
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def image_sets(part: Path, task: str = "Main") -> list[str]:
-    """Name the image sets of a folder in VOC layout; class files are none.
+    """Name the image sets of a folder in VOC layout; class files are not image sets.
 
     Args:
         part: VOCdevkit/VOC2007.
@@ -44,7 +45,7 @@ def listed(part: Path, image_set: str, task: str = "Main") -> list[str]:
     """Return the ids of a set, in its order.
 
     Raises:
-        ConfigError: There is no such set, it is empty, or it names an image outside of the folder.
+        ConfigError: There is no such set, it is empty, or it names an image outside the folder.
     """
     path = part / "ImageSets" / task / f"{image_set}.txt"
     if not path.is_file() or "/" in image_set:
@@ -66,7 +67,7 @@ def listed(part: Path, image_set: str, task: str = "Main") -> list[str]:
 
 
 def image_files(part: Path) -> dict[str, Path]:
-    """Find the images of a folder by their ids: JPEG, PNG and WebP by their suffix."""
+    """Map ids to the images of a folder: JPEG, PNG and WebP by their suffix."""
     paths = sorted((part / "JPEGImages").iterdir())
     return {path.stem: path for path in paths if path.suffix.lower() in _SUFFIXES}
 
@@ -80,39 +81,39 @@ def class_names(part: Path) -> list[str]:
 def class_targets(
     part: Path, image_set: str, ids: Sequence[str], classes: Sequence[str], unlisted: int
 ) -> NDArray[np.int64]:
-    """Read what the class files of a set say of images.
+    """Read the targets of images from the class files of a set.
 
     Returns:
-        int64 (N, C): 1 shown, 0 not shown, -1 shown but difficult, `unlisted` where the file of the
-        class does not name the image or is not there.
+        int64 (N, C): 1 shown, 0 not shown, -1 shown but difficult, `unlisted` where the class
+        file is missing or does not name the image.
 
     Raises:
-        ConfigError: A class file holds other than -1, 0 and 1.
+        ConfigError: A class file holds values other than -1, 0 and 1.
     """
     targets = np.full((len(ids), len(classes)), unlisted, np.int64)
     for column, name in enumerate(classes):
         path = part / "ImageSets" / "Main" / f"{name}_{image_set}.txt"
-        told = _told(path) if path.is_file() else {}
+        listed_here = _read_class_file(path) if path.is_file() else {}
         for row, image_id in enumerate(ids):
-            targets[row, column] = told.get(image_id, unlisted)
+            targets[row, column] = listed_here.get(image_id, unlisted)
     return targets
 
 
-def _told(path: Path) -> dict[str, int]:
-    told = {}
+def _read_class_file(path: Path) -> dict[str, int]:
+    targets = {}
     for line in _lines(path):
         image_id, *rest = line.split()
-        if len(rest) != 1 or rest[0] not in _TOLD:
+        if len(rest) != 1 or rest[0] not in _TARGETS:
             raise ConfigError(
                 f"class file (={path}) has the line {line!r}; each must be an id, then -1 (not "
                 "shown), 0 (difficult) or 1 (shown)."
             )
-        told[image_id] = _TOLD[rest[0]]
-    return told
+        targets[image_id] = _TARGETS[rest[0]]
+    return targets
 
 
 def _class_of(path: Path) -> str | None:
-    """Return the class whose file this is, None where it lists a whole set."""
+    """Return the class whose file this is, None where it lists an image set."""
     for name in _CLASS_SETS:
         class_name = path.stem.removesuffix(f"_{name}")
         if class_name not in (path.stem, ""):
@@ -129,13 +130,6 @@ def _lines(path: Path) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-# Shapes: N images, C classes, n objects of an image.
-
-
-UNLISTED = -2
-"""In `VocSet.listed`: no class file names the image."""
-
-
 @dataclass(frozen=True, slots=True)
 class VocImage:
     """An image and its objects."""
@@ -143,12 +137,11 @@ class VocImage:
     id: str
     path: Path
     width: int
-    """In px, of the file as stored, whatever the annotation says."""
+    """Width in px of the stored file, whatever the annotation says."""
     height: int
     boxes: NDArray[np.float32]
-    """(n, 4), left, top, right, bottom in px from 0, right and bottom excluded: the devkit's
-    1-based xmin, ymin, xmax, ymax with the last pixel inside are (xmin - 1, ymin - 1, xmax,
-    ymax)."""
+    """(n, 4), left, top, right, bottom in px from 0, right and bottom exclusive; see
+    `usable_boxes`."""
     labels: NDArray[np.int64]
     """(n,), class numbers."""
     difficult: NDArray[np.bool_]
@@ -157,42 +150,39 @@ class VocImage:
 
 @dataclass(frozen=True, slots=True)
 class VocSet:
-    """The images of an image set that can be used, in its order."""
+    """The usable images of an image set, in its order."""
 
     images: tuple[VocImage, ...]
     classes: tuple[str, ...]
     """Names of the C classes, the same for all sets of a folder."""
     problems: dict[str, int]
-    """How often what was odd; see `usable_boxes` and `read_voc`."""
+    """Count of each problem; see `usable_boxes` and `read_voc`."""
     notes: tuple[str, ...]
-    """The problems and the classes that are absent, a line each, with examples."""
+    """Problems, with examples, and absent classes, one line each."""
     listed: NDArray[np.int64] | None = None
-    """(N, C), what the class files of the set say, as `targets_of` gives it; -2 where no class file
-    names the image; None where there are none."""
+    """(N, C), targets of the class files as in `targets_of`, -2 where none names the image;
+    None without class files."""
 
 
 def read_voc(folder: Path, image_set: str, *, classes: Sequence[str] | None = None) -> VocSet:
     """Read an image set with its boxes.
 
-    Counted, and left out: `missing_image`, `unreadable_image` (no JPEG, PNG or WebP, or cut),
+    Counted and excluded: `missing_image`, `unreadable_image` (not JPEG, PNG or WebP, or truncated),
     `missing_annotation`, `unreadable_annotation`, `listed_twice` (the second time). Counted only:
-    `image_in_no_set` (in JPEGImages, and in no set of the folder), `class_file_differs` (an image
-    of which the class files say other than its boxes; the class files win in `targets_of`). And
-    what `usable_boxes` counts.
+    `image_in_no_set` (in JPEGImages but in no set of the folder), `class_file_differs` (class files
+    and boxes disagree; the class files win in `targets_of`). Also what `usable_boxes` counts.
 
     Args:
         folder: Holds JPEGImages, Annotations and ImageSets/Main: VOCdevkit/VOC2007. Or holds such
             folders by year: VOCdevkit.
-        image_set: Name of a file of ImageSets/Main: train, val, trainval, test. Of a VOCdevkit,
-            years and sets, joined by plus: "2007_trainval+2012_trainval", for which "07+12" is
-            short.
-        classes: Names in the order of their numbers; those of the class files of ImageSets/Main, in
-            alphabetical order, where they are left out, and where there are no such files, those of
-            all annotations.
+        image_set: Name of a file of ImageSets/Main: train, val, trainval, test. For a VOCdevkit,
+            years and sets joined by plus: "2007_trainval+2012_trainval", in short "07+12".
+        classes: Names in the order of their numbers. Default: those of the class files of
+            ImageSets/Main, else of all annotations, in alphabetical order.
 
     Raises:
-        ConfigError: There is no such folder, set or class, no image of the set can be used, a class
-            file holds other than -1, 0 and 1, or an annotation declares a document type.
+        ConfigError: There is no such folder, set or class, no image of the set is usable, a class
+            file holds values other than -1, 0 and 1, or an annotation declares a document type.
     """
     parts = _parts(folder, image_set)
     if classes is None:
@@ -213,33 +203,33 @@ def read_voc(folder: Path, image_set: str, *, classes: Sequence[str] | None = No
     if not images:
         raise ConfigError(
             f"image set (={image_set}) has no image that can be used in voc (={folder}): "
-            f"{'; '.join(describe(problems, images, ()))}. Add what is missing."
+            f"{'; '.join(problem_notes(problems, images, ()))}. Add what is missing."
         )
-    told = np.concatenate(tables)
-    _compare(told, images, len(classes), problems)
+    targets = np.concatenate(tables)
+    _compare(targets, images, len(classes), problems)
     return VocSet(
         tuple(images),
         tuple(classes),
         dict(problems.counts),
-        describe(problems, images, classes),
-        None if (told == UNLISTED).all() else told,
+        problem_notes(problems, images, classes),
+        None if (targets == UNLISTED).all() else targets,
     )
 
 
 def targets_of(voc: VocSet) -> NDArray[np.int64]:
-    """Return what each image shows: int64 (N, C), 1 shown, 0 not shown, -1 shown but difficult.
+    """Return the targets of images: int64 (N, C), 1 shown, 0 not shown, -1 shown but difficult.
 
-    The class files say so (their 1, -1 and 0), and the boxes where no class file names the image:
-    -1 where all boxes of the class are difficult.
+    From the class files (their 1, -1 and 0), else from the boxes: -1 where all boxes of the class
+    are difficult.
     """
-    told = _from_boxes(voc.images, len(voc.classes))
-    return told if voc.listed is None else np.where(voc.listed == UNLISTED, told, voc.listed)
+    targets = _from_boxes(voc.images, len(voc.classes))
+    return targets if voc.listed is None else np.where(voc.listed == UNLISTED, targets, voc.listed)
 
 
-def describe(
+def problem_notes(
     problems: Problems, images: Sequence[VocImage], classes: Sequence[str]
 ) -> tuple[str, ...]:
-    """Write what was odd, a line each: how often, what, and where for example."""
+    """Report problems, one line each: count, kind, and examples."""
     lines = [
         f"{problems.counts[kind]} {kind} ({', '.join(problems.examples[kind])}"
         f"{', ...' if problems.counts[kind] > len(problems.examples[kind]) else ''})"
@@ -249,13 +239,13 @@ def describe(
     if absent:
         lines.append(
             f"no object that is not difficult of: {', '.join(absent)}; average precision is "
-            "undefined there and left out of means"
+            "undefined there and excluded from means"
         )
     return tuple(lines)
 
 
 def absent_classes(images: Sequence[VocImage], classes: Sequence[str]) -> list[str]:
-    """Name the classes without an object that is not difficult."""
+    """Name the classes of which every object, if any, is difficult."""
     labels = [image.labels[~image.difficult] for image in images]
     there = set(np.concatenate(labels).tolist()) if labels else set()
     return [name for number, name in enumerate(classes) if number not in there]
@@ -315,7 +305,7 @@ def _read_images(
 def _read_image(
     part: Path, image_id: str, path: Path | None, classes: Sequence[str], problems: Problems
 ) -> VocImage | str:
-    """Read one image, or say what is wrong with it."""
+    """Read one image, or return its problem."""
     if path is None:
         return "missing_image"
     try:
@@ -327,12 +317,7 @@ def _read_image(
         return annotation
     boxes, odd = usable_boxes(annotation, classes, (width, height), image_id)
     problems.update(odd)
-    return voc_image(image_id, path, (width, height), boxes)
-
-
-def voc_image(image_id: str, path: Path, size: tuple[int, int], boxes: Boxes) -> VocImage:
-    """Put an image together; `size` is its width and height in px."""
-    return VocImage(image_id, path, *size, boxes.boxes, boxes.labels, boxes.difficult)
+    return VocImage(image_id, path, width, height, boxes.boxes, boxes.labels, boxes.difficult)
 
 
 def _annotation(path: Path) -> Annotation | str:
@@ -353,8 +338,8 @@ def _from_boxes(images: Sequence[VocImage], num_classes: int) -> NDArray[np.int6
 
 
 def _compare(
-    told: NDArray[np.int64], images: Sequence[VocImage], num_classes: int, problems: Problems
+    targets: NDArray[np.int64], images: Sequence[VocImage], num_classes: int, problems: Problems
 ) -> None:
-    differs = (told != UNLISTED) & (told != _from_boxes(images, num_classes))
+    differs = (targets != UNLISTED) & (targets != _from_boxes(images, num_classes))
     for row in np.flatnonzero(differs.any(axis=1)):
         problems.add("class_file_differs", images[int(row)].id)

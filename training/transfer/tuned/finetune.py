@@ -1,8 +1,5 @@
 """Fine-tuning: a fresh output layer, and all weights trained, or those from a stage on."""
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -11,40 +8,26 @@ from pydantic import Field
 from pipeline.config import Config, ConfigError
 from training.models.trunks import Trunk
 from training.transfer.average_precision import Definition
+from training.transfer.classification import metric_of
 from training.transfer.images.augmented import VIEWS_IN_WORDS, TestViews
-from training.transfer.job import NamedTrunk, Progress, Score, Setting
-from training.transfer.tuned.classification import Evaluation, judge, metric_of
-from training.transfer.tuned.classifier import HEAD
-from training.transfer.tuned.train import FitConfig, evaluate_classifier, fit, make_classifier
+from training.transfer.job import NamedTrunk, Progress, Score, Setting, each_seed
+from training.transfer.tuned.train import HEAD, FitConfig, TuningPlan, details_of, train_and_test
 
 
 class FinetuneConfig(Config):
-    """Fine-tuning on labels of one class an image, or several (as for VOC 2007)."""
+    """Fine-tuning on single-label or multi-label images (such as VOC 2007)."""
 
     name: Literal["finetune"]
     from_layer: str | None = None
-    """First stage that is trained; those before it stay as they came. head: the classifier alone.
-    All stages are trained where this is left out."""
+    """First stage that is trained; earlier stages keep their weights. head: the classifier alone.
+    Default: all stages are trained."""
     training: FitConfig = FitConfig()
     early_share: float = Field(0.2, gt=0, le=1)
-    """Share of the training behind which the early score is taken."""
+    """Share of the training after which the early score is taken."""
     test_views: TestViews | None = None
-    """central where every image has one class and this is left out, ten_random where it may have
-    several."""
+    """Default: central for single-label, ten_random for multi-label images."""
     average_precision: Definition = "area"
-    """Definition, where an image may show several classes."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Tuned:
-    """What one seed found."""
-
-    early: Evaluation
-    final: Evaluation
-    steps: int
-    loss: float
-    """Of the last step."""
-    seconds: float
+    """Definition to use for multi-label images."""
 
 
 def run_finetune(
@@ -56,9 +39,17 @@ def run_finetune(
         ConfigError: `from_layer` is no stage of the trunk, or training diverged.
     """
     tuned = []
-    for number, seed in enumerate(setting.seeds, start=1):
-        say = f"{trunk.name}: fine-tuning, seed {number} of {len(setting.seeds)}"
-        tuned.append(_tune(job, setting, trunk.build(seed), seed, partial(on_progress, say)))
+    for seed, say in each_seed(f"{trunk.name}: fine-tuning", setting.seeds):
+        built = trunk.build(seed)
+        plan = TuningPlan(
+            training=job.training,
+            num_locked=_first_trained(job, built),
+            test_views=_views(job, setting),
+            definition=job.average_precision,
+            early_share=job.early_share,
+        )
+        report = partial(on_progress, say)
+        tuned.append(train_and_test(built, plan, setting, seed=seed, on_progress=report))
     return [
         Score(
             job=job.name,
@@ -72,38 +63,10 @@ def run_finetune(
             details={
                 "early_share": job.early_share,
                 "early_scores": [one.early.score for one in tuned],
-                "steps": [one.steps for one in tuned],
-                "last_loss": [one.loss for one in tuned],
-                "by_seed": [one.final.details for one in tuned],
+                **details_of(tuned),
             },
         )
     ]
-
-
-def _tune(
-    job: FinetuneConfig,
-    setting: Setting,
-    trunk: Trunk,
-    seed: int,
-    on_progress: Callable[[int, int], None],
-) -> _Tuned:
-    started = time.monotonic()
-    num_locked = _first_trained(job, trunk)
-    model = make_classifier(trunk, job.training, setting, num_locked=num_locked, seed=seed)
-    early, step = None, None
-
-    def tested() -> Evaluation:
-        scores = evaluate_classifier(model, _views(job, setting), job.training, setting, seed=seed)
-        return judge(scores, setting.task, job.average_precision)
-
-    for step in fit(model, setting.task.train, job.training, setting, seed=seed):
-        on_progress(round(1000 * step.share), 1000)
-        if early is None and step.share >= job.early_share:
-            early = tested()
-    assert step is not None
-    assert early is not None  # The last step has share 1.
-    final = early if job.early_share == 1 else tested()
-    return _Tuned(early, final, step.number, step.loss.item(), time.monotonic() - started)
 
 
 def _first_trained(job: FinetuneConfig, trunk: Trunk) -> int:

@@ -1,53 +1,43 @@
-"""Layer locking (Noroozi and Favaro 2016, section 4.1): what is the trunk worth up to a stage?"""
+"""Layer locking (Noroozi and Favaro 2016, section 4.1): how useful is the trunk up to a stage?"""
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from pydantic import Field
 
 from pipeline.config import Config, ConfigError
-from training.models.trunks import Trunk
 from training.transfer.average_precision import Definition
+from training.transfer.classification import metric_of
 from training.transfer.images.augmented import VIEWS_IN_WORDS, TestViews
-from training.transfer.job import NamedTrunk, Progress, Score, Setting
-from training.transfer.tuned.classification import Evaluation, judge, metric_of
-from training.transfer.tuned.classifier import renew_stages
-from training.transfer.tuned.train import FitConfig, evaluate_classifier, fit, make_classifier
+from training.transfer.job import NamedTrunk, Progress, Score, Setting, each_seed
+from training.transfer.tuned.train import (
+    FitConfig,
+    TuningPlan,
+    details_of,
+    renew_stages,
+    train_and_test,
+)
 
 
 class LockConfig(Config):
-    """The first stages are the trunk's and locked; all behind them is drawn anew and trained."""
+    """The trunk's first stages are locked; all later stages are drawn anew and trained."""
 
     name: Literal["lock"]
     layers: tuple[str, ...] | None = Field(None, min_length=1)
-    """Last locked stages, one score each; every stage of the trunk where this is left out."""
+    """Last locked stage of each score. Default: every stage of the trunk."""
     training: FitConfig = FitConfig()
     test_views: TestViews = "central"
-    """The paper takes ten_random."""
+    """The paper uses ten_random."""
     average_precision: Definition = "area"
-    """Definition, where an image may show several classes."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Trained:
-    """What one seed found."""
-
-    judged: Evaluation
-    steps: int
-    loss: float
-    """Of the last step."""
-    seconds: float
+    """Definition to use for multi-label images."""
 
 
 def run_lock(
     job: LockConfig, setting: Setting, trunk: NamedTrunk, on_progress: Progress
 ) -> list[Score]:
-    """Lock the trunk up to each stage, train what is behind it from scratch, and test.
+    """Lock the trunk up to each stage, train the rest from scratch, and test.
 
-    Stages behind the locked ones have the same fresh weights for every trunk of a seed.
+    Stages after the locked ones have the same fresh weights for every trunk of a seed.
 
     Raises:
         ConfigError: A layer is no stage of the trunk, or training diverged.
@@ -65,12 +55,18 @@ def run_lock(
 def _locked(
     job: LockConfig, setting: Setting, trunk: NamedTrunk, layer: str, on_progress: Progress
 ) -> Score:
-    trained = []
-    for number, seed in enumerate(setting.seeds, start=1):
-        say = f"{trunk.name}: locked up to {layer}, seed {number} of {len(setting.seeds)}"
-        made = trunk.build(seed)
-        trained.append(_train(job, setting, made, (layer, seed), partial(on_progress, say)))
-    task = setting.task
+    task, tuned = setting.task, []
+    for seed, say in each_seed(f"{trunk.name}: locked up to {layer}", setting.seeds):
+        built = trunk.build(seed)
+        plan = TuningPlan(
+            training=job.training,
+            num_locked=built.stage_names.index(layer) + 1,
+            test_views=job.test_views,
+            definition=job.average_precision,
+        )
+        renewed = renew_stages(built, num_kept=plan.num_locked, seed=seed)
+        report = partial(on_progress, say)
+        tuned.append(train_and_test(renewed, plan, setting, seed=seed, on_progress=report))
     return Score(
         job=job.name,
         trunk=trunk.name,
@@ -79,34 +75,9 @@ def _locked(
             f"{metric_of(task, job.average_precision)}; stages up to this one locked, the others "
             f"trained from fresh weights, tested on {VIEWS_IN_WORDS[job.test_views]}"
         ),
-        scores=tuple(one.judged.score for one in trained),
+        scores=tuple(one.final.score for one in tuned),
         train_images=len(task.train.sample_ids),
         test_images=len(task.test.sample_ids),
-        seconds=sum(one.seconds for one in trained),
-        details={
-            "steps": [one.steps for one in trained],
-            "last_loss": [one.loss for one in trained],
-            "by_seed": [one.judged.details for one in trained],
-        },
+        seconds=sum(one.seconds for one in tuned),
+        details=details_of(tuned),
     )
-
-
-def _train(
-    job: LockConfig,
-    setting: Setting,
-    trunk: Trunk,
-    locked: tuple[str, int],
-    on_progress: Callable[[int, int], None],
-) -> _Trained:
-    started = time.monotonic()
-    layer, seed = locked
-    num_locked = trunk.stage_names.index(layer) + 1
-    renewed = renew_stages(trunk, num_kept=num_locked, seed=seed)
-    model = make_classifier(renewed, job.training, setting, num_locked=num_locked, seed=seed)
-    step = None
-    for step in fit(model, setting.task.train, job.training, setting, seed=seed):
-        on_progress(round(1000 * step.share), 1000)
-    scores = evaluate_classifier(model, job.test_views, job.training, setting, seed=seed)
-    judged = judge(scores, setting.task, job.average_precision)
-    assert step is not None
-    return _Trained(judged, step.number, step.loss.item(), time.monotonic() - started)

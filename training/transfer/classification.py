@@ -1,4 +1,4 @@
-"""How classifiers are taught and judged: one class an image, or several with difficult ones."""
+"""Loss and evaluation of classifiers, single-label or multi-label with difficult classes."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from training.transfer.average_precision import (
     average_precisions,
     defined_mean,
 )
-from training.transfer.job import Task
+from training.transfer.job import TransferTask
 
 # Shapes: B batch, V views of an image, N images, C classes.
 
@@ -26,13 +26,13 @@ class Evaluation:
     """How well the test images were classified."""
 
     score: float
-    """As `metric_of` says, percent."""
+    """Percent, defined by `metric_of`."""
     details: dict[str, Any] = field(default_factory=dict)
     """Plain JSON."""
 
 
-def metric_of(task: Task, definition: Definition) -> str:
-    """Say in words what `judge` gives."""
+def metric_of(task: TransferTask, definition: Definition) -> str:
+    """Describe the score of `evaluate_scores` in words."""
     if not task.test.is_multi_label:
         return "top-1 accuracy, percent"
     return f"mean average precision, percent: {DEFINITIONS[definition]}, difficult ones ignored"
@@ -41,11 +41,11 @@ def metric_of(task: Task, definition: Definition) -> str:
 def loss_of(logits_BC: Tensor, targets: Tensor) -> Tensor:
     """Return the loss of a batch, a scalar.
 
-    Cross-entropy where an image has one class. Where it may have several: binary cross-entropy,
-    summed over the classes that are not difficult, and averaged over the images.
+    Single-label: cross-entropy. Multi-label: binary cross-entropy, summed over the classes that are
+    not difficult and averaged over the images.
 
     Args:
-        logits_BC: What the classifier gives.
+        logits_BC: Output of the classifier.
         targets: int64 (B,) or (B, C), as `Labelled.targets`.
     """
     logits_BC = logits_BC.float()
@@ -58,10 +58,10 @@ def loss_of(logits_BC: Tensor, targets: Tensor) -> Tensor:
 
 
 def merge_views(logits: Tensor, num_views: int, *, multi_label: bool) -> Tensor:
-    """Average over the views of an image: probabilities, or logits where targets are several.
+    """Average over the views of an image: probabilities, or logits where multi-label.
 
     Args:
-        logits: (B * V, C), views of an image in a row.
+        logits: (B * V, C), views of an image adjacent.
         num_views: V.
         multi_label: Whether an image may have several classes.
 
@@ -72,8 +72,10 @@ def merge_views(logits: Tensor, num_views: int, *, multi_label: bool) -> Tensor:
     return scores.view(-1, num_views, scores.shape[1]).mean(dim=1)
 
 
-def judge(scores: NDArray[np.float32], task: Task, definition: Definition) -> Evaluation:
-    """Judge the scores (N, C) of the test images.
+def evaluate_scores(
+    scores: NDArray[np.float32], task: TransferTask, definition: Definition
+) -> Evaluation:
+    """Evaluate the scores (N, C) of the test images.
 
     Raises:
         ConfigError: Scores are not finite, or no class is shown in the test.
@@ -92,14 +94,14 @@ def judge(scores: NDArray[np.float32], task: Task, definition: Definition) -> Ev
         return Evaluation(_percent(right.mean()), details)
     precisions = average_precisions(scores, targets, definition=definition)
     if np.isnan(precisions).all():
-        raise ConfigError("no test image shows any class: there is nothing to judge.")
+        raise ConfigError("no test image shows any class: there is nothing to evaluate.")
     named = zip(task.classes, precisions.tolist(), strict=True)
     by_class = {name: _percent(value) for name, value in named if not np.isnan(value)}
     return Evaluation(_percent(defined_mean(precisions)), {"average_precision_of": by_class})
 
 
 def joined(scores: list[Tensor]) -> NDArray[np.float32]:
-    """Put the scores of batches below each other."""
+    """Concatenate the scores of batches."""
     return torch.cat(scores).cpu().numpy()
 
 

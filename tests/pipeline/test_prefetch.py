@@ -129,7 +129,7 @@ def test_close_leaves_no_thread_file_or_pin(cache_config, put, server, get, wait
     cache.close()
     asker.join()
     assert time.monotonic() - begun < 10  # The server answers after 30 s.
-    assert failed == ["the cache was closed while a file was waited for"]
+    assert failed == ["the cache was closed while waiting for a file"]
     with pytest.raises(RuntimeError, match="the cache is closed"):
         cache.prefetch([])
     assert not list(cache_config.folder.glob("*.partial"))

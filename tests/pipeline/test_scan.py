@@ -138,7 +138,7 @@ def test_labels_are_numbers_or_absent_or_one_clear_line(tmp_path, ending, text, 
     path = tar_of([("a.jpg", picture(1)), (f"a.{ending}", text)], tmp_path / "s.tar")
     if label is None:
         with pytest.raises(
-            ConfigError, match=r"label \(=.*\) of key a in shard .*s\.tar is no class"
+            ConfigError, match=r"label \(=.*\) of key a in shard .*s\.tar is not a class"
         ):
             index([path], tmp_path / "out")
         assert not (tmp_path / "out/manifest.json").exists()

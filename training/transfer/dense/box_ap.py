@@ -1,6 +1,6 @@
 """Average precision of detected boxes, as the VOC devkit and as COCO define it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,17 +113,14 @@ def voc_box_ap(
     averages = np.empty(num_classes, np.float64)
     for label in range(num_classes):
         scores, outcomes, num_positives = [np.empty(0)], [], 0
-        for truth, given in zip(truths, found, strict=True):
-            mine, theirs = truth.labels == label, given.labels == label
-            difficult = truth.difficult[mine]
+        for ranked, shared, difficult in _of_class(truths, found, label):
             num_positives += int((~difficult).sum())
-            order = np.argsort(-given.scores[theirs], kind="stable")
-            shared = overlaps(given.boxes[theirs][order], truth.boxes[mine])
-            scores.append(given.scores[theirs][order])
+            scores.append(ranked)
             outcomes += _devkit_matches(shared, difficult, overlap)
         # Each image's boxes are sorted, and this sort is stable: equal scores keep their order.
-        ranked = np.array(outcomes, np.int64)[np.argsort(-np.concatenate(scores), kind="stable")]
-        counted = ranked[ranked >= 0]
+        order = np.argsort(-np.concatenate(scores), kind="stable")
+        matches = np.array(outcomes, np.int64)[order]
+        counted = matches[matches >= 0]
         hits, shown = np.cumsum(counted), np.arange(1, len(counted) + 1)
         averages[label] = curve_average(hits, shown, num_positives, definition)
     return averages
@@ -148,20 +145,28 @@ def coco_box_ap(truths: Sequence[Truth], found: Sequence[Detections], num_classe
     table = np.empty((num_classes, len(_COCO_OVERLAPS)), np.float64)
     for label in range(num_classes):
         scores, outcomes, num_positives = [np.empty(0)], [], 0
-        for truth, given in zip(truths, found, strict=True):
-            mine, theirs = truth.labels == label, given.labels == label
-            difficult = truth.difficult[mine]
+        for ranked, shared, difficult in _of_class(truths, found, label):
             num_positives += int((~difficult).sum())
-            order = np.argsort(-given.scores[theirs], kind="stable")[:_COCO_MOST]
-            shared = overlaps(given.boxes[theirs][order], truth.boxes[mine])
-            scores.append(given.scores[theirs][order])
-            outcomes.append(_coco_matches(shared, difficult))
+            scores.append(ranked[:_COCO_MOST])
+            outcomes.append(_coco_matches(shared[:_COCO_MOST], difficult))
         ranks = np.argsort(-np.concatenate(scores), kind="stable")
         columns = np.concatenate([*outcomes, np.empty((0, len(_COCO_OVERLAPS)), np.int64)])[ranks].T
         table[label] = [_coco_average(column, num_positives) for column in columns]
     at = {t: defined_mean(table[:, k]) for k, t in enumerate(_COCO_OVERLAPS.round(2).tolist())}
     classes = table.mean(axis=1)
     return CocoAp(defined_mean(classes), at[0.5], at[0.75], classes)
+
+
+def _of_class(
+    truths: Sequence[Truth], found: Sequence[Detections], label: int
+) -> Iterator[tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_]]]:
+    """Yield of each image the scores (m,), best first, the IoUs (m, n), and the difficult (n,)."""
+    for truth, given in zip(truths, found, strict=True):
+        mine, theirs = truth.labels == label, given.labels == label
+        scores = given.scores[theirs]
+        order = np.argsort(-scores, kind="stable")
+        shared = overlaps(given.boxes[theirs][order], truth.boxes[mine])
+        yield scores[order], shared, truth.difficult[mine]
 
 
 def _require_pairs(truths: Sequence[Truth], found: Sequence[Detections]) -> None:

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import ConfigError
-from pipeline.shards.headers import HeaderError, read_size
-from training.transfer.images.voc import class_names, image_files, listed
+from training.transfer.images.voc import class_names, image_files, listed, read_each, size_of
 from training.transfer.images.voc_annotation import Problems
 
 # Shapes: K classes with the background, H/W size of an image.
@@ -65,17 +64,12 @@ def read_masked(folder: Path, image_set: str) -> MaskedSet:
             f"voc (={folder}) holds no SegmentationClass beside JPEGImages: there is nothing to "
             "segment. Give a folder with masks, or remove the job segmentation."
         )
-    files, problems, images = image_files(folder), Problems(), []
-    seen: set[str] = set()
-    for image_id in listed(folder, image_set, "Segmentation"):
-        found: MaskedImage | str = "listed_twice"
-        if image_id not in seen:
-            found = _read_one(folder, image_id, files.get(image_id))
-        seen.add(image_id)
-        if isinstance(found, str):
-            problems.add(found, image_id)
-        else:
-            images.append(found)
+    files, problems = image_files(folder), Problems()
+    images = read_each(
+        listed(folder, image_set, "Segmentation"),
+        lambda image_id: _read_one(folder, image_id, files.get(image_id)),
+        problems,
+    )
     if not images:
         odd = ", ".join(f"{count} {kind}" for kind, count in problems.counts.items())
         raise ConfigError(
@@ -168,7 +162,7 @@ def _read_one(folder: Path, image_id: str, path: Path | None) -> MaskedImage | s
         return "missing_image"
     if not mask.is_file():
         return "missing_mask"
-    size, of_mask = _size_of(path), _size_of(mask)
+    size, of_mask = size_of(path), size_of(mask)
     if size is None or of_mask is None:
         return "unreadable_mask" if size else "unreadable_image"
     return MaskedImage(image_id, path, mask, *size) if size == of_mask else "size_differs"
@@ -182,13 +176,5 @@ def _numbers(folder: Path) -> list[str]:
 
 def _all_indexes(folder: Path) -> Iterator[NDArray[np.uint8]]:
     for path in sorted((folder / "SegmentationClass").glob("*.png")):
-        if _size_of(path) is not None:
+        if size_of(path) is not None:
             yield read_indexes(path)
-
-
-def _size_of(path: Path) -> tuple[int, int] | None:
-    """Return width and height of an image, None where it is damaged."""
-    try:
-        return read_size(memoryview(path.read_bytes()))
-    except (HeaderError, OSError):
-        return None

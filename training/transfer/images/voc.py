@@ -3,9 +3,10 @@
 Every listed image and every object is in the result or counted in its problems.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from training.transfer.images.voc_annotation import (
 
 # Shapes: N images, C classes, n objects of an image.
 
+
+T = TypeVar("T")
 
 _CLASS_SETS = ("trainval", "train", "val", "test")
 _TARGETS = {"1": 1, "-1": 0, "0": -1}  # shown, not shown, shown but difficult
@@ -287,19 +290,33 @@ def _read_images(
     files = image_files(part)
     for lost in sorted(set(files) - {i for s in image_sets(part) for i in listed(part, s)}):
         problems.add("image_in_no_set", lost)
+    return read_each(
+        listed(part, name),
+        lambda image_id: _read_image(part, image_id, files.get(image_id), classes, problems),
+        problems,
+    )
+
+
+def read_each(ids: Sequence[str], read: Callable[[str], T | str], problems: Problems) -> list[T]:
+    """Read each id once; count the problem where `read` returns one, or an id is listed twice."""
+    images: list[T] = []
     seen: set[str] = set()
-    images = []
-    for image_id in listed(part, name):
-        if image_id in seen:
-            problems.add("listed_twice", image_id)
-            continue
+    for image_id in ids:
+        found = "listed_twice" if image_id in seen else read(image_id)
         seen.add(image_id)
-        found = _read_image(part, image_id, files.get(image_id), classes, problems)
         if isinstance(found, str):
             problems.add(found, image_id)
         else:
             images.append(found)
     return images
+
+
+def size_of(path: Path) -> tuple[int, int] | None:
+    """Return width and height of an image, None where it is damaged."""
+    try:
+        return read_size(memoryview(path.read_bytes()))
+    except (HeaderError, OSError):
+        return None
 
 
 def _read_image(
@@ -308,16 +325,15 @@ def _read_image(
     """Read one image, or return its problem."""
     if path is None:
         return "missing_image"
-    try:
-        width, height = read_size(memoryview(path.read_bytes()))
-    except (HeaderError, OSError):
+    size = size_of(path)
+    if size is None:
         return "unreadable_image"
     annotation = _annotation(part / "Annotations" / f"{image_id}.xml")
     if isinstance(annotation, str):
         return annotation
-    boxes, odd = usable_boxes(annotation, classes, (width, height), image_id)
+    boxes, odd = usable_boxes(annotation, classes, size, image_id)
     problems.update(odd)
-    return VocImage(image_id, path, width, height, boxes.boxes, boxes.labels, boxes.difficult)
+    return VocImage(image_id, path, *size, boxes.boxes, boxes.labels, boxes.difficult)
 
 
 def _annotation(path: Path) -> Annotation | str:

@@ -1,4 +1,7 @@
-"""Who takes part in the loader's contests: ours, its peers, and the limits."""
+"""Who takes part in the loader's contests: ours, its peers, and the limits.
+
+Each imports its libraries when it runs, so that its process holds no other contender's.
+"""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,7 +37,6 @@ from pipeline.bench.work import (
     open_ours,
 )
 from pipeline.bench.worker import Answer, Batches, Variants, choose, run
-from pipeline.shards.store import Store
 
 _SHUFFLE = 500  # Samples in webdataset's buffer.
 _CHUNK_BYTES = 16 * 2**20  # Of the formats that LitData and Streaming convert to.
@@ -118,6 +119,8 @@ def decode_torchvision(data: bytes) -> Tensor:
 
 def decode_simplejpeg(data: bytes) -> Tensor:
     """Decode with simplejpeg, to the same pixels in a tenth less time; as `decode_torchvision`."""
+    import simplejpeg
+
     return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
 
 
@@ -153,6 +156,12 @@ def _by_workers(make: Callable[[LoaderWork, int], Batches], work: LoaderWork) ->
 
 
 # torch's DataLoader over shards (webdataset) and over loose files.
+
+
+def tessera_variants(work: LoaderWork) -> Variants:
+    """Offer numbers of threads."""
+    import_module("pipeline.loading.loader")
+    return _by_threads(open_ours, work)
 
 
 def webdataset_variants(work: LoaderWork) -> Variants:
@@ -362,6 +371,8 @@ def _encoded(work: LoaderWork) -> Iterator[list[memoryview]]:
 
 def decode_variants(work: LoaderWork) -> Variants:
     """Offer every binding of libjpeg-turbo; all decode the whole image."""
+    import simplejpeg
+
     return {
         "torchvision": partial(_in_threads, work, _decode_payload),
         "DALI": partial(_decode_dali, work),
@@ -388,6 +399,8 @@ def _decode_dali(work: LoaderWork) -> Batches:
 
 def _in_threads(work: LoaderWork, touch: Callable[[NDArray[np.uint8]], Any]) -> Batches:
     """Apply `touch` to batches of encoded images on every core; yields the batch's positions."""
+    from pipeline.shards.store import Store
+
     torch.set_num_threads(1)
     store = Store(work.shards)
     payloads = store.read(np.arange(store.manifest.num_samples)).payloads
@@ -424,7 +437,7 @@ class Contender:
 
 
 CONTENDERS = (
-    Contender("tessera", "Tessera", "ours", partial(_by_threads, open_ours)),
+    Contender("tessera", "Tessera", "ours", tessera_variants),
     Contender("webdataset", "webdataset + torchvision", "peer", webdataset_variants),
     Contender("files", "loose files + torchvision", "peer", partial(_by_workers, _open_files)),
     Contender("dali", "DALI, its own reader", "peer", partial(_by_threads, _open_dali)),

@@ -83,7 +83,7 @@ CONTESTS = (
     ),
     Contest(
         "scaling",
-        "Photographs of 1,500 px by one worker, and by two at once: all of them each, a core each",
+        "Photographs of 1,500 px by one worker, then by two, each taking all on its own core",
         "large",
         ("tessera_near", "two_workers"),
         "tessera_near",

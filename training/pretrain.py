@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from pipeline.atomic import write_atomic, write_json
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.data import check_data, open_loader
-from pipeline.loading.loader import Batch, Loader
+from pipeline.loading.data import check_data
+from pipeline.loading.graph_runner import Batch
+from pipeline.loading.loader import Loader, open_loader
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.quarantine import FILE_NAME as QUARANTINE_FILE
-from pipeline.loading.views import PretextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.multitask import tasks_of, weights_of
+from pipeline.pretext.multitask import PretextConfig, tasks_of, weights_of
 from pipeline.pretext.permutation_set import permutations_hash, permutations_of
 from pipeline.pretext.supervised import NO_CLASS
 from training.checkpoint import Checkpoint, load_newest, save_checkpoint

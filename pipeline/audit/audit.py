@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.audit.control import Control, stored_control
 from pipeline.audit.evidence import Evidence, ProbeScore, score_of
-from pipeline.audit.gather import Progress, Source, gather
+from pipeline.audit.gather import Control, Progress, Source, gather, stored_control
 from pipeline.audit.limits import CODES, CONTROL_TOLERANCE, DRAWS, Shortcut, checks_of
-from pipeline.audit.permutation_set import probe_codes
-from pipeline.audit.uniformity import draw, probe_draws
+from pipeline.audit.uniformity import draw, probe_codes, probe_draws
 from pipeline.config import ConfigError
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task, tasks_of

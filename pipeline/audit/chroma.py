@@ -6,8 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.audit.evidence import Answers, Evidence
-from pipeline.audit.probing import describe_raw, generator, grid_of, linear, nothing, predict, some
+from pipeline.audit.evidence import (
+    Answers,
+    Evidence,
+    describe_raw,
+    generator,
+    grid_of,
+    linear,
+    nothing,
+    predict,
+    some,
+)
 from pipeline.pretext.plan import PROJECTED, RGB
 
 _MOST_IMAGES = 2000

@@ -5,8 +5,16 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit.evidence import Answers, Evidence
-from pipeline.audit.probing import beside, describe, generator, grid_of, nothing, some
+from pipeline.audit.evidence import (
+    Answers,
+    Evidence,
+    beside,
+    describe,
+    generator,
+    grid_of,
+    nothing,
+    some,
+)
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.permutation_set import permutations_of
 

@@ -16,9 +16,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.audit.chroma import add_aberration
-from pipeline.audit.control import QUALITY, SUBSAMPLINGS, Control, encode, stored_control
 from pipeline.audit.evidence import Evidence, ProbeScore, score_of
-from pipeline.audit.gather import Progress, Source, emit, gather
+from pipeline.audit.gather import (
+    QUALITY,
+    SUBSAMPLINGS,
+    Control,
+    Progress,
+    Source,
+    emit,
+    encode,
+    gather,
+    stored_control,
+)
 from pipeline.audit.limits import (
     BLOCKS,
     BORDERS,
@@ -34,12 +43,11 @@ from pipeline.audit.limits import (
     Shortcut,
     checks_of,
 )
-from pipeline.audit.permutation_set import probe_codes
-from pipeline.audit.uniformity import draw, probe_draws
+from pipeline.audit.uniformity import draw, probe_codes, probe_draws
 from pipeline.bench.repeated import write_repeated
 from pipeline.loading.data import open_store
-from pipeline.loading.draws import Draws
 from pipeline.pretext.context import ContextConfig
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task
 from pipeline.pretext.permutation_set import permutations_of

@@ -16,7 +16,8 @@ from pipeline.bench.work import (
     Variants,
 )
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.loader import PretextLoader, whole_batches
+from pipeline.loading.crops import whole_batches
+from pipeline.loading.loader import PretextLoader
 from pipeline.loading.mixture import DataSet, Mixture, RankInfo
 from pipeline.loading.order import Order, OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from typing_extensions import assert_never
 
 from pipeline.loading.graph_runner import PlannedBatch
-from pipeline.loading.views import PretextConfig
 from pipeline.pretext.context import DIRECTIONS, ContextConfig, neighbours
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.multitask import Task, tasks_of
+from pipeline.pretext.multitask import PretextConfig, Task, tasks_of
 from pipeline.pretext.normalize import split_labels
 from pipeline.pretext.plan import COLORS, GRAY, TilePlan, grid_cells
 from pipeline.pretext.rotation import QUARTER_TURNS, RotationConfig

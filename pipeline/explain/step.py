@@ -17,8 +17,7 @@ from pipeline.loading.loader import PretextLoader
 from pipeline.loading.mixture import Mixture, RankInfo, Share
 from pipeline.loading.order import OrderConfig
 from pipeline.loading.quarantine import DamagePolicy
-from pipeline.loading.views import PretextConfig
-from pipeline.pretext.multitask import tasks_of
+from pipeline.pretext.multitask import PretextConfig, tasks_of
 from pipeline.pretext.plan import TilePlan
 from pipeline.remote.cache import ShardCache
 from pipeline.shards.damage import Damage

@@ -8,13 +8,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from pipeline.config import Config, ConfigError
-from pipeline.loading.loader import Loader, PretextLoader
-from pipeline.loading.mixture import DataSet, Mixture, RankInfo, orders
+from pipeline.loading.mixture import DataSet, Mixture, orders
 from pipeline.loading.order import OrderConfig
-from pipeline.loading.quarantine import DamagePolicy, OnDamage
-from pipeline.loading.stream import StreamConfig, StreamLoader
-from pipeline.loading.views import PretextConfig
-from pipeline.pretext.multitask import MultitaskConfig
+from pipeline.loading.quarantine import OnDamage
+from pipeline.loading.stream import StreamConfig
+from pipeline.pretext.multitask import MultitaskConfig, PretextConfig
 from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.remote.cache import CacheConfig, ShardCache
 from pipeline.remote.fetch import is_remote
@@ -106,29 +104,6 @@ def check_data(data: DataConfig, order: OrderConfig, *, seed: int, world_size: i
     counts = [read_manifest(one.manifest).shard_counts for one in data.sets]
     weights = [one.weight for one in data.sets]
     orders(counts, weights, order, seed=seed)[0].lanes_of(0, world_size)
-
-
-def open_loader(
-    data: DataConfig,
-    order: OrderConfig,
-    pretext: PretextConfig,
-    *,
-    seed: int,
-    place: RankInfo,
-    ledger: Path | None,
-) -> Loader:
-    """Open the shards and make the loader of one rank.
-
-    Raises:
-        ConfigError: The shards are not there or too few, or there are more ranks than lanes.
-    """
-    policy = DamagePolicy(data.on_damage, data.max_bad_fraction, ledger)
-    if data.stream:
-        return StreamLoader(data.stream, order, pretext, seed=seed, place=place, policy=policy)
-    mixture, cache = open_mixture(data, order, seed=seed)
-    loader = PretextLoader(mixture, pretext, seed=seed, place=place, policy=policy)
-    loader.cache = cache
-    return loader
 
 
 def open_mixture(

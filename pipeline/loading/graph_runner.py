@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,61 @@ from torch import Tensor
 
 from pipeline.dali.decode import decoded_size
 from pipeline.dali.graph import Arrays, Feed, Graph
-from pipeline.loading.counters import LoaderCounters
+from pipeline.pretext.draws import Draws
+from pipeline.pretext.jigsaw import JigsawConfig, draw_foreign
+from pipeline.pretext.multitask import PretextConfig, Task, plan_task, tasks_of
 from pipeline.pretext.plan import TilePlan
+from pipeline.pretext.supervised import SupervisedConfig, taught_classes
 from pipeline.shards.damage import DamageError
 from pipeline.shards.store import Samples
+
+
+@dataclass(slots=True)
+class LoaderCounters:
+    """Sums since the loader was made, of one rank; times in seconds of the consumer's thread."""
+
+    images: int = 0
+    batches: int = 0
+    bytes_read: int = 0
+    """Of encoded images."""
+    replaced: int = 0
+    """Samples that took the place of a damaged one."""
+    rebuilds: int = 0
+    """Graphs built anew because an image did not decode."""
+    plan_s: float = 0.0
+    """Order, draws and plans."""
+    read_s: float = 0.0
+    """Opening shards, hashing payloads; waiting for remote shards."""
+    decode_wait_s: float = 0.0
+    """Waiting for the graph. Near zero: decoding keeps up, and the consumer is the limit."""
+    consumer_s: float = 0.0
+    """Time between two requests that the consumer spent elsewhere."""
+    in_flight: int = 0
+    """Batches planned but not yet taken, now."""
+
+    def since(self, before: "LoaderCounters") -> "LoaderCounters":
+        """Return the difference to an earlier copy; `in_flight` is a level and stays."""
+        names = [field.name for field in fields(self) if field.name != "in_flight"]
+        deltas = {name: getattr(self, name) - getattr(before, name) for name in names}
+        return LoaderCounters(**deltas, in_flight=self.in_flight)
+
+    def copy(self) -> "LoaderCounters":
+        """Return a copy that later counts do not change."""
+        return LoaderCounters(**{field.name: getattr(self, field.name) for field in fields(self)})
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's share of a step, or one batch of an evaluation."""
+
+    epoch: int
+    step: int
+    sample_ids: NDArray[np.int64]
+    """(B,)."""
+    views: Tensor
+    """uint8, batch first, as the graph emits them, on the graph's device."""
+    labels: NDArray[np.int64]
+    """(B, ...): what the pretext asks, or the class numbers in an evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +97,45 @@ class Failure:
     """Of those images, at least one."""
     lasting: bool
     """Whether no view of them can be made, or only this one was tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewPlan:
+    """What a batch asks, and what its graph is fed."""
+
+    labels: NDArray[np.int64]
+    """(B, L), those of all tasks side by side; each task says what they mean."""
+    tasks: tuple[TilePlan, ...]
+    """Of each task."""
+    arrays: tuple[Arrays, ...]
+    """In the order of the graph's inputs."""
+
+
+def plan_views(
+    pretext: PretextConfig, samples: Samples, draws: Draws, mates: NDArray[np.int64]
+) -> ViewPlan:
+    """Draw the views of a batch, and what is asked of them; `mates` as `Mixture.mates` says."""
+    tasks = tasks_of(pretext)
+    plans = [_plan_samples(task, samples, draws) for task in tasks]
+    arrays = [array for plan in plans for array in plan.arrays()]
+    labels = [
+        np.concatenate([plan.labels, _foreign(task, draws, mates)], axis=1)
+        for task, plan in zip(tasks, plans, strict=True)
+    ]
+    return ViewPlan(np.concatenate(labels, axis=1), tuple(plans), (samples.payloads, *arrays))
+
+
+def _plan_samples(task: Task, samples: Samples, draws: Draws) -> TilePlan:
+    plan = plan_task(task, samples.heights, samples.widths, draws)
+    if not isinstance(task, SupervisedConfig):
+        return plan
+    return replace(plan, labels=taught_classes(task, samples.keys, samples.labels))
+
+
+def _foreign(task: Task, draws: Draws, mates: NDArray[np.int64]) -> NDArray[np.int64]:
+    if isinstance(task, JigsawConfig) and task.max_foreign_tiles:
+        return draw_foreign(task, draws, mates)
+    return np.empty((len(mates), 0), np.int64)
 
 
 Repair = Callable[[Failure], PlannedBatch]

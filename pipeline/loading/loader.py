@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,32 +12,28 @@ from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
-from pipeline.dali.whole import whole_graph
-from pipeline.loading.counters import LoaderCounters
-from pipeline.loading.draws import Draws
-from pipeline.loading.graph_runner import Failure, PlannedBatch, run_plans
+from pipeline.dali.tiles import tile_graph
+from pipeline.loading.data import DataConfig, open_mixture
+from pipeline.loading.graph_runner import (
+    Batch,
+    Failure,
+    LoaderCounters,
+    PlannedBatch,
+    plan_views,
+    run_plans,
+)
 from pipeline.loading.mixture import Mixture, RankInfo, Share
+from pipeline.loading.order import OrderConfig
 from pipeline.loading.quarantine import STOP_AT_DAMAGE, DamagePolicy, EpochCounts, Quarantine
-from pipeline.loading.views import PretextConfig, check_lanes, plan_views, view_graph
+from pipeline.loading.stream import StreamLoader
+from pipeline.pretext.draws import Draws
+from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.multitask import PretextConfig, tasks_of
 from pipeline.remote.cache import ShardCache
 from pipeline.shards.damage import Damage, DamageError
-from pipeline.shards.store import Samples, Store
+from pipeline.shards.store import Samples
 
 _MAX_SPARES = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One rank's share of a step, or one batch of an evaluation."""
-
-    epoch: int
-    step: int
-    sample_ids: NDArray[np.int64]
-    """(B,)."""
-    views: Tensor
-    """uint8, batch first, as the graph emits them, on the graph's device."""
-    labels: NDArray[np.int64]
-    """(B, ...): what the pretext asks, or the class numbers in an evaluation."""
 
 
 class Loader(Protocol):
@@ -74,6 +70,29 @@ class Loader(Protocol):
 
     def close(self) -> None:
         """Let go of shards, threads and files."""
+
+
+def open_loader(
+    data: DataConfig,
+    order: OrderConfig,
+    pretext: PretextConfig,
+    *,
+    seed: int,
+    place: RankInfo,
+    ledger: Path | None,
+) -> Loader:
+    """Open the shards and make the loader of one rank.
+
+    Raises:
+        ConfigError: The shards are not there or too few, or there are more ranks than lanes.
+    """
+    policy = DamagePolicy(data.on_damage, data.max_bad_fraction, ledger)
+    if data.stream:
+        return StreamLoader(data.stream, order, pretext, seed=seed, place=place, policy=policy)
+    mixture, cache = open_mixture(data, order, seed=seed)
+    loader = PretextLoader(mixture, pretext, seed=seed, place=place, policy=policy)
+    loader.cache = cache
+    return loader
 
 
 class PretextLoader:
@@ -147,7 +166,8 @@ class PretextLoader:
         self, positions: Iterator[tuple[int, int]], options: GraphOptions
     ) -> Generator[tuple[PlannedBatch, Tensor], None, None]:
         plans = (self._plan(epoch, step) for epoch, step in positions)
-        build = lambda feed: view_graph(feed, self._pretext, options)  # noqa: E731
+        tiles = [task.tiles for task in tasks_of(self._pretext)]
+        build = lambda feed: tile_graph(feed, tiles, options)  # noqa: E731
         yield from run_plans(plans, build, self._repair, self.counters)
 
     def _plan(self, epoch: int, step: int) -> PlannedBatch:
@@ -236,41 +256,22 @@ class PretextLoader:
         }
 
 
-def whole_batches(
-    store: Store, sample_ids: NDArray[np.int64], options: GraphOptions, *, px: int
-) -> Iterator[Batch]:
-    """Yield the given samples in the given order, each once, the last batch short.
-
-    A view is the central square of the image, resized to `px`: uint8 (B, px, px, 3). An evaluation
-    replaces nothing.
+def check_lanes(pretext: PretextConfig, data: Mixture) -> None:
+    """Refuse foreign tiles where no other image of the lane is at hand.
 
     Raises:
-        DamageError: A sample is damaged or does not decode.
+        ConfigError: A lane gives a single sample to a step.
     """
-
-    def plans() -> Iterator[PlannedBatch]:
-        for step, start in enumerate(range(0, len(sample_ids), options.max_batch)):
-            ids = sample_ids[start : start + options.max_batch]
-            samples = store.read(ids).require_whole()
-            crops = central_squares(samples.heights, samples.widths)
-            arrays = (samples.payloads, crops)
-            yield PlannedBatch(0, step, ids, 0, samples, samples.labels, (), arrays)
-
-    def stop(failure: Failure) -> PlannedBatch:
-        raise DamageError("; ".join(str(damage) for damage in _named(store, failure)))
-
-    build = lambda feed: whole_graph(feed, options, px=px)  # noqa: E731
-    for done, views in run_plans(plans(), build, stop, LoaderCounters()):
-        yield Batch(done.epoch, done.step, done.sample_ids, views, done.labels)
+    least = min(one.order.config.lane_share for one in data.sets)
+    for task in tasks_of(pretext):
+        if isinstance(task, JigsawConfig) and task.max_foreign_tiles and least == 1:
+            raise ConfigError(
+                f"max_foreign_tiles (={task.max_foreign_tiles}) needs two samples of a lane in a "
+                "step, but global_batch / num_lanes is 1; raise global_batch or lower num_lanes."
+            )
 
 
-def central_squares(heights: NDArray[np.int32], widths: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return the largest central square of each image, int32 (B, 4): top, left, height, width."""
-    side = np.minimum(heights, widths)
-    return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
-
-
-def _named(data: Mixture | Store, failure: Failure) -> list[Damage]:
+def _named(data: Mixture, failure: Failure) -> list[Damage]:
     """Name the images of a batch that have no view."""
     detail = "the image does not decode, though its bytes are those that were written."
     ids = [int(failure.planned.sample_ids[position]) for position in failure.positions]

@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.dali.graph import GraphOptions
-from pipeline.dali.whole import fitted_graph
-from pipeline.loading.counters import LoaderCounters
-from pipeline.loading.graph_runner import Failure, PlannedBatch, run_plans
+from pipeline.dali.tiles import fitted_graph
+from pipeline.loading.graph_runner import (
+    Failure,
+    LoaderCounters,
+    PlannedBatch,
+    run_plans,
+)
 from pipeline.shards.damage import DamageError
 from pipeline.shards.store import Samples
 

@@ -16,15 +16,21 @@ from typing_extensions import Self
 
 from pipeline.config import Config, ConfigError
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.counters import LoaderCounters
-from pipeline.loading.draws import Draws
-from pipeline.loading.graph_runner import Failure, PlannedBatch, run_plans
-from pipeline.loading.loader import Batch
+from pipeline.dali.tiles import tile_graph
+from pipeline.loading.graph_runner import (
+    Batch,
+    Failure,
+    LoaderCounters,
+    PlannedBatch,
+    plan_views,
+    run_plans,
+)
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import Order, OrderConfig
 from pipeline.loading.quarantine import DamagePolicy, EpochCounts, Quarantine
 from pipeline.loading.unindexed import StreamedSample, Unindexed, as_samples, damage
-from pipeline.loading.views import PretextConfig, plan_views, view_graph
+from pipeline.pretext.draws import Draws
+from pipeline.pretext.multitask import PretextConfig, tasks_of
 from pipeline.remote.cache import ShardCache
 from pipeline.remote.piped import STDIN, absolute_url, check_url
 from pipeline.shards.damage import Damage, DamageError
@@ -168,7 +174,8 @@ class StreamLoader:
         """
         self._start()
         plans = (self._plan(step) for step in count(self._step))
-        build = lambda feed: view_graph(feed, self._pretext, options)  # noqa: E731
+        tiles = [task.tiles for task in tasks_of(self._pretext)]
+        build = lambda feed: tile_graph(feed, tiles, options)  # noqa: E731
         try:
             for done, views in run_plans(plans, build, self._repair, self.counters):
                 self._advance(done)

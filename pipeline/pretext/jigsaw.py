@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from pipeline.config import Config
-from pipeline.loading.draws import Draws
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.plan import (
     TilePlan,
     Tiles,

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from pipeline.loading.draws import Draws
+from pipeline.pretext.draws import Draws
 
 COLORS = ("rgb", "gray", "projected", "red", "green", "blue")
 """How a tile can be shown; the last three keep one channel, noise stands in for the others."""

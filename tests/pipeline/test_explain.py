@@ -22,9 +22,8 @@ from PIL import Image
 
 from pipeline.config import ConfigError
 from pipeline.explain.locate import find_sample
-from pipeline.explain.pictures.sample import panels_of
-from pipeline.explain.pictures.sheets import seen_tiles
-from pipeline.explain.pictures.step import CONTACT_SHEET, save_pictures
+from pipeline.explain.pictures.drawing import seen_tiles
+from pipeline.explain.pictures.step import CONTACT_SHEET, panels_of, save_pictures
 from pipeline.explain.step import explain_sample, explain_step, open_subject
 from pipeline.ingest.config import ShardConfig
 from pipeline.loading.data import DataConfig

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pipeline.config import ConfigError, parse
-from pipeline.loading.draws import Draws
 from pipeline.loading.loader import PretextLoader
 from pipeline.loading.mixture import DataSet, Mixture, RankInfo
 from pipeline.loading.order import Order, OrderConfig
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig, draw_foreign
 from pipeline.shards.store import Store
 

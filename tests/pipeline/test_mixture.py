@@ -11,10 +11,10 @@ from PIL import Image
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
 from pipeline.ingest.config import ShardConfig
-from pipeline.loading.draws import Draws
 from pipeline.loading.loader import PretextLoader
 from pipeline.loading.mixture import DataSet, Mixture, RankInfo, orders
 from pipeline.loading.order import Order, OrderConfig
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
 from pipeline.shards.store import Store
 

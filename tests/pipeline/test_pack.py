@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.config import ConfigError
 from pipeline.dali.decode import decode_rgb
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.loader import whole_batches
+from pipeline.loading.crops import whole_batches
 from pipeline.shards import labelled as packing
 from pipeline.shards.damage import DamageError
 from pipeline.shards.labelled import Packed, content_key, pack

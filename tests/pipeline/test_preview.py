@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.explain.countermeasures import Measure, Untouched, measures_of
 from pipeline.explain.pictures.countermeasures import (
     DETAIL_PX,
     MAGNIFIED,
+    Measure,
+    Untouched,
     image_parts,
     magnified,
     measure_parts,
+    measures_of,
 )
-from pipeline.explain.pictures.sheets import TileSheet, sheet_of
-from pipeline.explain.pictures.source import Square, arrow_between
+from pipeline.explain.pictures.drawing import Square, TileSheet, arrow_between, sheet_of
 from pipeline.explain.step import explain_step, open_subject
 from pipeline.loading.data import DataConfig
 from pipeline.loading.mixture import RankInfo

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.dali.graph import GraphOptions
 from pipeline.dali.tiles import tile_graph
-from pipeline.loading.draws import Draws
+from pipeline.pretext.draws import Draws
 from pipeline.reference import tile_views
 from pipeline.shards.store import Store
 

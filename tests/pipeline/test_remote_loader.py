@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.config import parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.data import DataConfig, open_loader
+from pipeline.loading.data import DataConfig
+from pipeline.loading.loader import open_loader
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig

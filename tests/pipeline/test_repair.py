@@ -15,7 +15,8 @@ from PIL import Image
 from pipeline.bench.machine import memory_mib
 from pipeline.dali.graph import GraphOptions
 from pipeline.ingest.config import ShardConfig
-from pipeline.loading.loader import PretextLoader, whole_batches
+from pipeline.loading.crops import whole_batches
+from pipeline.loading.loader import PretextLoader
 from pipeline.loading.mixture import DataSet, Mixture, RankInfo
 from pipeline.loading.order import Order, OrderConfig
 from pipeline.loading.quarantine import DamagePolicy

@@ -15,12 +15,12 @@ from children import children
 
 from pipeline.config import ConfigError, parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.draws import Draws
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import OrderConfig
 from pipeline.loading.quarantine import STOP_AT_DAMAGE
 from pipeline.loading.stream import StreamConfig, StreamLoader
 from pipeline.loading.unindexed import sample_id
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
 from pipeline.reference import tile_views
 from pipeline.shards.store import Store

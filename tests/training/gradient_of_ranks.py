@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.data import open_loader
+from pipeline.loading.loader import open_loader
 from pipeline.loading.mixture import RankInfo
 from training.ddp import joined
 from training.models.pretext_model import HeadOutput

@@ -9,8 +9,8 @@ from PIL import Image
 
 from pipeline.config import parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.explain.pictures.sheets import seen_tiles
-from pipeline.loading.data import open_loader
+from pipeline.explain.pictures.drawing import seen_tiles
+from pipeline.loading.loader import open_loader
 from pipeline.loading.mixture import RankInfo
 from pipeline.pretext.context import ContextConfig, neighbours
 from pipeline.pretext.jigsaw import JigsawConfig

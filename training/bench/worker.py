@@ -16,7 +16,7 @@ from pipeline.bench.measure import run
 from pipeline.bench.process import serve
 from pipeline.bench.work import Batches
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.loader import whole_batches
+from pipeline.loading.crops import whole_batches
 from pipeline.pretext.normalize import normalize
 from training.bench.peers import endless_loop, keep_features
 from training.bench.work import POOLINGS, ExtractionWork

@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.loading.views import PretextConfig
-from pipeline.pretext.multitask import tasks_of, weights_of
+from pipeline.pretext.multitask import PretextConfig, tasks_of, weights_of
 from training.metrics import MetricsRecord
 from training.report.charts import Line, LineChart, Series, line_chart
 

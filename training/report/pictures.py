@@ -11,27 +11,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pipeline.explain.pictures.drawing import (
+    SHOWN_DEVIATIONS,
+    Arrow,
+    Pixels,
+    Square,
+    arrow_between,
+    asked_first,
+    decoded,
+    normalised_tiles,
+    seen_tiles,
+    squares_of,
+    views_by_task,
+)
 from torch import Tensor
 from typing_extensions import assert_never
 
 from pipeline.config import ConfigError
 from pipeline.explain.describe import AnyDraws, ContextDraws, JigsawDraws
-from pipeline.explain.pictures.sample import sample_page
-from pipeline.explain.pictures.sheets import (
-    SHOWN_DEVIATIONS,
-    Pixels,
-    normalised_tiles,
-    seen_tiles,
-    views_by_task,
-)
-from pipeline.explain.pictures.source import (
-    Arrow,
-    Square,
-    arrow_between,
-    asked_first,
-    decoded,
-    squares_of,
-)
+from pipeline.explain.pictures.step import sample_page
 from pipeline.explain.step import Explained, Subject, explain_step, open_subject
 from pipeline.loading.mixture import RankInfo
 from pipeline.pretext.context import ContextConfig

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pipeline.dali.graph import GraphOptions
 from pipeline.loading.crops import even_parts, shuffled
-from pipeline.loading.draws import Draws
 from pipeline.loading.resized import Fitted, Fitting, fit
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.normalize import normalize
 from training.transfer.job import Setting
 

@@ -19,9 +19,9 @@ from pipeline.loading.graph_runner import Batch
 from pipeline.loading.loader import Loader, open_loader
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.quarantine import FILE_NAME as QUARANTINE_FILE
-from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 from pipeline.pretext.multitask import PretextConfig, tasks_of, weights_of
-from pipeline.pretext.permutation_set import permutations_hash, permutations_of
+from pipeline.pretext.permutation_set import permutations_hash
 from pipeline.pretext.supervised import NO_CLASS
 from training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from training.ddp import Ranks, joined

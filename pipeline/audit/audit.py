@@ -11,9 +11,8 @@ from pipeline.audit.gather import Control, Progress, Source, gather, stored_cont
 from pipeline.audit.limits import CODES, CONTROL_TOLERANCE, DRAWS, Shortcut, checks_of
 from pipeline.audit.uniformity import draw, probe_codes, probe_draws
 from pipeline.config import ConfigError
-from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 from pipeline.pretext.multitask import Task, tasks_of
-from pipeline.pretext.permutation_set import permutations_of
 from pipeline.shards.manifest import read_manifest
 
 LEAST_IMAGES = 60

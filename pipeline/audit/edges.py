@@ -11,12 +11,10 @@ from pipeline.audit.evidence import (
     beside,
     describe,
     generator,
-    grid_of,
     nothing,
     some,
 )
-from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.permutation_set import permutations_of
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 
 _MOST_IMAGES = 2000
 _MOST_PUZZLES = 200
@@ -36,7 +34,7 @@ def probe_edges(evidence: Evidence, *, seed: int) -> Answers:
         other T - 1 tiles? `solved`: of a sample of jigsaw puzzles, how many the borders alone
         answer, by the best sum over all permutations of the set.
     """
-    grid = grid_of(evidence.task)
+    grid = evidence.task.grid
     if grid < 2:
         return nothing(1.0)
     tiles = grid * grid

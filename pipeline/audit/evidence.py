@@ -15,7 +15,6 @@ from pipeline.pretext.multitask import Task
 from pipeline.pretext.normalize import see
 from pipeline.pretext.plan import LUMA, TilePlan
 from pipeline.pretext.rotation import RotationConfig
-from pipeline.pretext.supervised import SupervisedConfig
 
 # Shapes: N images, T tiles of an image, V views that the network sees of it, M answers or examples,
 # D features, R resamples.
@@ -154,11 +153,6 @@ def generator(seed: int) -> np.random.Generator:
 def some(num: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw at most `most` of 0..num - 1, ascending."""
     return np.sort(rng.permutation(num)[:most]).astype(np.int64)
-
-
-def grid_of(task: Task) -> int:
-    """Return the tiles on a side; 1 where a task cuts none."""
-    return 1 if isinstance(task, RotationConfig | SupervisedConfig) else task.grid
 
 
 def beside(grid: int) -> NDArray[np.int64]:

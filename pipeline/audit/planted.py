@@ -48,10 +48,9 @@ from pipeline.bench.repeated import write_repeated
 from pipeline.loading.data import open_store
 from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.draws import Draws
-from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 from pipeline.pretext.multitask import Task
-from pipeline.pretext.permutation_set import permutations_of
-from pipeline.pretext.plan import TilePlan, grid_cells
+from pipeline.pretext.plan import TilePlan
 from pipeline.pretext.rotation import QUARTER_TURNS, RotationConfig, plan_rotation
 from pipeline.reference import resize
 
@@ -100,11 +99,9 @@ def darken_corners(evidence: Evidence) -> NDArray[np.uint8]:
 
 def skip_last_place(plan: TilePlan, task: JigsawConfig) -> TilePlan:
     """Draw the jitter of tiles from all places but the last, as `randint(0, slack)` does."""
-    slack = task.cell_px - task.tile_px - task.channel_shift_px
-    cells = grid_cells(task.grid, task.cell_px)
     rng = np.random.Generator(np.random.Philox(int(plan.labels.sum())))
-    jitter = rng.integers(slack, size=plan.anchors.shape)
-    return replace(plan, anchors=(cells + jitter).astype(np.int32))
+    jitter = rng.integers(task.slack_px, size=plan.anchors.shape)
+    return replace(plan, anchors=(task.cells + jitter).astype(np.int32))
 
 
 def reduce_first(plan: TilePlan) -> TilePlan:

@@ -14,7 +14,6 @@ from pipeline.audit.evidence import (
     describe,
     describe_raw,
     generator,
-    grid_of,
     linear,
     nothing,
     pooled,
@@ -38,7 +37,7 @@ def probe_places(evidence: Evidence, *, seed: int) -> Answers:
         One answer for each tile, of images that the linear probe was not fitted to; `row` and
         `column`: how often those are right.
     """
-    grid = grid_of(evidence.task)
+    grid = evidence.task.grid
     if grid < 2:
         return nothing(1.0)
     images = some(len(evidence.views), _MOST_IMAGES, generator(seed))
@@ -88,7 +87,7 @@ def probe_blocks(evidence: Evidence, *, seed: int) -> Answers:
         `bits`: mutual information of phase and place, less what a finite sample pretends, in bits,
         the mean of both axes; at most log2 of the grid's side.
     """
-    grid = grid_of(evidence.task)
+    grid = evidence.task.grid
     if grid < 2:
         return nothing(1.0)
     images = some(len(evidence.views), _MOST_IMAGES, generator(seed))

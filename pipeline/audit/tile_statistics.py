@@ -14,7 +14,6 @@ from pipeline.audit.evidence import (
     beside,
     describe,
     generator,
-    grid_of,
     linear,
     nothing,
     predict,
@@ -58,7 +57,7 @@ def probe_moments(evidence: Evidence, *, seed: int) -> Answers:
         what the pretext asks, with its chance; `higher`, `histogram`: neighbours again, by skewness
         and kurtosis, and by a histogram of 16 bins, which normalisation leaves.
     """
-    grid = grid_of(evidence.task)
+    grid = evidence.task.grid
     if grid < 2:
         return nothing(0.5)
     rng = generator(seed)
@@ -178,7 +177,7 @@ def probe_spectrum(evidence: Evidence, *, seed: int) -> Answers:
         of their spectra. Jigsaw: one for each tile, which cell. `scale_r2`: how much of the scale
         of the crop, the same for all tiles of an image, the spectra tell in other images.
     """
-    grid = grid_of(evidence.task)
+    grid = evidence.task.grid
     if grid < 2:
         return nothing(1.0)
     images = some(len(evidence.views), _MOST_FOR_SPECTRA, generator(seed))

@@ -8,14 +8,12 @@ from numpy.typing import NDArray
 from pipeline.audit.evidence import ChiSquare, ProbeScore, chi_square_even, chi_square_together
 from pipeline.audit.gather import join
 from pipeline.loading.order import Order, OrderConfig
-from pipeline.pretext.context import ContextConfig, neighbours
+from pipeline.pretext.context import neighbours
 from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task, plan_task
 from pipeline.pretext.permutation_set import distances
-from pipeline.pretext.plan import TilePlan, grid_cells
-from pipeline.pretext.rotation import RotationConfig
-from pipeline.pretext.supervised import SupervisedConfig
+from pipeline.pretext.plan import SquareConfig, TilePlan
 
 # Shapes: M images drawn for, L answers, T tiles, K permutations.
 
@@ -119,25 +117,21 @@ def _tests(drawn: Drawn) -> list[ChiSquare]:
 def _codes(drawn: Drawn) -> dict[str, tuple[NDArray[np.int64], int]]:
     """Return what is drawn evenly: values 0..size - 1, and size; only where size is 2 or more."""
     plan, task = drawn.plan, drawn.task
-    match task:
-        case JigsawConfig():
-            choices, pitch = task.num_permutations, task.cell_px
-            places = task.cell_px - task.tile_px - task.channel_shift_px + 1
-        case ContextConfig():
-            choices, pitch = len(neighbours(task.grid)), task.patch_px + task.gap_px
-            places = 2 * task.jitter_px + 1
-        case RotationConfig() | SupervisedConfig():
-            # The answers are not drawn; the square's place is.
-            top = plan.crops[:, 0] / (_SIDE - plan.crops[:, 2] + 1)
-            left = plan.crops[:, 1] / (_SIDE - plan.crops[:, 3] + 1)
-            codes = {"top": top, "left": left}
-            return {name: ((v * 8).astype(np.int64), 8) for name, v in codes.items()}
-    jitter = (plan.anchors - grid_cells(task.grid, pitch)).astype(np.int64)
+    if isinstance(task, SquareConfig):  # The answers are not drawn; the square's position is.
+        top = plan.crops[:, 0] / (_SIDE - plan.crops[:, 2] + 1)
+        left = plan.crops[:, 1] / (_SIDE - plan.crops[:, 3] + 1)
+        codes = {"top": top, "left": left}
+        return {name: ((v * 8).astype(np.int64), 8) for name, v in codes.items()}
+    if isinstance(task, JigsawConfig):
+        choices = task.num_permutations
+    else:
+        choices = len(neighbours(task.grid))
+    jitter = (plan.anchors - task.cells).astype(np.int64)
     found = {"label": (plan.labels[:, 0], choices)}
     found |= {f"answer {n}": (plan.labels[:, n], choices) for n in range(1, plan.labels.shape[1])}
     for tile in range(task.num_tiles):
         for axis, name in enumerate(("down", "right")):
-            found[f"tile {tile} {name}"] = (jitter[:, tile, axis], places)
+            found[f"tile {tile} {name}"] = (jitter[:, tile, axis], task.slack_px + 1)
     return {name: code for name, code in found.items() if code[1] > 1}
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
-from pipeline.explain.describe import AnyDraws, drawn_by, listed, only_rows
+from pipeline.explain.describe import describe_draws, listed, only_rows
 from pipeline.explain.locate import SampleLocations
 from pipeline.loading.data import DataConfig, open_mixture
 from pipeline.loading.graph_runner import PlannedBatch
@@ -17,7 +17,7 @@ from pipeline.loading.loader import PretextLoader
 from pipeline.loading.mixture import Mixture, RankInfo, Share
 from pipeline.loading.order import OrderConfig
 from pipeline.loading.quarantine import DamagePolicy
-from pipeline.pretext.multitask import PretextConfig, tasks_of
+from pipeline.pretext.multitask import AnyDraws, PretextConfig, tasks_of
 from pipeline.pretext.plan import TilePlan
 from pipeline.remote.cache import ShardCache
 from pipeline.shards.damage import Damage
@@ -195,7 +195,7 @@ def _only(whole: Explained, rows: slice) -> Explained:
 
 def _samples(subject: Subject, planned: PlannedBatch, share: Share) -> Iterator[ShownSample]:
     seats = list(_seats(subject.data, share))
-    draws = drawn_by(subject.pretext, planned, [seat.position for seat in seats])
+    draws = describe_draws(subject.pretext, planned, [seat.position for seat in seats])
     wanted = share.sample_ids.tolist()
     for row, seat in enumerate(seats):
         sample_id = int(planned.sample_ids[row])

@@ -8,15 +8,17 @@ from pydantic import Field, model_validator
 from typing_extensions import Self, assert_never
 
 from pipeline.config import Config
-from pipeline.pretext.context import ContextConfig, plan_context
+from pipeline.pretext.context import ContextConfig, ContextDraws, plan_context
 from pipeline.pretext.draws import Draws
-from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
+from pipeline.pretext.jigsaw import JigsawConfig, JigsawDraws, plan_jigsaw
 from pipeline.pretext.plan import TilePlan
-from pipeline.pretext.rotation import RotationConfig, plan_rotation
-from pipeline.pretext.supervised import SupervisedConfig, plan_supervised
+from pipeline.pretext.rotation import RotationConfig, RotationDraws, plan_rotation
+from pipeline.pretext.supervised import SupervisedConfig, SupervisedDraws, plan_supervised
 
 Task = JigsawConfig | ContextConfig | RotationConfig | SupervisedConfig
 """A pretext that asks one kind of question."""
+AnyDraws = JigsawDraws | ContextDraws | RotationDraws | SupervisedDraws
+"""What a task drew for one image."""
 
 
 class MultitaskConfig(Config):

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numba import njit
@@ -18,7 +18,8 @@ from typing_extensions import assert_never
 
 from pipeline.atomic import write_atomic, write_json
 from pipeline.config import ConfigError
-from pipeline.pretext.jigsaw import JigsawConfig, PermutationMethod
+
+PermutationMethod = Literal["max_min", "max_mean", "random"]
 
 _VERSION = 1  # Of the algorithms: another one's sets are never taken for this one's.
 _MAX_BYTES = 16 * 2**20  # The largest set, 10,000 rows of 64 int64, takes 5.
@@ -145,23 +146,6 @@ _MAX_ENUMERATED = 9  # 9! = 362,880 rows; above, a sample of that many stands fo
 _BLOCK = 8192
 """Candidates that are measured at a time: their distances stay in the processor's cache."""
 _TAKEN = -(2**30)
-
-
-def permutations_of(config: JigsawConfig) -> NDArray[np.int64]:
-    """Return the permutation set of a puzzle, int64 (num_permutations, num_tiles).
-
-    Raises:
-        ConfigError: permutation_file holds no such set.
-    """
-    if config.permutation_file is not None:
-        shape = (config.num_permutations, config.num_tiles)
-        return read_permutations(config.permutation_file, shape)
-    return permutation_set(
-        config.permutation_method,
-        config.num_tiles,
-        config.num_permutations,
-        seed=config.permutation_seed,
-    )
 
 
 def permutation_set(

@@ -20,9 +20,8 @@ from pipeline.loading.data import DataConfig
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import OrderConfig
 from pipeline.pretext.context import ContextConfig
-from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 from pipeline.pretext.multitask import MultitaskConfig
-from pipeline.pretext.permutation_set import permutations_of
 from pipeline.pretext.rotation import RotationConfig
 
 JIGSAW = JigsawConfig(

@@ -13,10 +13,9 @@ from pipeline.explain.pictures.drawing import seen_tiles
 from pipeline.loading.loader import open_loader
 from pipeline.loading.mixture import RankInfo
 from pipeline.pretext.context import ContextConfig, neighbours
-from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 from pipeline.pretext.multitask import tasks_of
 from pipeline.pretext.normalize import split_labels, split_views
-from pipeline.pretext.permutation_set import permutations_of
 from pipeline.pretext.rotation import RotationConfig
 from training.metrics import MetricsRecord
 from training.report.curves import Recorded, curves, several_tasks

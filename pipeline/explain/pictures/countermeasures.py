@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typing_extensions import assert_never
 
-from pipeline.explain.describe import AnyDraws, ContextDraws, JigsawDraws, cells_of, only_rows
+from pipeline.explain.describe import only_rows
 from pipeline.explain.pictures.drawing import (
     SHOWN_DEVIATIONS,
     Pixels,
@@ -23,9 +23,8 @@ from pipeline.explain.pictures.drawing import (
 from pipeline.explain.pictures.step import file_name
 from pipeline.explain.step import Explained
 from pipeline.pretext.context import ContextConfig
-from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.multitask import PretextConfig, Task
-from pipeline.pretext.permutation_set import permutations_of
+from pipeline.pretext.jigsaw import JigsawConfig, JigsawDraws, permutations_of
+from pipeline.pretext.multitask import AnyDraws, PretextConfig, Task
 from pipeline.pretext.plan import GRAY, KEEP_RED, PROJECTED, RGB, TilePlan, Tiles
 from pipeline.pretext.rotation import RotationConfig
 from pipeline.pretext.supervised import SupervisedConfig
@@ -193,7 +192,7 @@ def _colored(tiles: Tiles, plan: TilePlan, name: str) -> _Change:
 def _cells(task: JigsawConfig, plan: TilePlan) -> _Change:
     whole = replace(
         plan,
-        anchors=np.broadcast_to(cells_of(task), plan.anchors.shape).astype(np.int32),
+        anchors=np.broadcast_to(task.cells, plan.anchors.shape).astype(np.int32),
         shifts=np.zeros_like(plan.shifts),
         sides=np.full_like(plan.sides, task.cell_px),
     )
@@ -351,8 +350,8 @@ def image_parts(
         source = Drawing(
             name=f"{stem}-stored.png",
             image=marked_image(stored, draws, task, scale, numbers=True),
-            alt=f"Stored image {shown.key} with {_marks(draws)}",
-            caption=f"Stored, {shown.width} x {shown.height} px, with {_marks(draws)}.",
+            alt=f"Stored image {shown.key} with {draws.marks}",
+            caption=f"Stored, {shown.width} x {shown.height} px, with {draws.marks}.",
         )
         drawings = (source, *_seen(task, draws, tiles, stem))
         yield PreviewSection(f"Position {shown.seat.position}: {shown.key}", "", drawings)
@@ -428,43 +427,8 @@ def _before_and_after(task: Task, measure: Measure) -> Iterator[Drawing]:
 
 
 def _seen(task: Task, draws: AnyDraws, tiles: Pixels, stem: str) -> Iterator[Drawing]:
-    sheet = sheet_of(task)
-    match task:
-        case JigsawConfig():
-            assert isinstance(draws, JigsawDraws)
-            row = draws.permutations[0]
-            permutation = permutations_of(task)[row]
-            order = " ".join(str(tile + 1) for tile in permutation)
-            yield _drawing(stem, "order", sheet.draw(tiles), "Tiles in reading order")
-            mixed = sheet.draw(tiles[permutation])
-            yield _drawing(stem, "shuffled", mixed, f"Shuffled by permutation {row}: {order}")
-        case ContextConfig():
-            assert isinstance(draws, ContextDraws)
-            pair = draws.pairs[0]
-            yield _drawing(stem, "order", sheet.draw(tiles), "Patches in reading order")
-            asked = replace(sheet, grid=2).draw(tiles[[pair.first, pair.second]])
-            what = f"Asked first: patch {pair.first + 1}, then {pair.second + 1}: {pair.direction}"
-            yield _drawing(stem, "pair", asked, what)
-        case RotationConfig():
-            what = "Turned by 0, 90, 180 and 270 degrees counterclockwise"
-            yield _drawing(stem, "turns", sheet.draw(seen_tiles(task, tiles)), what)
-        case SupervisedConfig():
-            yield _drawing(stem, "square", sheet.draw(tiles), "The square, whose class is asked")
-        case _:
-            assert_never(task)
-
-
-def _drawing(stem: str, kind: str, image: Image.Image, what: str) -> Drawing:
-    return Drawing(f"{stem}-{kind}.png", image, what, f"{what}.")
-
-
-def _marks(draws: AnyDraws) -> str:
-    if isinstance(draws, ContextDraws):
-        pair = draws.pairs[0]
-        return (
-            f"its block, its patches, and an arrow from patch {pair.first + 1} to "
-            f"{pair.second + 1}, {pair.direction}"
-        )
-    if isinstance(draws, JigsawDraws):
-        return "its crop and its tiles"
-    return "its square, before it is mirrored" if draws.mirrored else "its square"
+    sheet, seen = sheet_of(task), seen_tiles(task, tiles)
+    for layout in task.layouts(draws):
+        shown = seen if layout.order is None else seen[list(layout.order)]
+        image = replace(sheet, grid=layout.columns or sheet.grid).draw(shown)
+        yield Drawing(f"{stem}-{layout.kind}.png", image, layout.what, f"{layout.what}.")

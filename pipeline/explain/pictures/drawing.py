@@ -9,16 +9,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
-from typing_extensions import assert_never
 
-from pipeline.explain.describe import AnyDraws, ContextDraws, Pair, cells_of
 from pipeline.explain.pictures.lettering import PAPER, font
-from pipeline.pretext.context import ContextConfig
-from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.multitask import PretextConfig, Task
+from pipeline.pretext.multitask import AnyDraws, PretextConfig, Task
 from pipeline.pretext.normalize import quarter_turns, see, split_views
-from pipeline.pretext.rotation import QUARTER_TURNS, RotationConfig
-from pipeline.pretext.supervised import SupervisedConfig
+from pipeline.pretext.rotation import RotationConfig
 
 Pixels = NDArray[np.uint8]
 
@@ -68,15 +63,7 @@ class TileSheet:
 
 def sheet_of(task: Task) -> TileSheet:
     """Choose how the tiles of one image are laid out; the same for all images of a task."""
-    match task:
-        case JigsawConfig() | ContextConfig():
-            grid = task.grid
-        case RotationConfig():
-            grid = round(len(QUARTER_TURNS) ** 0.5)
-        case SupervisedConfig():
-            grid = 1
-        case _:
-            assert_never(task)
+    grid = round(task.num_views**0.5)
     side = task.tiles.tile_px
     return TileSheet(grid, side, max(1, round(_SHEET_PX / (grid * side))), max(6, _SHEET_PX // 36))
 
@@ -145,7 +132,7 @@ def squares_of(task: Task, draws: AnyDraws, scale: float) -> tuple[Square, ...]:
     """Place an image's tiles on it, in reading order; `scale` is px drawn for a stored px."""
     top, left, side = draws.crop
     per_px = side / task.tiles.crop_px
-    anchors = cells_of(task) + np.array(draws.tiles)
+    anchors = task.cells + np.array(draws.tiles)
     far = task.tiles.tile_px * per_px * scale
     return tuple(
         Square((left + x * per_px) * scale, (top + y * per_px) * scale, far)
@@ -166,11 +153,6 @@ def arrow_between(first: Square, second: Square) -> Arrow:
     )
     tail = (x0 + cut * math.cos(angle), y0 + cut * math.sin(angle))
     return Arrow(tail, tip, (left, right))
-
-
-def asked_first(draws: AnyDraws) -> Pair | None:
-    """Return the first pair that is asked of an image, where pairs are."""
-    return draws.pairs[0] if isinstance(draws, ContextDraws) else None
 
 
 def fitted(
@@ -196,7 +178,7 @@ def marked_image(
     marked.paste(resized.crop(inside), inside[:2])
     pen = ImageDraw.Draw(marked)
     thick = 2 if numbers else 1
-    squares, pair = squares_of(task, draws, scale), asked_first(draws)
+    squares, pair = squares_of(task, draws, scale), draws.pair
     alone = len(squares) == 1  # The square of rotation is the crop itself.
     for number, square in enumerate(() if alone else squares):
         asked = pair is not None and number in (pair.first, pair.second)

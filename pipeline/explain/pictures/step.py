@@ -7,15 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
-from typing_extensions import assert_never
 
-from pipeline.explain.describe import (
-    AnyDraws,
-    ContextDraws,
-    JigsawDraws,
-    RotationDraws,
-    SupervisedDraws,
-)
 from pipeline.explain.pictures.drawing import (
     Pixels,
     TileSheet,
@@ -27,11 +19,7 @@ from pipeline.explain.pictures.drawing import (
 )
 from pipeline.explain.pictures.lettering import ALARM, INK, PAPER, QUIET, fit, font, wrap
 from pipeline.explain.step import Explained, ShownSample
-from pipeline.pretext.context import ContextConfig
-from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.multitask import PretextConfig, Task, tasks_of
-from pipeline.pretext.rotation import RotationConfig
-from pipeline.pretext.supervised import SupervisedConfig
+from pipeline.pretext.multitask import AnyDraws, PretextConfig, Task, tasks_of
 
 MARGIN = 24
 WIDEST = 1.4
@@ -104,7 +92,9 @@ def sample_page(
     parts = zip(tasks_of(pretext), panels, shown.draws, views, strict=True)
     for task, panel, draws, tiles in parts:
         name = f"{task.name}: " if len(panels) > 1 else ""
-        for text, left in zip(_captions(task, draws), (MARGIN, panel.left), strict=True):
+        for text, left in zip(
+            (draws.caption, task.words.caption), (MARGIN, panel.left), strict=True
+        ):
             pen.text((left, panel.top - 24), name + text, QUIET, font(14))
             name = ""
         sheet.paste(fitted(image, draws, task, panel.box, numbers=True), (MARGIN, panel.top))
@@ -113,23 +103,6 @@ def sample_page(
     for number, (text, color) in enumerate(wrapped):
         pen.text((MARGIN, bottom + 22 * number), text, color, font(15))
     return sheet
-
-
-def _captions(task: Task, draws: AnyDraws) -> tuple[str, str]:
-    match task:
-        case JigsawConfig():
-            return "stored, with the crop and the tiles' places", "seen: the tiles in reading order"
-        case ContextConfig():
-            assert isinstance(draws, ContextDraws)
-            pair = draws.pairs[0]
-            asked = f"stored, with the block; asked first: {pair.first + 1} to {pair.second + 1}"
-            return f"{asked}, {pair.direction}", "seen: the patches in reading order"
-        case RotationConfig():
-            return "stored, with the square", "seen: turned by 0, 90, 180 and 270 degrees"
-        case SupervisedConfig():
-            return "stored, with the square", "seen: the square"
-        case _:
-            assert_never(task)
 
 
 def _lines(
@@ -154,7 +127,7 @@ def _lines(
     for task, draws in zip(tasks, shown.draws, strict=True):
         if len(tasks) > 1:
             lines.append((task.name, INK))
-        lines += [(text, QUIET) for text in (*_drawn(task, draws), _asked(draws))]
+        lines += [(text, QUIET) for text in (*_drawn(task, draws), draws.asked)]
     if shown.instead_of:
         bad = shown.instead_of
         name = f"sample {bad.sample_id} ({bad.key or 'key unknown'})"
@@ -173,7 +146,7 @@ def _drawn(task: Task, draws: AnyDraws) -> list[str]:
     ]
     if len(draws.tiles) > 1:
         places = "  ".join(f"{y},{x}" for y, x in draws.tiles)
-        lines.append(f"tiles in their cells (top,left of 0..{_slack(task)}):  {places}")
+        lines.append(f"tiles in their cells (top,left of 0..{task.slack_px}):  {places}")
     if len(colors) > 1:
         lines.append(f"colors:  {'  '.join(draws.colors)}")
     if draws.shifts:
@@ -187,35 +160,6 @@ def _drawn(task: Task, draws: AnyDraws) -> list[str]:
             f"reduced to (px of {task.tiles.tile_px}):  {'  '.join(map(str, draws.sides))}"
         )
     return lines
-
-
-def _slack(task: Task) -> int:
-    match task:
-        case JigsawConfig():
-            return task.cell_px - task.tile_px - task.channel_shift_px
-        case ContextConfig():
-            return 2 * task.jitter_px
-        case RotationConfig() | SupervisedConfig():
-            return 0
-        case _:
-            assert_never(task)
-
-
-def _asked(draws: AnyDraws) -> str:
-    match draws:
-        case JigsawDraws():
-            return f"permutations asked:  {'  '.join(map(str, draws.permutations))}"
-        case ContextDraws():
-            pairs = [f"{p.first + 1} to {p.second + 1}: {p.direction}" for p in draws.pairs]
-            return f"pairs asked:  {'   '.join(pairs)}"
-        case RotationDraws():
-            return f"turns asked (degrees counterclockwise):  {'  '.join(map(str, draws.turns))}"
-        case SupervisedDraws() if draws.taught >= 0:
-            return f"class asked:  {draws.taught}"
-        case SupervisedDraws():
-            return "class asked:  none, it has none or is held out"
-        case _:
-            assert_never(draws)
 
 
 CONTACT_SHEET = "step.png"
@@ -294,36 +238,12 @@ def _cell(
 def _legend(pretext: PretextConfig) -> str:
     tasks = tasks_of(pretext)
     names = [f"{task.name.capitalize()}: " if len(tasks) > 1 else "" for task in tasks]
-    parts = [name + _task_legend(task) for name, task in zip(names, tasks, strict=True)]
+    parts = [
+        f"{name}left: the stored image, with {task.words.stored}; right: {task.words.seen}."
+        for name, task in zip(names, tasks, strict=True)
+    ]
     legend = " ".join(part[0].upper() + part[1:] for part in parts)
     return f"{legend} The number is the sample's position in the global batch."
-
-
-def _task_legend(task: Task) -> str:
-    match task:
-        case JigsawConfig():
-            return (
-                "left: the stored image, with its crop (orange) and the places of its tiles "
-                "(white); right: the tiles as the network saw them, in reading order."
-            )
-        case ContextConfig():
-            return (
-                "left: the stored image, with its block (orange), its patches (white) and the "
-                "pair asked first (yellow), an arrow from its first to its second patch; right: "
-                "the patches as the network saw them, in reading order."
-            )
-        case RotationConfig():
-            return (
-                "left: the stored image, with its square (orange); right: its four turns as the "
-                "network saw them, by 0, 90, 180 and 270 degrees counterclockwise."
-            )
-        case SupervisedConfig():
-            return (
-                "left: the stored image, with its square (orange); right: the square as the "
-                "network saw it."
-            )
-        case _:
-            assert_never(task)
 
 
 def _contact_sheet(explained: Explained, cells: Sequence[Image.Image], about: str) -> Image.Image:

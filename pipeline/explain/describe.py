@@ -1,5 +1,6 @@
 """What was drawn for each image of a batch, task by task: rows of plans in the pretexts' words."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from pipeline.loading.graph_runner import PlannedBatch
 from pipeline.pretext.describe import common_draws
-from pipeline.pretext.multitask import AnyDraws, PretextConfig, tasks_of
+from pipeline.pretext.multitask import AnyDraws, PretextConfig, Task, tasks_of
 from pipeline.pretext.normalize import split_labels
 from pipeline.pretext.plan import TilePlan
 
@@ -26,12 +27,16 @@ def describe_draws(
     labels = split_labels(pretext, torch.from_numpy(planned.labels))
     found = []
     for task, plan, asked in zip(tasks_of(pretext), planned.tasks, labels, strict=True):
-        rows = [
-            (common_draws(task.cells, task.tiles, plan, row), labels, positions[row:])
-            for row, labels in enumerate(asked.tolist())
-        ]
-        found.append([task.describe(*row) for row in rows])
+        of_row = functools.partial(_describe_row, task, plan, positions)
+        found.append([of_row(row, one) for row, one in enumerate(asked.tolist())])
     return list(zip(*found, strict=True))
+
+
+def _describe_row(
+    task: Task, plan: TilePlan, positions: Sequence[int], row: int, labels: list[int]
+) -> AnyDraws:
+    common = common_draws(task.cells, task.tiles, plan, row)
+    return task.describe(common, labels, lambda on: positions[row + on])
 
 
 def listed(drawn: Mapping[str, AnyDraws]) -> dict[str, Any]:

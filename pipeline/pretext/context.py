@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from pipeline.config import Config
-from pipeline.pretext.describe import Layout, Pair, TaskDraws, Words
+from pipeline.pretext.describe import Layout, Pair, PositionOf, TaskDraws, Words
 from pipeline.pretext.draws import Draws
 from pipeline.pretext.plan import (
     GRAY,
@@ -126,17 +126,13 @@ class ContextConfig(Config):
         return self
 
     side_key: ClassVar[str] = "patch_px"
+    """The key that sets the side of a view."""
     words: ClassVar[Words] = Words(
         stored="its block (orange), its patches (white) and the pair asked first (yellow), an "
         "arrow from its first to its second patch",
         seen="the patches as the network saw them, in reading order",
         caption="seen: the patches in reading order",
     )
-
-    @property
-    def side_px(self) -> int:
-        """Side of a view, px; `side_key` names its field."""
-        return self.patch_px
 
     @property
     def cell_px(self) -> int:
@@ -195,7 +191,7 @@ class ContextConfig(Config):
         )
 
     def describe(
-        self, common: dict[str, Any], labels: Sequence[int], positions: Sequence[int]
+        self, common: dict[str, Any], labels: Sequence[int], position_of: PositionOf
     ) -> ContextDraws:
         """Say what was drawn for one image; see `JigsawConfig.describe`."""
         named = neighbours(self.grid)[list(labels)].tolist()

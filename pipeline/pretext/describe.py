@@ -1,11 +1,14 @@
 """What a task drew for one image, in words and for pictures; each pretext adds what it asks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.pretext.plan import COLORS, GRAY, TilePlan, Tiles
 
 Point = tuple[int, int]
+PositionOf = Callable[[int], int]
+"""Gives the position in the global batch of the image that stands so many rows on."""
 
 
 @dataclass(frozen=True, slots=True)

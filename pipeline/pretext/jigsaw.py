@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from pipeline.config import Config
-from pipeline.pretext.describe import Layout, TaskDraws, Words
+from pipeline.pretext.describe import Layout, PositionOf, TaskDraws, Words
 from pipeline.pretext.draws import Draws
 from pipeline.pretext.permutation_set import PermutationMethod, permutation_set, read_permutations
 from pipeline.pretext.plan import (
@@ -146,16 +146,12 @@ class JigsawConfig(Config):
         return self
 
     side_key: ClassVar[str] = "tile_px"
+    """The key that sets the side of a view."""
     words: ClassVar[Words] = Words(
         stored="its crop (orange) and the places of its tiles (white)",
         seen="the tiles as the network saw them, in reading order",
         caption="seen: the tiles in reading order",
     )
-
-    @property
-    def side_px(self) -> int:
-        """Side of a view, px; `side_key` names its field."""
-        return self.tile_px
 
     @property
     def cell_px(self) -> int:
@@ -211,14 +207,14 @@ class JigsawConfig(Config):
         )
 
     def describe(
-        self, common: dict[str, Any], labels: Sequence[int], positions: Sequence[int]
+        self, common: dict[str, Any], labels: Sequence[int], position_of: PositionOf
     ) -> JigsawDraws:
         """Say what was drawn for one image.
 
         Args:
             common: Fields of `TaskDraws`.
             labels: (L,), what the task asks of the image.
-            positions: Positions in the global batch of the image and of those after it.
+            position_of: Position in the global batch of the image that many rows on.
         """
         puzzles = self.puzzles_per_image
         foreign: list[tuple[Foreign, ...]] = []
@@ -227,7 +223,7 @@ class JigsawConfig(Config):
             places, donors = np.array(labels[puzzles:]).reshape(shape).tolist()
             for pairs in map(zip, places, donors):
                 named = [(place, *divmod(on, self.num_tiles)) for place, on in pairs if place >= 0]
-                foreign.append(tuple(Foreign(p, positions[row], tile) for p, row, tile in named))
+                foreign.append(tuple(Foreign(p, position_of(on), tile) for p, on, tile in named))
         return JigsawDraws(**common, permutations=tuple(labels[:puzzles]), foreign=tuple(foreign))
 
     def layouts(self, draws: TaskDraws) -> tuple[Layout, ...]:

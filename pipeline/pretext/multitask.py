@@ -47,10 +47,7 @@ class MultitaskConfig(Config):
         return sum(task.chance for task in self.tasks) / len(self.tasks)
 
 
-PretextConfig = Annotated[
-    JigsawConfig | ContextConfig | RotationConfig | SupervisedConfig | MultitaskConfig,
-    Field(discriminator="name"),
-]
+PretextConfig = Annotated[Task | MultitaskConfig, Field(discriminator="name")]
 """Any pretext."""
 
 

@@ -139,16 +139,12 @@ class SquareConfig(Config):
     """Views that the graph makes of one image."""
     slack_px: ClassVar[int] = 0
     side_key: ClassVar[str] = "crop_px"
+    """The key that sets the side of a view."""
 
     @model_validator(mode="after")
     def _shares_are_possible(self) -> Self:
         require_color_shares(self.gray_probability, self.projection_probability)
         return self
-
-    @property
-    def side_px(self) -> int:
-        """Side of a view, px; `side_key` names its field."""
-        return self.crop_px
 
     @property
     def cells(self) -> NDArray[np.int64]:

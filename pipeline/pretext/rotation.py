@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.pretext.describe import Layout, TaskDraws, Words
+from pipeline.pretext.describe import Layout, PositionOf, TaskDraws, Words
 from pipeline.pretext.draws import Draws
 from pipeline.pretext.plan import SquareConfig, TilePlan, square_view
 
@@ -54,7 +54,7 @@ class RotationConfig(SquareConfig):
     )
 
     def describe(
-        self, common: dict[str, Any], labels: Sequence[int], positions: Sequence[int]
+        self, common: dict[str, Any], labels: Sequence[int], position_of: PositionOf
     ) -> RotationDraws:
         """Say what was drawn for one image; see `JigsawConfig.describe`."""
         return RotationDraws(**common, turns=tuple(QUARTER_TURNS[turn] for turn in labels))

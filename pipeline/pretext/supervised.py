@@ -11,7 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.pretext.describe import Layout, TaskDraws, Words
+from pipeline.pretext.describe import Layout, PositionOf, TaskDraws, Words
 from pipeline.pretext.draws import Draws
 from pipeline.pretext.plan import SquareConfig, TilePlan, square_view
 
@@ -73,7 +73,7 @@ class SupervisedConfig(SquareConfig):
         return 1 / self.num_classes
 
     def describe(
-        self, common: dict[str, Any], labels: Sequence[int], positions: Sequence[int]
+        self, common: dict[str, Any], labels: Sequence[int], position_of: PositionOf
     ) -> SupervisedDraws:
         """Say what was drawn for one image; see `JigsawConfig.describe`."""
         return SupervisedDraws(**common, taught=labels[0])

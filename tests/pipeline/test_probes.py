@@ -2,7 +2,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from pipeline.audit.tile_statistics import probe_moments, probe_spectrum
 from probed_scenes import context, encode, evidence_of, grain, jigsaw, scene
 
 from pipeline.audit.chroma import add_aberration, color_shifts, probe_chroma
@@ -10,6 +9,7 @@ from pipeline.audit.edges import probe_edges
 from pipeline.audit.evidence import nothing
 from pipeline.audit.position import probe_blocks, probe_places
 from pipeline.audit.rotation_cues import probe_turns
+from pipeline.audit.tile_statistics import probe_moments, probe_spectrum
 from pipeline.pretext.plan import GRAY
 from pipeline.pretext.rotation import RotationConfig
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline.audit.tile_statistics import probe_moments, probe_spectrum
 from probed_scenes import context, encode, evidence_of, grain, jigsaw, scene
 
 from pipeline.audit.position import probe_blocks, probe_places
 from pipeline.audit.rotation_cues import probe_turns
+from pipeline.audit.tile_statistics import probe_moments, probe_spectrum
 from pipeline.pretext.rotation import RotationConfig
 
 

@@ -13,7 +13,7 @@ from pipeline.pretext.draws import Draws
 from pipeline.reference import tile_views
 from pipeline.shards.store import Store
 
-README = Path(__file__).parents[2] / "pipeline/README.md"
+README = Path(__file__).parents[2] / "pipeline/pretext/README.md"
 
 
 @pytest.fixture(scope="module")

@@ -116,9 +116,9 @@ class _TrainState:
 
 def _start(run: Pretraining, ranks: Ranks) -> _TrainState:
     # Data.
-    place, ledger = RankInfo(ranks.rank, ranks.world_size), run.out / QUARANTINE_FILE
+    rank_info, ledger = RankInfo(ranks.rank, ranks.world_size), run.out / QUARANTINE_FILE
     loader = open_loader(
-        run.data, run.order, run.pretext, seed=run.seed, place=place, ledger=ledger
+        run.data, run.order, run.pretext, seed=run.seed, rank_info=rank_info, ledger=ledger
     )
 
     # Model. Every rank starts from the same weights.

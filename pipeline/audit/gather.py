@@ -103,7 +103,7 @@ def open_source(source: Source, num: int) -> PretextLoader:
     mixture, cache = open_mixture(source.data, order, seed=source.seed)
     policy = DamagePolicy(source.data.on_damage, source.data.max_bad_fraction, None)
     loader = PretextLoader(
-        mixture, source.pretext, seed=source.seed, place=RankInfo(0, 1), policy=policy
+        mixture, source.pretext, seed=source.seed, rank_info=RankInfo(0, 1), policy=policy
     )
     loader.cache = cache
     return loader

@@ -50,7 +50,7 @@ def make_loader(shards: Path, batch: int) -> PretextLoader:
     config = OrderConfig(global_batch=batch, num_lanes=lanes, window=_WINDOW)
     order = Order(store.manifest.shard_counts, config, seed=SEED)
     data = Mixture([DataSet(store, order)])
-    return PretextLoader(data, PRETEXT, seed=SEED, place=RankInfo(0, 1))
+    return PretextLoader(data, PRETEXT, seed=SEED, rank_info=RankInfo(0, 1))
 
 
 def graph_options(batch: int, threads: int, device_id: int | None = None) -> GraphOptions:

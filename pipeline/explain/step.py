@@ -58,7 +58,7 @@ class Slot:
 class ShownSample:
     """One sample of a step."""
 
-    seat: Slot
+    slot: Slot
     sample_id: int
     """Counted through all sets."""
     key: str
@@ -86,7 +86,7 @@ class Explained:
     fingerprint: str
     epoch: int
     step: int
-    place: RankInfo
+    rank_info: RankInfo
     steps_per_epoch: int
     remainder: int
     """Samples of an epoch that fill no step."""
@@ -108,9 +108,9 @@ class Explained:
         for shown in self.samples:
             row = asdict(shown)
             row["draws"] = listed(dict(zip(self.task_names, shown.draws, strict=True)))
-            rows.append({**row.pop("seat"), **row})
+            rows.append({**row.pop("slot"), **row})
         head = {name: getattr(self, name) for name in (*names, "num_lanes")}
-        return {**head, **asdict(self.place), "samples": rows}
+        return {**head, **asdict(self.rank_info), "samples": rows}
 
 
 def open_subject(
@@ -131,7 +131,7 @@ def open_subject(
     return Subject(mixture, pretext, seed, policy, data.threads, cache)
 
 
-def explain_step(subject: Subject, epoch: int, step: int, place: RankInfo) -> Explained:
+def explain_step(subject: Subject, epoch: int, step: int, rank_info: RankInfo) -> Explained:
     """Let the loader plan and run a step, on the CPU, and say what it did.
 
     Raises:
@@ -145,18 +145,18 @@ def explain_step(subject: Subject, epoch: int, step: int, place: RankInfo) -> Ex
             f"{data.steps_per_epoch} steps of {data.global_batch} samples."
         )
     loader = PretextLoader(
-        data, subject.pretext, seed=subject.seed, place=place, policy=subject.policy
+        data, subject.pretext, seed=subject.seed, rank_info=rank_info, policy=subject.policy
     )
     options = GraphOptions(
         max_batch=loader.max_batch, num_threads=subject.threads, device_id=None, prefetch=1
     )
     planned, views = loader.one_step(epoch, step, options)
-    share = data.share(epoch, step, place)
+    share = data.share(epoch, step, rank_info)
     return Explained(
         fingerprint=data.fingerprint,
         epoch=epoch,
         step=step,
-        place=place,
+        rank_info=rank_info,
         steps_per_epoch=data.steps_per_epoch,
         remainder=data.remainder,
         global_batch=data.global_batch,
@@ -172,11 +172,11 @@ def explain_step(subject: Subject, epoch: int, step: int, place: RankInfo) -> Ex
 def explain_sample(subject: Subject, found: SampleLocations, epoch: int) -> list[Explained]:
     """Explain the steps that a sample comes in, each with that one place only."""
     steps = []
-    for place in found.appearances:
+    for one in found.appearances:
         # The share of one lane holds the place, and costs least.
-        lane = RankInfo(place.lane, subject.data.num_lanes)
-        whole = explain_step(subject, epoch, place.step, lane)
-        row = [shown.seat.position for shown in whole.samples].index(place.position)
+        lane = RankInfo(one.lane, subject.data.num_lanes)
+        whole = explain_step(subject, epoch, one.step, lane)
+        row = [shown.slot.position for shown in whole.samples].index(one.position)
         steps.append(_only(whole, slice(row, row + 1)))
     return steps
 
@@ -185,7 +185,7 @@ def _only(whole: Explained, rows: slice) -> Explained:
     """Leave out the other samples of a rank, which then matters no longer."""
     return replace(
         whole,
-        place=RankInfo(0, 1),
+        rank_info=RankInfo(0, 1),
         samples=whole.samples[rows],
         plans=tuple(only_rows(plan, rows) for plan in whole.plans),
         views=whole.views[rows],
@@ -194,15 +194,15 @@ def _only(whole: Explained, rows: slice) -> Explained:
 
 
 def _samples(subject: Subject, planned: PlannedBatch, share: Share) -> Iterator[ShownSample]:
-    seats = list(_seats(subject.data, share))
-    draws = describe_draws(subject.pretext, planned, [seat.position for seat in seats])
+    slots = list(_slots(subject.data, share))
+    draws = describe_draws(subject.pretext, planned, [slot.position for slot in slots])
     wanted = share.sample_ids.tolist()
-    for row, seat in enumerate(seats):
+    for row, slot in enumerate(slots):
         sample_id = int(planned.sample_ids[row])
         where = _address(subject.data, sample_id)
         replaced = sample_id != wanted[row]
         yield ShownSample(
-            seat=seat,
+            slot=slot,
             sample_id=sample_id,
             key=where.key,
             shard=where.shard,
@@ -216,7 +216,7 @@ def _samples(subject: Subject, planned: PlannedBatch, share: Share) -> Iterator[
         )
 
 
-def _seats(data: Mixture, share: Share) -> Iterator[Slot]:
+def _slots(data: Mixture, share: Share) -> Iterator[Slot]:
     ahead = 0
     for part in share.parts:
         config = data.sets[part.number].order.config

@@ -255,8 +255,8 @@ def _failing(
             failing.append(next_one)
             next_one += 1
     if not failing:
-        place = f"epoch {planned.epoch}, step {planned.step}"
-        raise DamageError(f"the graph failed at {place}: {error}") from error
+        position = f"epoch {planned.epoch}, step {planned.step}"
+        raise DamageError(f"the graph failed at {position}: {error}") from error
     return tuple(failing)
 
 

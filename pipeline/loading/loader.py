@@ -78,7 +78,7 @@ def open_loader(
     pretext: PretextConfig,
     *,
     seed: int,
-    place: RankInfo,
+    rank_info: RankInfo,
     ledger: Path | None,
 ) -> Loader:
     """Open the shards and make the loader of one rank.
@@ -88,9 +88,11 @@ def open_loader(
     """
     policy = DamagePolicy(data.on_damage, data.max_bad_fraction, ledger)
     if data.stream:
-        return StreamLoader(data.stream, order, pretext, seed=seed, place=place, policy=policy)
+        return StreamLoader(
+            data.stream, order, pretext, seed=seed, rank_info=rank_info, policy=policy
+        )
     mixture, cache = open_mixture(data, order, seed=seed)
-    loader = PretextLoader(mixture, pretext, seed=seed, place=place, policy=policy)
+    loader = PretextLoader(mixture, pretext, seed=seed, rank_info=rank_info, policy=policy)
     loader.cache = cache
     return loader
 
@@ -109,17 +111,17 @@ class PretextLoader:
         pretext: PretextConfig,
         *,
         seed: int,
-        place: RankInfo,
+        rank_info: RankInfo,
         policy: DamagePolicy = STOP_AT_DAMAGE,
     ) -> None:
-        self.max_batch = data.batch_size(place)  # Refuses more ranks than lanes at once.
+        self.max_batch = data.batch_size(rank_info)  # Refuses more ranks than lanes at once.
         check_lanes(pretext, data)
         self.global_batch, self.remainder = data.global_batch, data.remainder
         self.steps_per_epoch = data.steps_per_epoch
         self.counters = LoaderCounters()
         self.cache: ShardCache | None = None
-        self._data, self._pretext, self._seed, self._place = data, pretext, seed, place
-        self._quarantine = Quarantine(policy, place.rank)
+        self._data, self._pretext, self._seed, self._rank_info = data, pretext, seed, rank_info
+        self._quarantine = Quarantine(policy, rank_info.rank)
         self._epoch, self._step = 0, 0
         self._counts = EpochCounts(first_step=0)
         self._asked_for = (-1, -1)
@@ -175,7 +177,7 @@ class PretextLoader:
         if epoch != self._obeyed:  # What is purged in an epoch is gone from the next on.
             self._quarantine.purge(self._data.purged())
             self._obeyed = epoch
-        share = self._data.share(epoch, step, self._place)
+        share = self._data.share(epoch, step, self._rank_info)
         self._fetch_early(share, epoch, step)
         ids, samples = self._read_whole(share, epoch, step)
         draws = Draws(self._seed, share.epochs, ids)
@@ -212,7 +214,7 @@ class PretextLoader:
     def _repair(self, failure: Failure) -> PlannedBatch:
         """Plan a step again without the images that have no view."""
         epoch, step = failure.planned.epoch, failure.planned.step
-        epochs = self._data.share(epoch, step, self._place).epochs
+        epochs = self._data.share(epoch, step, self._rank_info).epochs
         for position, damage in zip(failure.positions, _named(self._data, failure), strict=True):
             view_of = None if failure.lasting else int(epochs[position])
             self._quarantine.admit(damage, epoch=epoch, step=step, view_of=view_of)
@@ -234,7 +236,7 @@ class PretextLoader:
         config = self._data.sets[0].order.config
         window = (epoch, step * config.lane_share // config.window)
         if window != self._asked_for:
-            self._data.prefetch(share, self._place)
+            self._data.prefetch(share, self._rank_info)
             self._asked_for = window
 
     def _positions(self) -> Iterator[tuple[int, int]]:

@@ -87,13 +87,13 @@ class Mixture:
         rows = [f"{name} {share}" for name, share in zip(names, shares, strict=True)]
         return xxhash.xxh3_64_hexdigest("\n".join(rows).encode())
 
-    def share(self, epoch: int, step: int, place: RankInfo) -> Share:
+    def share(self, epoch: int, step: int, rank_info: RankInfo) -> Share:
         """Say which samples a rank takes at a step, set by set."""
         steps = epoch * self.steps_per_epoch + step
         parts, ids, epochs = [], [], []
         for number, one in enumerate(self.sets):
             own_epoch, own_step = divmod(steps, one.order.steps_per_epoch)
-            rank, world_size = place.rank, place.world_size
+            rank, world_size = rank_info.rank, rank_info.world_size
             own = one.order.rank_batch(own_epoch, own_step, rank=rank, world_size=world_size)
             parts.append(
                 SetShare(number, own_epoch, own_step, one.order.slots_of(rank, world_size))
@@ -115,9 +115,9 @@ class Mixture:
             found.append(np.where(part.slots % size == size - 1, 1 - size, 1))
         return np.concatenate(found)
 
-    def batch_size(self, place: RankInfo) -> int:
+    def batch_size(self, rank_info: RankInfo) -> int:
         """Return the size of a rank's batch."""
-        lanes = self.sets[0].order.lanes_of(place.rank, place.world_size)
+        lanes = self.sets[0].order.lanes_of(rank_info.rank, rank_info.world_size)
         return len(lanes) * self.global_batch // self.num_lanes
 
     def spare(self, share: Share, position: int, attempt: int) -> int:
@@ -158,13 +158,13 @@ class Mixture:
                 found[start + own] = dataclasses.replace(told, sample_id=start + own)
         return found
 
-    def prefetch(self, share: Share, place: RankInfo) -> None:
+    def prefetch(self, share: Share, rank_info: RankInfo) -> None:
         """Ask every store for the shards that the steps from this one on need."""
         for part in share.parts:
             store, order = self.sets[part.number].store, self.sets[part.number].order
             if not store.is_remote:
                 continue
-            lanes = order.lanes_of(place.rank, place.world_size)
+            lanes = order.lanes_of(rank_info.rank, rank_info.world_size)
             samples = _FETCH_AHEAD * order.config.window
             store.prefetch(order.shards_ahead(part.epoch, part.step, lanes, samples=samples))
 

@@ -119,18 +119,20 @@ class StreamLoader:
         pretext: PretextConfig,
         *,
         seed: int,
-        place: RankInfo,
+        rank_info: RankInfo,
         policy: DamagePolicy,
     ) -> None:
-        config.check(order, world_size=place.world_size)
+        config.check(order, world_size=rank_info.world_size)
         steps = config.cut(order)
-        self.max_batch = len(steps.lanes_of(place.rank, place.world_size)) * order.lane_share
+        self.max_batch = (
+            len(steps.lanes_of(rank_info.rank, rank_info.world_size)) * order.lane_share
+        )
         self.global_batch, self.remainder = order.global_batch, steps.remainder
         self.steps_per_epoch = steps.steps_per_epoch
         self.counters = LoaderCounters()
         self.cache: ShardCache | None = None
-        self._config, self._pretext, self._seed, self._place = config, pretext, seed, place
-        self._quarantine = Quarantine(policy, place.rank)
+        self._config, self._pretext, self._seed, self._rank_info = config, pretext, seed, rank_info
+        self._quarantine = Quarantine(policy, rank_info.rank)
         self._counts = EpochCounts(first_step=0)
         self._step = 0  # Of all epochs together, behind the last batch taken.
         self._reader: Unindexed | None = None
@@ -200,13 +202,13 @@ class StreamLoader:
         self._reader = Unindexed(
             self._config.urls,
             seed=self._seed,
-            place=self._place,
+            rank_info=self._rank_info,
             first_pass=self._step,  # So that a run that goes on sees neither old order nor views.
             report=self._lose,
         )
         self._samples = iter(self._reader)
         if size := self._config.shuffle:
-            rng = random.Random(f"{self._seed}:{self._place.rank}:{self._step}")
+            rng = random.Random(f"{self._seed}:{self._rank_info.rank}:{self._step}")
             self._samples = webdataset.shuffle(size, initial=size, rng=rng)(self._samples)
 
     def _plan(self, number: int) -> PlannedBatch:
@@ -299,5 +301,5 @@ class StreamLoader:
         }
 
     def _say(self, line: str) -> None:
-        if self._place.rank == 0:
+        if self._rank_info.rank == 0:
             sys.stderr.write(f"tessera: {line}\n")

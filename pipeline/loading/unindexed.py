@@ -61,19 +61,25 @@ class Unindexed:
     Args:
         urls: All shards.
         seed: Of the order.
-        place: Which shards of a pass are ours.
+        rank_info: Which shards of a pass are ours.
         first_pass: Number of the first pass; each number has its own order.
         report: Told of every sample and every shard that is lost.
     """
 
     def __init__(
-        self, urls: Sequence[str], *, seed: int, place: RankInfo, first_pass: int, report: Report
+        self,
+        urls: Sequence[str],
+        *,
+        seed: int,
+        rank_info: RankInfo,
+        first_pass: int,
+        report: Report,
     ) -> None:
         self.visit = first_pass
         """Number of the pass that is read now."""
         self.num_shards = 0
         """Of it, ours."""
-        self._urls, self._seed, self._place, self._report = tuple(urls), seed, place, report
+        self._urls, self._seed, self._rank_info, self._report = tuple(urls), seed, rank_info, report
         self._samples = self._forever()
 
     def __iter__(self) -> Iterator[StreamedSample]:
@@ -85,7 +91,7 @@ class Unindexed:
 
     def _forever(self) -> Generator[StreamedSample, None, None]:
         for number in count(self.visit):
-            urls = shards_of_pass(self._urls, number, seed=self._seed, place=self._place)
+            urls = shards_of_pass(self._urls, number, seed=self._seed, rank_info=self._rank_info)
             self.visit, self.num_shards = number, len(urls)
             usable = 0
             for url in urls:
@@ -196,12 +202,14 @@ def sample_id(url: str, key: str) -> int:
     return xxhash.xxh3_64_intdigest(f"{name}\n{key}".encode(errors="surrogateescape")) >> 2
 
 
-def shards_of_pass(urls: Sequence[str], number: int, *, seed: int, place: RankInfo) -> list[str]:
+def shards_of_pass(
+    urls: Sequence[str], number: int, *, seed: int, rank_info: RankInfo
+) -> list[str]:
     """Shards that a rank reads in a pass, in order; the ranks' together are all."""
     size = len(urls)
     key = xxhash.xxh3_64_intdigest(f"{seed}:{number}:stream".encode())
     order = permute(np.arange(size), np.full(size, size), np.full(size, key, np.uint64))
-    return [urls[n] for n in order[place.rank :: place.world_size].tolist()]
+    return [urls[n] for n in order[rank_info.rank :: rank_info.world_size].tolist()]
 
 
 class _EndMark(Exception):  # noqa: N818 - no error: a tar ends so.

@@ -52,10 +52,10 @@ def subject_of(*folders, weights=(1, 1), order=ORDER, policy=STOP_AT_DAMAGE, pre
     return Subject(data, pretext, 0, policy, threads=1, cache=None)
 
 
-def delivered(subject, epoch, step, place):
+def delivered(subject, epoch, step, rank_info):
     """The batch of a loader that goes on at a step."""
     data, policy = subject.data, subject.policy
-    loader = PretextLoader(data, subject.pretext, seed=0, place=place, policy=policy)
+    loader = PretextLoader(data, subject.pretext, seed=0, rank_info=rank_info, policy=policy)
     loader.restore({**loader.state(), "epoch": epoch, "step": step})
     options = GraphOptions(max_batch=loader.max_batch, num_threads=1, device_id=None, prefetch=2)
     with closing(loader.batches(options)) as batches:

@@ -35,7 +35,7 @@ def store(shards):
 def loader_of(store, *, rank=0, world_size=1, seed=0, config=ORDER):
     order = Order(store.manifest.shard_counts, config, seed=seed)
     data = Mixture([DataSet(store, order)])
-    return PretextLoader(data, JIGSAW, seed=seed, place=RankInfo(rank, world_size))
+    return PretextLoader(data, JIGSAW, seed=seed, rank_info=RankInfo(rank, world_size))
 
 
 def options(max_batch, *, prefetch=2, num_threads=1):

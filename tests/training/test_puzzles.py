@@ -44,7 +44,7 @@ def run_of(shards, name):
 def test_puzzles_show_what_training_takes(shards, name):
     run = run_of(shards, name)
     loader = open_loader(
-        run.data, run.order, run.pretext, seed=run.seed, place=RankInfo(0, 1), ledger=None
+        run.data, run.order, run.pretext, seed=run.seed, rank_info=RankInfo(0, 1), ledger=None
     )
     options = GraphOptions(max_batch=64, num_threads=1, device_id=None, prefetch=1)
     batch = next(loader.batches(options))

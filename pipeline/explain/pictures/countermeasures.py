@@ -277,7 +277,7 @@ def _foreign(
 ) -> Measure | Untouched:
     """Exchange tiles in the first puzzle that has foreign ones."""
     perms = permutations_of(task)
-    rows = {shown.seat.position: row for row, shown in enumerate(explained.samples)}
+    rows = {shown.slot.position: row for row, shown in enumerate(explained.samples)}
     for row, shown in enumerate(explained.samples):
         draws = shown.draws[number]
         assert isinstance(draws, JigsawDraws)
@@ -344,7 +344,7 @@ def image_parts(
     rows = zip(explained.samples, explained.payloads, views, strict=False)
     for shown, payload, tiles in rows:
         draws = shown.draws[number]
-        stem = f"{task.name}-{shown.seat.position}-{file_name(shown.key)}"
+        stem = f"{task.name}-{shown.slot.position}-{file_name(shown.key)}"
         stored = decoded(payload, (shown.width, shown.height))
         scale = _SOURCE_PX / max(stored.size)
         source = Drawing(
@@ -354,7 +354,7 @@ def image_parts(
             caption=f"Stored, {shown.width} x {shown.height} px, with {draws.marks}.",
         )
         drawings = (source, *_seen(task, draws, tiles, stem))
-        yield PreviewSection(f"Position {shown.seat.position}: {shown.key}", "", drawings)
+        yield PreviewSection(f"Position {shown.slot.position}: {shown.key}", "", drawings)
 
 
 def measure_parts(
@@ -369,7 +369,7 @@ def measure_parts(
         shown = explained.samples[measure.row]
         yield PreviewSection(
             title=measure.title,
-            text=f"{measure.hides} Shown on position {shown.seat.position}, {shown.key}.",
+            text=f"{measure.hides} Shown on position {shown.slot.position}, {shown.key}.",
             drawings=tuple(_before_and_after(task, measure)),
         )
 

@@ -87,7 +87,7 @@ def sample_page(
     wrapped = [(part, color) for text, color in lines for part in wrap(text, 15, width)]
     sheet = Image.new("RGB", (page_width, bottom + 22 * len(wrapped) + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
-    title = fit("   ".join([str(shown.seat.position), shown.key, shown.label or ""]), 20, width)
+    title = fit("   ".join([str(shown.slot.position), shown.key, shown.label or ""]), 20, width)
     pen.text((MARGIN, 14), title, INK, font(20))
     parts = zip(tasks_of(pretext), panels, shown.draws, views, strict=True)
     for task, panel, draws, tiles in parts:
@@ -108,13 +108,13 @@ def sample_page(
 def _lines(
     explained: Explained, shown: ShownSample, pretext: PretextConfig
 ) -> list[tuple[str, str]]:
-    seat = shown.seat
-    alone = (seat.set_number, seat.set_epoch) == (0, explained.epoch)
-    own = "" if alone else f", set {seat.set_number} in its epoch {seat.set_epoch}"
+    slot = shown.slot
+    alone = (slot.set_number, slot.set_epoch) == (0, explained.epoch)
+    own = "" if alone else f", set {slot.set_number} in its epoch {slot.set_epoch}"
     lines = [
         (
-            f"epoch {explained.epoch}, step {explained.step}, lane {seat.lane}, position "
-            f"{seat.position}{own}   |   sample {shown.sample_id}",
+            f"epoch {explained.epoch}, step {explained.step}, lane {slot.lane}, position "
+            f"{slot.position}{own}   |   sample {shown.sample_id}",
             INK,
         ),
         (
@@ -190,7 +190,7 @@ def save_pictures(folder: Path, explained: Explained, pretext: PretextConfig, ab
     for number, (shown, payload, views) in enumerate(rows):
         image = decoded(payload, (shown.width, shown.height))
         page = sample_page(explained, shown, image, views, pretext)
-        name = f"{shown.seat.position:0{digits}}-{file_name(shown.key)}.png"
+        name = f"{shown.slot.position:0{digits}}-{file_name(shown.key)}.png"
         page.save(folder / name, compress_level=_COMPRESSION)
         if number < _MAX_ON_SHEET:
             cells.append(_cell(shown, image, views, pretext))
@@ -226,7 +226,7 @@ def _cell(
     if shown.instead_of:
         notes, color = [shown.key, f"for damaged {shown.instead_of.sample_id}"], ALARM
     pen = ImageDraw.Draw(cell)
-    number = str(shown.seat.position)
+    number = str(shown.slot.position)
     pen.text((0, foot + 3), number, INK, font(14))
     start = pen.textlength(number, font(14)) + 8
     text = "  ".join(note for note in notes if note)
@@ -250,8 +250,12 @@ def _contact_sheet(explained: Explained, cells: Sequence[Image.Image], about: st
     across, down = cells[0].width + MARGIN, cells[0].height + 14
     columns = max(2, round(math.sqrt(len(cells) * down / across)))
     width = columns * across + MARGIN
-    place = explained.place
-    whose = "all ranks" if place.world_size == 1 else f"rank {place.rank} of {place.world_size}"
+    rank_info = explained.rank_info
+    whose = (
+        "all ranks"
+        if rank_info.world_size == 1
+        else f"rank {rank_info.rank} of {rank_info.world_size}"
+    )
     cut = "" if len(cells) == len(explained.samples) else f"; the first {len(cells)} are shown"
     count = len(explained.samples)
     title = (

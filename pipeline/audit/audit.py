@@ -18,7 +18,7 @@ from pipeline.shards.manifest import read_manifest
 LEAST_IMAGES = 60
 """Fewer images leave intervals that pass everything."""
 LEAST_CONTROL = 1000
-"""Images without content at least: they cost little, and a false alarm is dear."""
+"""Least content-free images: they cost little, and a false alarm costs much."""
 # Shares of the time: views and probes on photographs, the same on the control, draws.
 _REAL, _CONTROL = 0.5, 0.95
 
@@ -31,9 +31,9 @@ class ShortcutVerdict:
     """Name of the task."""
     shortcut: Shortcut
     score: ProbeScore
-    """On the images of the manifest."""
+    """Score on the images of the manifest."""
     control: ProbeScore | None
-    """On images without content; None where no pixels are looked at."""
+    """Score on content-free images; None for probes without pixels."""
 
     @property
     def is_open(self) -> bool:
@@ -56,7 +56,7 @@ class Audit:
     """All that was found."""
 
     fingerprint: str
-    """Of the manifest."""
+    """Fingerprint of the manifest."""
     seed: int
     images: int
     control_images: int

@@ -191,7 +191,7 @@ def describe(
     images: NDArray[np.int64],
     descriptor: Callable[[NDArray[np.float32]], NDArray[np.generic]],
 ) -> NDArray[np.float64]:
-    """Describe every view that the network sees of some images, normalised as it is there.
+    """Describe every view that the network sees of some images, normalized as for the network.
 
     Args:
         evidence: The views.

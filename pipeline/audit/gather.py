@@ -43,7 +43,7 @@ class Source:
     """Which views are audited."""
 
     data: DataConfig
-    """Of one manifest."""
+    """Data of one manifest."""
     pretext: PretextConfig
     seed: int
     """The run's: the views are those of its first epoch."""
@@ -148,18 +148,18 @@ def emit(source: Source, task: Task, num: int, change: Callable[[TilePlan], Tile
 
 
 def join(plans: list[TilePlan]) -> TilePlan:
-    """Put plans one behind the other."""
+    """Concatenate plans."""
     names = [field.name for field in fields(TilePlan)]
     return TilePlan(**{n: np.concatenate([getattr(plan, n) for plan in plans]) for n in names})
 
 
 KINDS = ("1/f noise", "white noise", "1/f noise", "constant")
-"""In turn; noise whose amplitude falls as 1/f has bright and dark regions, as photographs have."""
+"""Kinds, in turn; 1/f noise has bright and dark regions, as photographs have."""
 SUBSAMPLINGS = ("4:4:4", "4:2:0")
 QUALITY = 90
 _FIELD = 1024
 _MOST_PIXELS = 400_000
-"""Larger images are made smaller, with the same shape: noise is dear to encode."""
+"""Larger images are reduced, aspect ratio kept: noise is expensive to encode."""
 _SAMPLES_PER_SHARD = 200
 
 

@@ -19,7 +19,7 @@ from pipeline.pretext.rotation import RotationConfig
 from pipeline.pretext.supervised import SupervisedConfig
 
 CONTROL_TOLERANCE = 0.02
-"""Lower end of the control's interval that is still taken for chance: of some ten intervals one in
+"""Lower end of the control's interval that still counts as chance: of some ten intervals one in
 four does not hold 0 by chance alone, and noise whose power falls as 1/f continues a little beyond
 any gap."""
 

@@ -78,7 +78,7 @@ def probe_blocks(evidence: Evidence, *, seed: int) -> Answers:
     """Read each tile's column and row off the phase of JPEG's blocks; for jigsaw and context.
 
     The phase is where steps between neighbouring pixels exceed those around them most. A phase is
-    taken for the column that it comes with most often in other images. Images that are stored at
+    read as the column that it comes with most often in other images. Images that are stored at
     the size at which they are cut have their blocks at the same places: with cells of 85 px and no
     jitter, the phase is the column.
 
@@ -154,7 +154,7 @@ def probe_borders(evidence: Evidence, *, seed: int) -> Answers:
     """Name the cell of a tile, or the turn of a view, by which of its four sides are flat.
 
     A side is flat where its outermost pixels are all equal in one channel, as zeros or another fill
-    value are. Which sides are flat is taken for what that comes with most often in other images.
+    value are. Which sides are flat predicts what it comes with most often in other images.
     Photographs with a white ground have flat sides, too: images without content must not tell.
 
     Args:

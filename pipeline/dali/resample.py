@@ -200,9 +200,9 @@ def _start(place: int, scale: float, reach: float, last_start: int) -> Any:
 
 
 class _Compiled(NumbaFunction):
-    """DALI's operator for compiled functions, given such as are compiled and cached on the disk.
+    """DALI's operator for compiled functions, given ones already compiled and cached on disk.
 
-    DALI itself compiles anew in each process and for each graph: 2 seconds every time.
+    DALI itself recompiles in each process and for each graph: 2 seconds every time.
     """
 
     def _get_run_fn_cpu(self, run_fn: Any, *_: Any) -> int:
@@ -325,7 +325,7 @@ def _sum_rows(line: Any, pixels: Any, row: Any, weights: Any, begin: Any, length
 
 @_inlined
 def _sum_columns(out: Any, line: Any, starts: Any, weights: Any, sums: Any) -> None:
-    """Mix the columns of one output row; `out` is uint8 (S * 3,), `sums` is room to work in.
+    """Mix the columns of one output row; `out` is uint8 (S * 3,), `sums` is scratch space.
 
     Four neighbouring floats are summed at once, one more than a pixel has: the compiler makes
     vectors of them, and the fourth is overwritten by the next pixel. Unsigned indices: a signed one

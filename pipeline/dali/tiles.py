@@ -268,7 +268,7 @@ def _source(feed: Feed, inputs: Iterable[tuple[types.DALIDataType, int]]) -> lis
 
 
 def _decode(encoded: DataNode, rectangle: DataNode, options: GraphOptions) -> DataNode:
-    # The gate applied EXIF orientation; in shards of others the tag is passed over.
+    # The gate applied EXIF orientation; in third-party shards the tag is ignored.
     return fn.decoders.image_slice(
         encoded,
         start=rectangle[0:2],

@@ -36,7 +36,7 @@ class Subject:
     cache: ShardCache | None
 
     def close(self) -> None:
-        """Let go of all shards, and of the cache."""
+        """Release all shards and the cache."""
         self.data.close()
         if self.cache is not None:
             self.cache.close()
@@ -44,10 +44,10 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place in a step, which the order fills."""
+    """A position in a step, which the order fills."""
 
     position: int
-    """In the global batch: set by set, in each lane by lane."""
+    """Position in the global batch: set by set, within each lane by lane."""
     lane: int
     set_number: int
     set_epoch: int
@@ -74,9 +74,9 @@ class ShownSample:
     label: str | None
     """Name of the class."""
     instead_of: Damage | None
-    """The damaged sample whose place it takes."""
+    """The damaged sample that it replaces."""
     draws: tuple[AnyDraws, ...]
-    """Of each task."""
+    """Draws of each task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Explained:
     task_names: tuple[str, ...]
     samples: tuple[ShownSample, ...]
     plans: tuple[TilePlan, ...]
-    """Of each task, a row for each sample."""
+    """Plan of each task, a row per sample."""
     views: NDArray[np.uint8]
     """(B, ...), as the graph gave them."""
     payloads: tuple[NDArray[np.uint8], ...]
@@ -170,10 +170,10 @@ def explain_step(subject: Subject, epoch: int, step: int, rank_info: RankInfo) -
 
 
 def explain_sample(subject: Subject, found: SampleLocations, epoch: int) -> list[Explained]:
-    """Explain the steps that a sample comes in, each with that one place only."""
+    """Explain the steps that contain a sample, each reduced to that sample."""
     steps = []
     for one in found.appearances:
-        # The share of one lane holds the place, and costs least.
+        # The share of one lane contains it, and costs least.
         lane = RankInfo(one.lane, subject.data.num_lanes)
         whole = explain_step(subject, epoch, one.step, lane)
         row = [shown.slot.position for shown in whole.samples].index(one.position)
@@ -182,7 +182,7 @@ def explain_sample(subject: Subject, found: SampleLocations, epoch: int) -> list
 
 
 def _only(whole: Explained, rows: slice) -> Explained:
-    """Leave out the other samples of a rank, which then matters no longer."""
+    """Drop the other samples of a rank, whose number then no longer matters."""
     return replace(
         whole,
         rank_info=RankInfo(0, 1),

@@ -21,7 +21,7 @@ from pipeline.shards.store import Store
 
 
 _TRIES = 10
-"""Rectangles that are drawn for a view; the first that fits into the image is taken."""
+"""Rectangles drawn for a view; the first that fits into the image is used."""
 
 
 class CropConfig(Config):
@@ -60,7 +60,7 @@ class Cropping:
     """How views are made of an image."""
 
     num_views: int
-    """Of an image, V."""
+    """Views of an image, V."""
     plan: Callable[[NDArray[np.int32], NDArray[np.int32], Draws], CropPlan]
     """Gets heights (B,), widths (B,) and the draws of the batch."""
 
@@ -70,7 +70,7 @@ class SampleGroup:
     """Samples that are shown together."""
 
     epoch: int
-    """Draws follow it."""
+    """Epoch that keys the draws."""
     step: int
     sample_ids: NDArray[np.int64]
     """(B,), at most as many as the graph takes."""

@@ -1,4 +1,4 @@
-"""The `data:` section of a run, and the loader it asks for."""
+"""The `data:` section of a run, and the shards it opens."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,8 +46,8 @@ class DataConfig(Config):
     prefetch: int = Field(2, gt=0)
     """Batches decoded ahead of the training step."""
     on_damage: OnDamage = "error"
-    """At a sample whose bytes are damaged or do not decode: stop, or replace it by a sample that
-    the order names, record it in OUT/quarantine.jsonl and go on."""
+    """What to do with a sample whose bytes are damaged or do not decode: stop, or replace it by one
+    that the order names, record it in OUT/quarantine.jsonl and go on."""
     max_bad_fraction: float = Field(0.01, ge=0, lt=1)
     """Largest share of an epoch that may be replaced before the run stops."""
     cache: CacheConfig = CacheConfig()
@@ -139,7 +139,7 @@ def _share_cache(stores: Sequence[Store], config: CacheConfig) -> ShardCache | N
 
 
 def with_classes(pretext: PretextConfig, data: DataConfig) -> PretextConfig:
-    """Fill in how many classes a supervised task has; other pretexts are returned as they are.
+    """Fill in how many classes a supervised task has; other pretexts are returned unchanged.
 
     Raises:
         ConfigError: The shards have no labels, or not the number of classes that the task says.

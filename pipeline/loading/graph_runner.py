@@ -1,4 +1,4 @@
-"""Push plans through a graph that runs ahead; build it anew where an image does not decode."""
+"""Plan views and run them through a graph that works ahead; rebuild it where an image fails."""
 
 import time
 from collections import deque
@@ -27,11 +27,11 @@ class LoaderCounters:
     images: int = 0
     batches: int = 0
     bytes_read: int = 0
-    """Of encoded images."""
+    """Bytes of encoded images."""
     replaced: int = 0
-    """Samples that took the place of a damaged one."""
+    """Samples that replaced a damaged one."""
     rebuilds: int = 0
-    """Graphs built anew because an image did not decode."""
+    """Graphs rebuilt because an image did not decode."""
     plan_s: float = 0.0
     """Order, draws and plans."""
     read_s: float = 0.0
@@ -77,7 +77,7 @@ class PlannedBatch:
     sample_ids: NDArray[np.int64]
     """(B,), whose bytes are read."""
     replaced: int
-    """How many of them took the place of a damaged sample."""
+    """How many of them replaced a damaged sample."""
     samples: Samples
     labels: NDArray[np.int64]
     tasks: tuple[TilePlan, ...]
@@ -85,7 +85,7 @@ class PlannedBatch:
     arrays: tuple[Arrays, ...]
     """What the graph is fed."""
     purged: int = 0
-    """How many samples took the place of a purged one."""
+    """How many of them replaced a purged sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,9 @@ class Failure:
 
     planned: PlannedBatch
     positions: tuple[int, ...]
-    """Of those images, at least one."""
+    """Rows of those images, at least one."""
     lasting: bool
-    """Whether no view of them can be made, or only this one was tried."""
+    """Whether no view of them can ever be made; else only this one was tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +106,9 @@ class ViewPlan:
     labels: NDArray[np.int64]
     """(B, L), those of all tasks side by side; each task says what they mean."""
     tasks: tuple[TilePlan, ...]
-    """Of each task."""
+    """Plan of each task."""
     arrays: tuple[Arrays, ...]
-    """In the order of the graph's inputs."""
+    """Inputs of the graph, in order."""
 
 
 def plan_views(
@@ -149,8 +149,8 @@ def run_plans(
 ) -> Iterator[tuple[PlannedBatch, Tensor]]:
     """Yield each plan with its views, in order.
 
-    A graph whose batch fails is thrown away: what it still held is fed to a new one, the failed
-    batch first, as `repair` returns it. An error of `plans` is raised behind the last good batch.
+    A graph whose batch fails is discarded: what it still held is fed to a new one, the failed
+    batch first, as `repair` returns it. An error of `plans` is raised after the last good batch.
     """
     plans = (_parsed(planned, repair) for planned in plans)
     again: deque[PlannedBatch] = deque()
@@ -199,7 +199,7 @@ def _run(
 
 
 class _Feed:
-    """The graph's source: first what must be run again, then new plans."""
+    """Source of the graph: batches to run again first, then new plans."""
 
     def __init__(
         self,
@@ -213,14 +213,14 @@ class _Feed:
         self._counters = counters
         self.seconds = 0.0
         self.error = error
-        """What ended the plans."""
+        """Error that ended the plans."""
 
     def __call__(self) -> tuple[Arrays, ...]:
         started = time.perf_counter()
         try:
             if self.error is not None and not self._again:
                 raise self.error
-            # The StopIteration of `next` ends the graph behind the last batch.
+            # The StopIteration of `next` ends the graph after the last batch.
             planned = self._again.popleft() if self._again else next(self._plans)
         except StopIteration:
             raise

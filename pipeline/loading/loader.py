@@ -37,11 +37,11 @@ _MAX_SPARES = 1000
 
 
 class Loader(Protocol):
-    """What training asks of a loader."""
+    """What training requires of a loader."""
 
     counters: LoaderCounters
     cache: ShardCache | None
-    """Of remote shards."""
+    """Cache of remote shards, if any."""
 
     @property
     def max_batch(self) -> int:
@@ -60,16 +60,16 @@ class Loader(Protocol):
         """Samples of an epoch that fill no step."""
 
     def state(self) -> dict[str, Any]:
-        """Return the position behind the last batch that was taken."""
+        """Return the position after the last consumed batch."""
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go to a position."""
 
     def batches(self, options: GraphOptions) -> Iterator[Batch]:
-        """Yield batches for ever, from the current position on."""
+        """Yield batches endlessly, from the current position on."""
 
     def close(self) -> None:
-        """Let go of shards, threads and files."""
+        """Release shards, threads and files."""
 
 
 def open_loader(
@@ -100,8 +100,8 @@ def open_loader(
 class PretextLoader:
     """Batches of a pretext, from any position, in the same order on any number of ranks.
 
-    Iterating never ends: epochs follow each other. `state()` is the position behind the last batch
-    that was taken, whatever was computed ahead. A damaged sample stops the run, or is replaced by a
+    Iteration never ends: epochs follow each other. `state()` is the position after the last
+    consumed batch, whatever was computed ahead. A damaged sample stops the run, or is replaced by a
     sample that the order names for its place.
     """
 
@@ -126,7 +126,7 @@ class PretextLoader:
         self._counts = EpochCounts(first_step=0)
         self._asked_for = (-1, -1)
         self._obeyed = -1
-        """Epoch that the tombstones were read for."""
+        """Epoch for which the tombstones were read."""
 
     def state(self) -> dict[str, Any]:
         """Return the position and what it belongs to; under 256 bytes of JSON."""
@@ -148,18 +148,18 @@ class PretextLoader:
         self._counts = EpochCounts(first_step=self._step)
 
     def batches(self, options: GraphOptions) -> Iterator[Batch]:
-        """Yield batches for ever, from the current position on."""
+        """Yield batches endlessly, from the current position on."""
         for done, views in self._run(self._positions(), options):
             self._advance(done)
             yield Batch(done.epoch, done.step, done.sample_ids, views, done.labels)
 
     def one_step(self, epoch: int, step: int, options: GraphOptions) -> tuple[PlannedBatch, Tensor]:
-        """Plan and run one step as `batches` does; the position stays where it is."""
+        """Plan and run one step as `batches` does; the position is unchanged."""
         with closing(self._run(iter([(epoch, step)]), options)) as steps:
             return next(steps)
 
     def close(self) -> None:
-        """Let go of all shards, and of the cache."""
+        """Release all shards and the cache."""
         self._data.close()
         if self.cache is not None:
             self.cache.close()
@@ -174,7 +174,7 @@ class PretextLoader:
 
     def _plan(self, epoch: int, step: int) -> PlannedBatch:
         started, read_before = time.perf_counter(), self.counters.read_s
-        if epoch != self._obeyed:  # What is purged in an epoch is gone from the next on.
+        if epoch != self._obeyed:  # A sample purged during an epoch is gone from the next on.
             self._quarantine.purge(self._data.purged())
             self._obeyed = epoch
         share = self._data.share(epoch, step, self._rank_info)
@@ -190,7 +190,7 @@ class PretextLoader:
         return PlannedBatch(epoch, step, ids, len(others) - purged, *made, purged)
 
     def _read_whole(self, share: Share, epoch: int, step: int) -> tuple[NDArray[np.int64], Samples]:
-        """Read a step's samples, with others in the place of damaged ones."""
+        """Read a step's samples, damaged ones replaced."""
         ids, attempts = share.sample_ids.copy(), [0] * len(share.sample_ids)
         bad, epochs = self._quarantine, share.epochs.tolist()
         started = time.perf_counter()

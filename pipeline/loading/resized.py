@@ -28,9 +28,9 @@ class Fitting:
     """Files that are shown together, and how."""
 
     rows: NDArray[np.int64]
-    """(B,), numbers of the images, handed through."""
+    """(B,), numbers of the images, passed through."""
     paths: tuple[Path, ...]
-    """Of B files: JPEG, PNG or WebP."""
+    """B files: JPEG, PNG or WebP."""
     stored: NDArray[np.int32]
     """(B, 2), height and width of each file in px."""
     sizes: NDArray[np.int32]

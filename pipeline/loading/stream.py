@@ -1,4 +1,4 @@
-"""Shards without an index into the graph of the exact loader, by webdataset's reader and buffer."""
+"""Shards without an index into the exact loader's graph, by webdataset's reader and buffer."""
 
 import random
 import sys
@@ -49,7 +49,7 @@ class StreamConfig(Config):
     """What is called an epoch, as a stream has no end: it is read again and again, except standard
     input."""
     shuffle: int = Field(1000, ge=0)
-    """Samples in the shuffle buffer of each rank, all in memory as they are encoded; 0 for none."""
+    """Samples in the shuffle buffer of each rank, held encoded in memory; 0 for none."""
 
     @field_validator("url")
     @classmethod
@@ -134,7 +134,7 @@ class StreamLoader:
         self._config, self._pretext, self._seed, self._rank_info = config, pretext, seed, rank_info
         self._quarantine = Quarantine(policy, rank_info.rank)
         self._counts = EpochCounts(first_step=0)
-        self._step = 0  # Of all epochs together, behind the last batch taken.
+        self._step = 0  # Over all epochs, after the last consumed batch.
         self._reader: Unindexed | None = None
         self._samples: Iterator[StreamedSample] = iter(())
         self._taken: dict[int, list[StreamedSample]] = {}

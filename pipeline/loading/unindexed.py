@@ -24,7 +24,7 @@ from pipeline.shards.tar import ShardError
 
 _ENDINGS = ("jpg", "jpeg", "png", "webp")
 _MAX_BYTES = 256 * 2**20
-"""Of an image; what is larger is cut, and so found to be truncated."""
+"""Largest image read; the rest of a larger one is cut off, so it is found to be truncated."""
 _DRAIN = 2**16
 _is_note = re.compile(r"__[^/]*__(/|$)").match  # of a writer; webdataset passes them over
 
@@ -36,7 +36,7 @@ Report = Callable[[Damage], None]
 
 @dataclass(frozen=True, slots=True)
 class StreamedSample:
-    """A sample as it went by."""
+    """A sample read in passing."""
 
     sample_id: int
     """62 bits: a hash of the shard's file name and the key."""
@@ -53,17 +53,17 @@ class StreamedSample:
 
 
 class Unindexed:
-    """The samples of one rank for ever: pass after pass over all shards, each in a new order.
+    """The samples of one rank, endlessly: pass after pass over all shards, each in a new order.
 
     The ranks share the shards of a pass; a shard and its samples belong to one of them. A rank
     whose shards are short is earlier in its next pass. Standard input is passed once.
 
     Args:
         urls: All shards.
-        seed: Of the order.
+        seed: Seed of the order.
         rank_info: Which shards of a pass are ours.
         first_pass: Number of the first pass; each number has its own order.
-        report: Told of every sample and every shard that is lost.
+        report: Receives every sample and every shard that is lost.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Unindexed:
         self.visit = first_pass
         """Number of the pass that is read now."""
         self.num_shards = 0
-        """Of it, ours."""
+        """Our shards of that pass."""
         self._urls, self._seed, self._rank_info, self._report = tuple(urls), seed, rank_info, report
         self._samples = self._forever()
 
@@ -179,7 +179,7 @@ def _examine(row: _Row, visit: int) -> StreamedSample | str:
 
 
 def as_samples(passed: Sequence[StreamedSample]) -> Samples:
-    """Make a batch of what went by."""
+    """Make a batch of samples read in passing."""
     return Samples(
         payloads=[one.image for one in passed],
         heights=np.array([one.height for one in passed], np.int32),

@@ -1,4 +1,4 @@
-"""Context prediction (Doersch, Gupta and Efros 2015): where does one patch lie beside another?"""
+"""Context prediction (Doersch, Gupta and Efros 2015): where does a patch lie beside another?"""
 
 # Shapes: B batch, T patches (grid * grid, in reading order), P pairs of one image.
 
@@ -31,7 +31,7 @@ from pipeline.pretext.plan import (
 )
 
 DIRECTIONS = ("NW", "N", "NE", "W", "E", "SW", "S", "SE")
-"""Where the second patch of a pair lies, seen from the first; the classes, in this order."""
+"""Where the second patch of a pair lies relative to the first; the classes, in this order."""
 _STEPS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 _SMALLEST_SIDE = 10 / 96
 """A patch is reduced to this share of its side at least (the released code, for 96 px patches)."""
@@ -94,7 +94,7 @@ class ContextConfig(Config):
     pairs_per_image: int = Field(8, ge=1)
     """Pairs asked of one image at one pass through the trunk, with directions drawn evenly."""
     color: Literal["drop", "project", "rgb"] = "drop"
-    """drop: one channel of a patch is kept, noise stands in for the others; project: the axis from
+    """drop: one channel of a patch is kept, noise replaces the others; project: the axis from
     green to magenta is taken out; rgb: no countermeasure against chromatic aberration."""
     gray_probability: float = Field(0.0, ge=0, le=1)
     """Share of images shown in gray instead."""
@@ -102,7 +102,7 @@ class ContextConfig(Config):
     """Share of patches that are reduced and enlarged again, to as few as 100 pixels out of 9,216,
     so that sharpness tells nothing (the released code)."""
     normalization: Normalization = "tile"
-    """Of a patch: tile makes mean and deviation equal, fixed leaves them."""
+    """How a patch is normalized: tile equalizes mean and deviation, fixed keeps them."""
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:

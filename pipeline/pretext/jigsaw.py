@@ -95,7 +95,7 @@ class JigsawConfig(Config):
     intensity_jitter: int = Field(0, ge=0, le=64)
     """Each color channel of a tile is made brighter or darker by up to this many gray levels."""
     max_foreign_tiles: int = Field(0, ge=0)
-    """Up to this many tiles of a puzzle are exchanged for tiles of another image (Noroozi et al.
+    """Up to this many tiles of a puzzle are replaced by tiles of another image (Noroozi et al.
     2018, section 3.1: 2), one that the same lane gives to the step."""
     num_permutations: int = Field(1000, ge=2, le=10_000)
     """Size of the permutation set."""
@@ -286,11 +286,11 @@ def plan_jigsaw(
 
 
 def draw_foreign(config: JigsawConfig, draws: Draws, mates: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Draw which tiles of each puzzle come of another image: none to all of max_foreign_tiles.
+    """Draw which tiles of each puzzle come from another image: none to all of max_foreign_tiles.
 
     Args:
         config: How many puzzles, tiles and foreign tiles.
-        draws: Of the batch.
+        draws: Draws of the batch.
         mates: (B,), how many rows on the other image stands.
 
     Returns:

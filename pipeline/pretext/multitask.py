@@ -28,7 +28,7 @@ class MultitaskConfig(Config):
     tasks: tuple[Annotated[Task, Field(discriminator="name")], ...] = Field(min_length=2)
     """Each kind at most once: the draws of a view are named by its kind."""
     weights: tuple[Annotated[float, Field(gt=0)], ...]
-    """Of each task's loss."""
+    """Weight of each task's loss."""
 
     @model_validator(mode="after")
     def _every_task_has_its_weight(self) -> Self:

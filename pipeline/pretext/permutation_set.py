@@ -21,7 +21,7 @@ from pipeline.config import ConfigError
 
 PermutationMethod = Literal["max_min", "max_mean", "random"]
 
-_VERSION = 1  # Of the algorithms: another one's sets are never taken for this one's.
+_VERSION = 1  # Version of the algorithms, so that sets of another are never read as ours.
 _MAX_BYTES = 16 * 2**20  # The largest set, 10,000 rows of 64 int64, takes 5.
 _NPY = b"\x93NUMPY"
 
@@ -84,11 +84,11 @@ def cached(
 ) -> NDArray[np.int64]:
     """Return what `make` makes, from the user's cache if it is whole there.
 
-    A damaged file is replaced; a folder that cannot be written is gone without.
+    A damaged file is replaced; without a writable folder nothing is cached.
 
     Args:
-        key: Names the set, and the file.
-        shape: Of the set.
+        key: Names the set and the file.
+        shape: Shape of the set.
         make: Makes int64 `shape`, always the same for the same key.
     """
     path = _cache_folder() / f"{key}-v{_VERSION}.set"
@@ -172,7 +172,7 @@ def _known(method: PermutationMethod, num_tiles: int, size: int, seed: int) -> N
 def make_permutations(
     method: PermutationMethod, num_tiles: int, size: int, *, seed: int
 ) -> NDArray[np.int64]:
-    """Make a set anew; arguments and result are those of `permutation_set`."""
+    """Make a set, uncached; arguments and result are those of `permutation_set`."""
     match method:
         case "max_min":
             return max_min_hamming_set(num_tiles, size, seed=seed)

@@ -1,4 +1,4 @@
-"""What every pretext plans: squares of images, tiles cut from them, and how tiles are shown."""
+"""What every pretext plans: square crops, the tiles cut from them, and how tiles are shown."""
 
 # Shapes: B batch, T tiles of an image, L answers asked of an image.
 
@@ -19,11 +19,11 @@ Normalization = Literal["tile", "fixed"]
 that brightness and contrast can tell where a tile comes from."""
 
 COLORS = ("rgb", "gray", "projected", "red", "green", "blue")
-"""How a tile can be shown; the last three keep one channel, noise stands in for the others."""
+"""How a tile can be shown; the last three keep one channel, noise replaces the others."""
 RGB, GRAY, PROJECTED, KEEP_RED = range(4)
 
 NOISE_PLACES = 128
-"""Places on a side where a tile's noise may be cut from the field of noise."""
+"""Positions per axis at which a tile's noise may be cut from the noise field."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in gray, ITU-R BT.601."""
@@ -71,10 +71,10 @@ class TilePlan:
     labels: NDArray[np.int64]
     """(B, L): what the pretext asks."""
     shifts: NDArray[np.int32]
-    """(B, T, 3, 2): down, right by which each color channel is taken off the anchor, 0..reach."""
+    """(B, T, 3, 2): down, right offset of each color channel from the anchor, 0..reach."""
     sides: NDArray[np.int32]
     """(B, T): side in px to which a tile is reduced before it is enlarged again; tile_px where it
-    is left as it is."""
+    is unchanged."""
     colors: NDArray[np.int32]
     """(B, T): index into COLORS."""
     offsets: NDArray[np.int32]
@@ -82,7 +82,7 @@ class TilePlan:
     noise: NDArray[np.int32]
     """(B, T, 2): top, left in the field of noise, 0..NOISE_PLACES - 1."""
     mirrored: NDArray[np.int32]
-    """(B,): 1 where left and right of all tiles are exchanged."""
+    """(B,): 1 where all tiles are flipped left to right."""
 
     def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
         """Return what the graph is fed.
@@ -101,7 +101,7 @@ class TilePlan:
 def plain_plan(
     crops: NDArray[np.int32], anchors: NDArray[np.int32], labels: NDArray[np.int64], tile_px: int
 ) -> TilePlan:
-    """Plan tiles that are shown as they are."""
+    """Plan tiles that are shown unchanged."""
     batch, tiles = anchors.shape[:2]
     return TilePlan(
         crops=crops,
@@ -176,7 +176,7 @@ def square_view(
         config: The task.
         heights: (B,).
         widths: (B,).
-        draws: Of the batch.
+        draws: Draws of the batch.
         labels: (B, L).
     """
     drawn = draws.uniform(f"{config.name}.crop", 4)

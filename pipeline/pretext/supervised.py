@@ -97,8 +97,8 @@ def taught_classes(
     """Return the class that each image teaches, (B, 1): NO_CLASS where it has none or is held out.
 
     Args:
-        config: How many are held out.
-        keys: Of the images.
+        config: Gives the share that is held out.
+        keys: Keys of the images.
         labels: Class numbers (B,), negative where there is none.
     """
     taught = (labels >= 0) & ~held_out(keys, config.holdout)

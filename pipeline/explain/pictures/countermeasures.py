@@ -41,11 +41,11 @@ class Measure:
     """Part of a file's name."""
     title: str
     hides: str
-    """What the network would find without it, a sentence."""
+    """What the network could exploit without it, a sentence."""
     neutral: str
-    """What `before` leaves out, after "with"."""
+    """How `before` differs, a phrase."""
     row: int
-    """Of the image, in the step."""
+    """Row of the image in the step."""
     before: Pixels
     """(T, H, W, 3)."""
     after: Pixels
@@ -55,7 +55,7 @@ class Measure:
     then: str = "made by the graph that trains"
     """What `after` shows."""
     closer: bool = False
-    """Whether it takes a magnified detail to be seen."""
+    """Whether it shows only in a magnified detail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Untouched:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """A countermeasure taken back."""
+    """A countermeasure undone."""
 
     name: str
     title: str
@@ -313,7 +313,7 @@ class Drawing:
     """A picture with its words."""
 
     name: str
-    """Of its file."""
+    """Name of its file."""
     image: Image.Image
     alt: str
     caption: str
@@ -337,7 +337,7 @@ def image_parts(
         pretext: What the step asks.
         task: One of its tasks.
         explained: The step.
-        num: Of the images.
+        num: Number of images.
     """
     number = explained.task_names.index(task.name)
     views = [row[number] for row in views_by_task(pretext, explained.views[:num])]

@@ -35,7 +35,7 @@ class Panel:
 
     tiles: TileSheet
     left: int
-    """Of the sheet of tiles on the page, px."""
+    """Left edge of the sheet of tiles on the page, px."""
     top: int
 
     @property

@@ -44,8 +44,8 @@ def permutations(  # noqa: PLR0913 - one for each option
         from pipeline.atomic import write_json
         from pipeline.config import ConfigError
         from pipeline.explain.pictures.permutations import draw_permutations
-        from pipeline.pretext.jigsaw import PermutationMethod
         from pipeline.pretext.permutation_set import (
+            PermutationMethod,
             describe,
             make_permutations,
             write_permutations,

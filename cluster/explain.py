@@ -173,7 +173,7 @@ def _place(question: Question) -> RankInfo:
 
 
 def _cells(shown: ShownSample, explained: Explained) -> list[list[Text]]:
-    seat, where = shown.seat, shown.shard.rpartition("/")[2]
+    seat, where = shown.slot, shown.shard.rpartition("/")[2]
     place = [Text(str(seat.position), "bold"), Text(f"lane {seat.lane}", "dim")]
     if (seat.set_number, seat.set_epoch) != (0, explained.epoch):
         place += [Text(f"set {seat.set_number}", "dim"), Text(f"epoch {seat.set_epoch}", "dim")]
@@ -194,7 +194,7 @@ def _cells(shown: ShownSample, explained: Explained) -> list[list[Text]]:
 
 
 def _first(explained: Explained, sets: str) -> Text:
-    place = explained.place
+    place = explained.rank_info
     whose = "all ranks" if place.world_size == 1 else f"rank {place.rank} of {place.world_size}"
     return Text(
         f"data set {sets}, fingerprint {explained.fingerprint}: epoch {explained.epoch}, step "
@@ -204,7 +204,7 @@ def _first(explained: Explained, sets: str) -> Text:
 
 
 def _last_of_step(explained: Explained) -> str:
-    count, place = len(explained.samples), explained.place
+    count, place = len(explained.samples), explained.rank_info
     at = f"step {explained.step} of {explained.steps_per_epoch}, epoch {explained.epoch}"
     replaced = sum(shown.instead_of is not None for shown in explained.samples)
     stand_in = f" ({replaced} in the place of damaged ones)" if replaced else ""

@@ -3,14 +3,11 @@
 from rich.text import Text
 from typing_extensions import assert_never
 
-from pipeline.explain.describe import (
-    AnyDraws,
-    ContextDraws,
-    Foreign,
-    JigsawDraws,
-    RotationDraws,
-    SupervisedDraws,
-)
+from pipeline.pretext.context import ContextDraws
+from pipeline.pretext.jigsaw import Foreign, JigsawDraws
+from pipeline.pretext.multitask import AnyDraws
+from pipeline.pretext.rotation import RotationDraws
+from pipeline.pretext.supervised import SupervisedDraws
 
 
 def draw_lines(task: str, draws: AnyDraws) -> list[Text]:

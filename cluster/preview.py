@@ -22,8 +22,7 @@ from pipeline.explain.step import Explained, Subject, explain_step, open_subject
 from pipeline.loading.data import DataConfig
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import OrderConfig
-from pipeline.loading.views import PretextConfig
-from pipeline.pretext.multitask import tasks_of
+from pipeline.pretext.multitask import PretextConfig, tasks_of
 from pipeline.remote.location import redact_url as without_secrets
 from training.report.templates import page_environment
 

@@ -110,7 +110,7 @@ def _resolve(model: type[BaseModel], loc: tuple[int | str, ...]) -> _KeyPath:
     """Follow pydantic's error location through sections, lists and tagged unions.
 
     The location holds the tag of a union ("optim", "sgd", "lr"); the file has no such key, so it
-    is left out of the path.
+    is omitted from the path.
     """
     options, path = [model], []
     for part in loc:

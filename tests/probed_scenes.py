@@ -4,10 +4,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipeline.audit.evidence import Evidence
-from pipeline.loading.draws import Draws
-from pipeline.loading.views import plan_task
 from pipeline.pretext.context import ContextConfig
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.multitask import plan_task
 from pipeline.reference import tile_views
 
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from pipeline.atomic import write_atomic, write_json
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.data import check_data, open_loader
-from pipeline.loading.loader import Batch, Loader
+from pipeline.loading.data import check_data
+from pipeline.loading.graph_runner import Batch
+from pipeline.loading.loader import Loader, open_loader
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.quarantine import FILE_NAME as QUARANTINE_FILE
-from pipeline.loading.views import PretextConfig
-from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.multitask import tasks_of, weights_of
-from pipeline.pretext.permutation_set import permutations_hash, permutations_of
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
+from pipeline.pretext.multitask import PretextConfig, tasks_of, weights_of
+from pipeline.pretext.permutation_set import permutations_hash
 from pipeline.pretext.supervised import NO_CLASS
 from training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from training.ddp import Ranks, joined
@@ -140,9 +140,9 @@ class _TrainState:
 
 def _start(run: Pretraining, ranks: Ranks) -> _TrainState:
     # Data.
-    place, ledger = RankInfo(ranks.rank, ranks.world_size), run.out / QUARANTINE_FILE
+    rank_info, ledger = RankInfo(ranks.rank, ranks.world_size), run.out / QUARANTINE_FILE
     loader = open_loader(
-        run.data, run.order, run.pretext, seed=run.seed, place=place, ledger=ledger
+        run.data, run.order, run.pretext, seed=run.seed, rank_info=rank_info, ledger=ledger
     )
 
     # Model. Every rank starts from the same weights.

@@ -10,8 +10,7 @@ from pydantic import Field
 from pipeline.config import Config, ConfigError, parse
 from pipeline.loading.data import DataConfig, with_classes
 from pipeline.loading.order import OrderConfig
-from pipeline.loading.views import PretextConfig
-from pipeline.pretext.multitask import tasks_of
+from pipeline.pretext.multitask import PretextConfig, tasks_of
 from pipeline.remote.location import is_remote
 from training.models.trunks import TrunkConfig, require_view
 from training.optimizer import OptimConfig

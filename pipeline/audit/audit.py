@@ -6,22 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.audit.control import Control, stored_control
 from pipeline.audit.evidence import Evidence, ProbeScore, score_of
-from pipeline.audit.gather import Progress, Source, gather
+from pipeline.audit.gather import Control, Progress, Source, gather, stored_control
 from pipeline.audit.limits import CODES, CONTROL_TOLERANCE, DRAWS, Shortcut, checks_of
-from pipeline.audit.permutation_set import probe_codes
-from pipeline.audit.uniformity import draw, probe_draws
+from pipeline.audit.uniformity import draw, probe_codes, probe_draws
 from pipeline.config import ConfigError
-from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 from pipeline.pretext.multitask import Task, tasks_of
-from pipeline.pretext.permutation_set import permutations_of
 from pipeline.shards.manifest import read_manifest
 
 LEAST_IMAGES = 60
 """Fewer images leave intervals that pass everything."""
 LEAST_CONTROL = 1000
-"""Images without content at least: they cost little, and a false alarm is dear."""
+"""Least content-free images: they cost little, and a false alarm costs much."""
 # Shares of the time: views and probes on photographs, the same on the control, draws.
 _REAL, _CONTROL = 0.5, 0.95
 
@@ -34,9 +31,9 @@ class ShortcutVerdict:
     """Name of the task."""
     shortcut: Shortcut
     score: ProbeScore
-    """On the images of the manifest."""
+    """Score on the images of the manifest."""
     control: ProbeScore | None
-    """On images without content; None where no pixels are looked at."""
+    """Score on content-free images; None for probes without pixels."""
 
     @property
     def is_open(self) -> bool:
@@ -59,7 +56,7 @@ class Audit:
     """All that was found."""
 
     fingerprint: str
-    """Of the manifest."""
+    """Fingerprint of the manifest."""
     seed: int
     images: int
     control_images: int

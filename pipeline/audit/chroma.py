@@ -6,8 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.audit.evidence import Answers, Evidence
-from pipeline.audit.probing import describe_raw, generator, grid_of, linear, nothing, predict, some
+from pipeline.audit.evidence import (
+    Answers,
+    Evidence,
+    describe_raw,
+    generator,
+    linear,
+    nothing,
+    predict,
+    some,
+)
 from pipeline.pretext.plan import PROJECTED, RGB
 
 _MOST_IMAGES = 2000
@@ -30,7 +38,7 @@ def probe_chroma(evidence: Evidence, *, seed: int) -> Answers:
         shift, count as split: 0.5. `colored`: share of answers that are not. `radial_r2`: how much
         of the radial shift of red and blue a line through the radius explains, the larger of both.
     """
-    if grid_of(evidence.task) < 2:
+    if evidence.task.grid < 2:
         return nothing(0.5)
     images = some(len(evidence.views), _MOST_IMAGES, generator(seed))
     shifts = describe_raw(evidence, images, color_shifts)  # (n, T, 2, 2)

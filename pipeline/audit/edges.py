@@ -5,10 +5,16 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit.evidence import Answers, Evidence
-from pipeline.audit.probing import beside, describe, generator, grid_of, nothing, some
-from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.permutation_set import permutations_of
+from pipeline.audit.evidence import (
+    Answers,
+    Evidence,
+    beside,
+    describe,
+    generator,
+    nothing,
+    some,
+)
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 
 _MOST_IMAGES = 2000
 _MOST_PUZZLES = 200
@@ -28,7 +34,7 @@ def probe_edges(evidence: Evidence, *, seed: int) -> Answers:
         other T - 1 tiles? `solved`: of a sample of jigsaw puzzles, how many the borders alone
         answer, by the best sum over all permutations of the set.
     """
-    grid = grid_of(evidence.task)
+    grid = evidence.task.grid
     if grid < 2:
         return nothing(1.0)
     tiles = grid * grid

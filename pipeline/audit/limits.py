@@ -6,15 +6,12 @@ from typing import Literal
 
 from typing_extensions import assert_never
 
-from pipeline.audit.blocks import probe_blocks
-from pipeline.audit.borders import probe_borders
 from pipeline.audit.chroma import probe_chroma
 from pipeline.audit.edges import probe_edges
 from pipeline.audit.evidence import Answers, Evidence
-from pipeline.audit.moments import probe_moments
-from pipeline.audit.position import probe_places
+from pipeline.audit.position import probe_blocks, probe_borders, probe_places
 from pipeline.audit.rotation_cues import probe_turns
-from pipeline.audit.spectrum import probe_spectrum
+from pipeline.audit.tile_statistics import probe_moments, probe_spectrum
 from pipeline.pretext.context import ContextConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.pretext.multitask import Task
@@ -22,7 +19,7 @@ from pipeline.pretext.rotation import RotationConfig
 from pipeline.pretext.supervised import SupervisedConfig
 
 CONTROL_TOLERANCE = 0.02
-"""Lower end of the control's interval that is still taken for chance: of some ten intervals one in
+"""Lower end of the control's interval that still counts as chance: of some ten intervals one in
 four does not hold 0 by chance alone, and noise whose power falls as 1/f continues a little beyond
 any gap."""
 

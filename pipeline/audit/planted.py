@@ -16,9 +16,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.audit.chroma import add_aberration
-from pipeline.audit.control import QUALITY, SUBSAMPLINGS, Control, encode, stored_control, write_set
 from pipeline.audit.evidence import Evidence, ProbeScore, score_of
-from pipeline.audit.gather import Progress, Source, emit, gather
+from pipeline.audit.gather import (
+    QUALITY,
+    SUBSAMPLINGS,
+    Control,
+    Progress,
+    Source,
+    emit,
+    encode,
+    gather,
+    stored_control,
+    write_set,
+)
 from pipeline.audit.limits import (
     BLOCKS,
     BORDERS,
@@ -34,15 +44,13 @@ from pipeline.audit.limits import (
     Shortcut,
     checks_of,
 )
-from pipeline.audit.permutation_set import probe_codes
-from pipeline.audit.uniformity import draw, probe_draws
+from pipeline.audit.uniformity import draw, probe_codes, probe_draws
 from pipeline.loading.data import open_store
-from pipeline.loading.draws import Draws
 from pipeline.pretext.context import ContextConfig
-from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.draws import Draws
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 from pipeline.pretext.multitask import Task
-from pipeline.pretext.permutation_set import permutations_of
-from pipeline.pretext.plan import TilePlan, grid_cells
+from pipeline.pretext.plan import TilePlan
 from pipeline.pretext.rotation import QUARTER_TURNS, RotationConfig, plan_rotation
 from pipeline.reference import resize
 
@@ -90,11 +98,9 @@ def darken_corners(evidence: Evidence) -> NDArray[np.uint8]:
 
 def skip_last_place(plan: TilePlan, task: JigsawConfig) -> TilePlan:
     """Draw the jitter of tiles from all places but the last, as `randint(0, slack)` does."""
-    slack = task.cell_px - task.tile_px - task.channel_shift_px
-    cells = grid_cells(task.grid, task.cell_px)
     rng = np.random.Generator(np.random.Philox(int(plan.labels.sum())))
-    jitter = rng.integers(slack, size=plan.anchors.shape)
-    return replace(plan, anchors=(cells + jitter).astype(np.int32))
+    jitter = rng.integers(task.slack_px, size=plan.anchors.shape)
+    return replace(plan, anchors=(task.cells + jitter).astype(np.int32))
 
 
 def reduce_first(plan: TilePlan) -> TilePlan:

@@ -4,9 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.audit.chroma import color_shifts
-from pipeline.audit.evidence import Answers, Evidence
-from pipeline.audit.probing import (
+from pipeline.audit.evidence import (
     GRAY_WEIGHTS,
+    Answers,
+    Evidence,
     describe,
     generator,
     linear,

@@ -1,6 +1,4 @@
-"""Random draws: are they even, independent, and never the same on two ranks?"""
-
-# Shapes: M images drawn for, L answers, T tiles.
+"""Draws and answers, without pixels: even, independent, different on every rank, far apart?"""
 
 from dataclasses import dataclass
 
@@ -9,15 +7,16 @@ from numpy.typing import NDArray
 
 from pipeline.audit.evidence import ChiSquare, ProbeScore, chi_square_even, chi_square_together
 from pipeline.audit.gather import join
-from pipeline.loading.draws import Draws
 from pipeline.loading.order import Order, OrderConfig
-from pipeline.loading.views import plan_task
-from pipeline.pretext.context import ContextConfig, neighbours
+from pipeline.pretext.context import neighbours
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.multitask import Task
-from pipeline.pretext.plan import TilePlan, grid_cells
-from pipeline.pretext.rotation import RotationConfig
-from pipeline.pretext.supervised import SupervisedConfig
+from pipeline.pretext.multitask import Task, plan_task
+from pipeline.pretext.permutation_set import distances
+from pipeline.pretext.plan import SquareConfig, TilePlan
+
+# Shapes: M images drawn for, L answers, T tiles, K permutations.
+
 
 RANKS, EPOCHS = 8, 3
 _SHARDS, _SAMPLES_PER_SHARD = 8, 1024
@@ -118,23 +117,55 @@ def _tests(drawn: Drawn) -> list[ChiSquare]:
 def _codes(drawn: Drawn) -> dict[str, tuple[NDArray[np.int64], int]]:
     """Return what is drawn evenly: values 0..size - 1, and size; only where size is 2 or more."""
     plan, task = drawn.plan, drawn.task
-    match task:
-        case JigsawConfig():
-            choices, pitch = task.num_permutations, task.cell_px
-            places = task.cell_px - task.tile_px - task.channel_shift_px + 1
-        case ContextConfig():
-            choices, pitch = len(neighbours(task.grid)), task.patch_px + task.gap_px
-            places = 2 * task.jitter_px + 1
-        case RotationConfig() | SupervisedConfig():
-            # The answers are not drawn; the square's place is.
-            top = plan.crops[:, 0] / (_SIDE - plan.crops[:, 2] + 1)
-            left = plan.crops[:, 1] / (_SIDE - plan.crops[:, 3] + 1)
-            codes = {"top": top, "left": left}
-            return {name: ((v * 8).astype(np.int64), 8) for name, v in codes.items()}
-    jitter = (plan.anchors - grid_cells(task.grid, pitch)).astype(np.int64)
+    if isinstance(task, SquareConfig):  # The answers are not drawn; the square's position is.
+        top = plan.crops[:, 0] / (_SIDE - plan.crops[:, 2] + 1)
+        left = plan.crops[:, 1] / (_SIDE - plan.crops[:, 3] + 1)
+        codes = {"top": top, "left": left}
+        return {name: ((v * 8).astype(np.int64), 8) for name, v in codes.items()}
+    if isinstance(task, JigsawConfig):
+        choices = task.num_permutations
+    else:
+        choices = len(neighbours(task.grid))
+    jitter = (plan.anchors - task.cells).astype(np.int64)
     found = {"label": (plan.labels[:, 0], choices)}
     found |= {f"answer {n}": (plan.labels[:, n], choices) for n in range(1, plan.labels.shape[1])}
     for tile in range(task.num_tiles):
         for axis, name in enumerate(("down", "right")):
-            found[f"tile {tile} {name}"] = (jitter[:, tile, axis], places)
+            found[f"tile {tile} {name}"] = (jitter[:, tile, axis], task.slack_px + 1)
     return {name: code for name, code in found.items() if code[1] > 1}
+
+
+NEAR = 3
+"""Permutations of nine tiles that differ in at most so many places are near."""
+
+
+def probe_codes(perms: NDArray[np.int64]) -> ProbeScore:
+    """Find permutations that nearly equal another one.
+
+    Two answers that differ in two tiles are told apart by those two alone: a network that knows all
+    others is still right half of the time, and the accuracy says little. Every member is looked at,
+    so there is no interval.
+
+    Args:
+        perms: int64 (K, T), at least two.
+
+    Returns:
+        Score: the share of permutations with another one at distance `near` or less, 3 for nine
+        tiles, a third of the tiles for others. `min_distance`; `pairs`: how many are near.
+    """
+    near = perms.shape[1] * NEAR // 9
+    nearest = np.array([_nearest(perms, k) for k in range(len(perms))])
+    share = float((nearest <= near).mean())
+    found = distances(perms)
+    detail = {
+        "near": float(near),
+        "min_distance": float(found.min),
+        "pairs": float(sum(found.histogram[: near + 1])),
+    }
+    return ProbeScore(share, share, share, len(perms), detail)
+
+
+def _nearest(perms: NDArray[np.int64], k: int) -> int:
+    apart = (perms != perms[k]).sum(axis=1)
+    apart[k] = perms.shape[1] + 1
+    return int(apart.min())

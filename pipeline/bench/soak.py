@@ -128,17 +128,17 @@ def soak(
     return _result(stretches, order, epochs)
 
 
-def read(job: _ReaderTask, place: RankInfo, barrier: Barrier, parent: int) -> None:
+def read(job: _ReaderTask, rank_info: RankInfo, barrier: Barrier, parent: int) -> None:
     """Be one reader, in step with the others, until the epochs end or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then kills.
     store = Store(job.folder)
     order = Order(store.manifest.shard_counts, ORDER, seed=job.seed)
     data = Mixture([DataSet(store, order)])
-    loader = PretextLoader(data, PRETEXT, seed=job.seed, place=place)
+    loader = PretextLoader(data, PRETEXT, seed=job.seed, rank_info=rank_info)
     if job.state is not None:
         loader.restore(job.state)
     options = GraphOptions(max_batch=loader.max_batch, num_threads=1, device_id=None, prefetch=2)
-    with job.ledger(place.rank).open("ab", buffering=0) as file:
+    with job.ledger(rank_info.rank).open("ab", buffering=0) as file:
         for batch in loader.batches(options):
             barrier.wait(_PATIENCE_S)
             if batch.epoch == job.epochs or os.getppid() != parent:

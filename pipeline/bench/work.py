@@ -107,7 +107,7 @@ def make_loader(shards: Path, batch: int) -> "PretextLoader":
     config = OrderConfig(global_batch=batch, num_lanes=lanes, window=_WINDOW)
     order = Order(store.manifest.shard_counts, config, seed=SEED)
     data = Mixture([DataSet(store, order)])
-    return PretextLoader(data, pretext, seed=SEED, place=RankInfo(0, 1))
+    return PretextLoader(data, pretext, seed=SEED, rank_info=RankInfo(0, 1))
 
 
 def graph_options(batch: int, threads: int, device_id: int | None = None) -> "GraphOptions":
@@ -119,7 +119,7 @@ def graph_options(batch: int, threads: int, device_id: int | None = None) -> "Gr
 
 def open_ours(work: LoaderWork, threads: int) -> Batches:
     """Yield the batches of our own loader, uint8, channels last."""
-    from pipeline.loading.loader import whole_batches
+    from pipeline.loading.crops import whole_batches
     from pipeline.shards.store import Store
 
     options = graph_options(work.batch, threads)

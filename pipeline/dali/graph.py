@@ -1,4 +1,4 @@
-"""What every DALI graph here shares: its options, and the way its pixels get to torch."""
+"""What every DALI graph here shares: its options, and how its pixels reach torch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

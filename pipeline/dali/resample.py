@@ -11,19 +11,68 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, cfunc, config, njit
+from numba.core.types import float32
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 from nvidia.dali import types
 from nvidia.dali.plugin.numba import NumbaFunction
 from nvidia.dali.plugin.numba import address_as_void_pointer as at
 
-from pipeline.dali.filters import EXACT, GROUP, fma, taps
 from pipeline.pretext.plan import noise_at
 
-_compiled_show = njit(**EXACT, cache=True)
+_GROUP = 4
+"""Taps are summed four at a time: the widest filter of a scale up to 2."""
+
+# No flag that lets the compiler choose how sums are formed or rounded: the choice depends on what
+# was compiled before, in which process, and pixels must not. Division by zero cannot happen
+# (px > 0), and NaN cannot arise from uint8.
+_EXACT = {"fastmath": {"nnan", "ninf", "nsz"}, "error_model": "numpy", "nogil": True}
 
 
-@_compiled_show
+@intrinsic
+def _fma(_: Any, a: Any, b: Any, c: Any) -> Any:
+    """Give a * b + c of float32, rounded once."""
+
+    def generate(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> Any:
+        return builder.fma(*args)
+
+    return float32(float32, float32, float32), generate
+
+
+@njit(**_EXACT, cache=True)
+def _taps(px: Any, side: Any) -> Any:
+    """First source pixel and weights of each of `px` places along an axis of `side` pixels.
+
+    Beyond the edge of the crop its outermost pixel is repeated. Returns int64 (px,) and float32
+    (px, K), K a multiple of the group.
+    """
+    scale = side / px
+    reach = max(scale, 1.0)
+    num = int(np.ceil(2 * reach))  # All that an open interval of this length can hold.
+    num = _GROUP * ((num + _GROUP - 1) // _GROUP)
+    starts = np.empty(px, np.int64)
+    weights = np.zeros((px, num), np.float32)
+    for i in range(px):
+        center = (i + 0.5) * scale
+        first = int(np.floor(center - reach + 0.5))
+        start = min(max(first, 0), max(side - num, 0))
+        total = 0.0
+        for k in range(first, first + num):
+            total += max(0.0, 1.0 - abs(k + 0.5 - center) / reach)
+        for k in range(first, first + num):
+            weight = max(0.0, 1.0 - abs(k + 0.5 - center) / reach)
+            weights[i, min(max(k, 0), side - 1) - start] += np.float32(weight / total)
+        starts[i] = start
+    return starts, weights
+
+
+_compiled = njit(**_EXACT, cache=True)
+_inlined = njit(**_EXACT, inline="always")
+
+
+@_compiled
 def shift_channels(tile: Any, wide: Any, cut: Any) -> None:
     """Take each channel of `tile` (S, S, 3) from its own place in `wide` (S + reach, ...)."""
     side = tile.shape[0]
@@ -34,7 +83,7 @@ def shift_channels(tile: Any, wide: Any, cut: Any) -> None:
                 tile[y, x, c] = wide[y + down, x + right, c]
 
 
-@_compiled_show
+@_compiled
 def show(tile: Any, cut: Any, tint: Any, mirrored: Any) -> None:
     """Change a tile (uint8 (S, S, 3)) in place as its row of cuts and its tint (3, 5) say."""
     side = tile.shape[0]
@@ -51,7 +100,7 @@ def show(tile: Any, cut: Any, tint: Any, mirrored: Any) -> None:
                     tile[y, side - 1 - x, c] = left
 
 
-@_compiled_show
+@_compiled
 def _leaves_colors(tint: Any) -> Any:
     for c in range(3):
         for k in range(5):
@@ -60,7 +109,7 @@ def _leaves_colors(tint: Any) -> Any:
     return True
 
 
-@_compiled_show
+@_compiled
 def _tint(tile: Any, tint: Any, top: Any, left: Any) -> None:
     for y in range(tile.shape[0]):
         for x in range(tile.shape[1]):
@@ -72,7 +121,7 @@ def _tint(tile: Any, tint: Any, top: Any, left: Any) -> None:
                 tile[y, x, c] = _rounded(value)
 
 
-@_compiled_show
+@_compiled
 def _reduce(tile: Any, side: Any) -> None:
     """Resample a tile to `side` px and back."""
     small = np.empty((side, side, 3), np.uint8)
@@ -80,11 +129,11 @@ def _reduce(tile: Any, side: Any) -> None:
     _resample(tile, small)
 
 
-@_compiled_show
+@_compiled
 def _resample(out: Any, source: Any) -> None:
     """Fill `out` (N, N, 3) with `source` (M, M, 3), antialiased."""
     num, side = out.shape[0], source.shape[0]
-    starts, weights = taps(num, side)
+    starts, weights = _taps(num, side)
     last = side - 1
     for y in range(num):
         line = np.zeros((side, 3), np.float32)
@@ -98,13 +147,9 @@ def _resample(out: Any, source: Any) -> None:
                 out[y, x, c] = _rounded(value)
 
 
-@_compiled_show
+@_compiled
 def _rounded(value: Any) -> Any:
     return np.uint8(np.int32(min(max(value, np.float32(0)), np.float32(255)) + np.float32(0.5)))
-
-
-_compiled = njit(**EXACT, cache=True)
-_inlined = njit(**EXACT, inline="always")
 
 
 def windows(
@@ -137,7 +182,7 @@ def _find_windows(
             side = crops[b, 2 + axis]
             scale = side / px
             reach = max(scale, 1.0)
-            taps = GROUP * -(-math.ceil(2 * reach) // GROUP)
+            taps = _GROUP * -(-math.ceil(2 * reach) // _GROUP)
             last_start = max(side - taps, 0)
             low, high = anchors[b, :, axis].min(), anchors[b, :, axis].max() + tile_px - 1
             first = _start(low, scale, reach, last_start)
@@ -155,9 +200,9 @@ def _start(place: int, scale: float, reach: float, last_start: int) -> Any:
 
 
 class _Compiled(NumbaFunction):
-    """DALI's operator for compiled functions, given such as are compiled and cached on the disk.
+    """DALI's operator for compiled functions, given ones already compiled and cached on disk.
 
-    DALI itself compiles anew in each process and for each graph: 2 seconds every time.
+    DALI itself recompiles in each process and for each graph: 2 seconds every time.
     """
 
     def _get_run_fn_cpu(self, run_fn: Any, *_: Any) -> int:
@@ -233,8 +278,8 @@ def cut_tiles(out: Any, pixels: Any, geometry: Any, cuts: Any, tints: Any) -> No
         tints: float32 (T, 3, 5) of `TilePlan`.
     """
     top, left, height, width, px, reach, mirrored = geometry
-    rows_start, rows_weight = taps(px, height)
-    columns_start, columns_weight = taps(px, width)
+    rows_start, rows_weight = _taps(px, height)
+    columns_start, columns_weight = _taps(px, width)
     num_tiles, tile_px = out.shape[0], out.shape[1]
     size = tile_px + reach
     line = np.zeros((pixels.shape[1] + columns_weight.shape[1]) * 3 + 4, np.float32)
@@ -261,7 +306,7 @@ def _sum_rows(line: Any, pixels: Any, row: Any, weights: Any, begin: Any, length
     """Mix the rows of one output row into `line`; slices without offsets, so that it vectorises."""
     last, stride = pixels.shape[0] - 1, pixels.shape[1] * 3
     flat = pixels.reshape(pixels.size)
-    for k in range(0, len(weights), GROUP):
+    for k in range(0, len(weights), _GROUP):
         a = min(max(row + k, 0), last) * stride + begin
         b = min(max(row + k + 1, 0), last) * stride + begin
         c = min(max(row + k + 2, 0), last) * stride + begin
@@ -272,15 +317,15 @@ def _sum_rows(line: Any, pixels: Any, row: Any, weights: Any, begin: Any, length
         if k == 0:
             line[:length] = 0
         for x in range(length):
-            mixed = fma(wa, np.float32(row_a[x]), line[x])
-            mixed = fma(wb, np.float32(row_b[x]), mixed)
-            mixed = fma(wc, np.float32(row_c[x]), mixed)
-            line[x] = fma(wd, np.float32(row_d[x]), mixed)
+            mixed = _fma(wa, np.float32(row_a[x]), line[x])
+            mixed = _fma(wb, np.float32(row_b[x]), mixed)
+            mixed = _fma(wc, np.float32(row_c[x]), mixed)
+            line[x] = _fma(wd, np.float32(row_d[x]), mixed)
 
 
 @_inlined
 def _sum_columns(out: Any, line: Any, starts: Any, weights: Any, sums: Any) -> None:
-    """Mix the columns of one output row; `out` is uint8 (S * 3,), `sums` is room to work in.
+    """Mix the columns of one output row; `out` is uint8 (S * 3,), `sums` is scratch space.
 
     Four neighbouring floats are summed at once, one more than a pixel has: the compiler makes
     vectors of them, and the fourth is overwritten by the next pixel. Unsigned indices: a signed one
@@ -291,24 +336,24 @@ def _sum_columns(out: Any, line: Any, starts: Any, weights: Any, sums: Any) -> N
     for x in range(num):
         p, q = np.uint64((starts[x] - begin) * 3), np.uint64(x * 3)
         wa, wb, wc, wd = weights[x, 0], weights[x, 1], weights[x, 2], weights[x, 3]
-        s0 = fma(wa, line[p], fma(wb, line[p + _U3], fma(wc, line[p + _U6], wd * line[p + _U9])))
-        s1 = fma(
-            wa, line[p + _U1], fma(wb, line[p + _U4], fma(wc, line[p + _U7], wd * line[p + _U10]))
+        s0 = _fma(wa, line[p], _fma(wb, line[p + _U3], _fma(wc, line[p + _U6], wd * line[p + _U9])))
+        s1 = _fma(
+            wa, line[p + _U1], _fma(wb, line[p + _U4], _fma(wc, line[p + _U7], wd * line[p + _U10]))
         )
-        s2 = fma(
-            wa, line[p + _U2], fma(wb, line[p + _U5], fma(wc, line[p + _U8], wd * line[p + _U11]))
+        s2 = _fma(
+            wa, line[p + _U2], _fma(wb, line[p + _U5], _fma(wc, line[p + _U8], wd * line[p + _U11]))
         )
-        s3 = fma(
-            wa, line[p + _U3], fma(wb, line[p + _U6], fma(wc, line[p + _U9], wd * line[p + _U12]))
+        s3 = _fma(
+            wa, line[p + _U3], _fma(wb, line[p + _U6], _fma(wc, line[p + _U9], wd * line[p + _U12]))
         )
         sums[q], sums[q + _U1], sums[q + _U2], sums[q + _U3] = s0, s1, s2, s3
-    if width > GROUP:
+    if width > _GROUP:
         for x in range(num):
             first, place = (starts[x] - begin) * 3, x * 3
-            for k in range(GROUP, width):
+            for k in range(_GROUP, width):
                 for c in range(3):
                     at_c = place + c
-                    sums[at_c] = fma(weights[x, k], line[first + k * 3 + c], sums[at_c])
+                    sums[at_c] = _fma(weights[x, k], line[first + k * 3 + c], sums[at_c])
     for x in range(num * 3):
         out[x] = np.uint8(np.int32(sums[x] + _HALF))  # Rounds to the nearest.
 

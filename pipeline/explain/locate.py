@@ -16,21 +16,21 @@ _NUMBER = re.compile("0|[1-9][0-9]{0,17}")
 
 @dataclass(frozen=True, slots=True)
 class Appearance:
-    """Where the order puts a sample."""
+    """Where a sample comes in the order."""
 
     step: int
     position: int
-    """In the global batch, as in `Seat`."""
+    """Position in the global batch, as in `Slot`."""
     lane: int
 
 
 @dataclass(frozen=True, slots=True)
 class SampleLocations:
-    """All places of a sample in an epoch: one or none, in a mixture any number."""
+    """All positions of a sample in an epoch: one or none, in a mixture any number."""
 
     sample_id: int
     appearances: tuple[Appearance, ...]
-    """By step. A damaged sample has its place, too, where another stands in for it."""
+    """Sorted by step. A damaged sample keeps its position where another replaces it."""
     left_over: bool
     """Whether it falls into the remainder, in a mixture that of any of its own set's epochs."""
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
-from pipeline.explain.describe import AnyDraws, drawn_by, listed, only_rows
+from pipeline.explain.describe import describe_draws, listed, only_rows
 from pipeline.explain.locate import SampleLocations
 from pipeline.loading.data import DataConfig, open_mixture
 from pipeline.loading.graph_runner import PlannedBatch
@@ -17,8 +17,7 @@ from pipeline.loading.loader import PretextLoader
 from pipeline.loading.mixture import Mixture, RankInfo, Share
 from pipeline.loading.order import OrderConfig
 from pipeline.loading.quarantine import DamagePolicy
-from pipeline.loading.views import PretextConfig
-from pipeline.pretext.multitask import tasks_of
+from pipeline.pretext.multitask import AnyDraws, PretextConfig, tasks_of
 from pipeline.pretext.plan import TilePlan
 from pipeline.remote.cache import ShardCache
 from pipeline.shards.damage import Damage
@@ -37,7 +36,7 @@ class Subject:
     cache: ShardCache | None
 
     def close(self) -> None:
-        """Let go of all shards, and of the cache."""
+        """Release all shards and the cache."""
         self.data.close()
         if self.cache is not None:
             self.cache.close()
@@ -45,10 +44,10 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place in a step, which the order fills."""
+    """A position in a step, which the order fills."""
 
     position: int
-    """In the global batch: set by set, in each lane by lane."""
+    """Position in the global batch: set by set, within each lane by lane."""
     lane: int
     set_number: int
     set_epoch: int
@@ -59,7 +58,7 @@ class Slot:
 class ShownSample:
     """One sample of a step."""
 
-    seat: Slot
+    slot: Slot
     sample_id: int
     """Counted through all sets."""
     key: str
@@ -75,9 +74,9 @@ class ShownSample:
     label: str | None
     """Name of the class."""
     instead_of: Damage | None
-    """The damaged sample whose place it takes."""
+    """The damaged sample that it replaces."""
     draws: tuple[AnyDraws, ...]
-    """Of each task."""
+    """Draws of each task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class Explained:
     fingerprint: str
     epoch: int
     step: int
-    place: RankInfo
+    rank_info: RankInfo
     steps_per_epoch: int
     remainder: int
     """Samples of an epoch that fill no step."""
@@ -96,7 +95,7 @@ class Explained:
     task_names: tuple[str, ...]
     samples: tuple[ShownSample, ...]
     plans: tuple[TilePlan, ...]
-    """Of each task, a row for each sample."""
+    """Plan of each task, a row per sample."""
     views: NDArray[np.uint8]
     """(B, ...), as the graph gave them."""
     payloads: tuple[NDArray[np.uint8], ...]
@@ -109,9 +108,9 @@ class Explained:
         for shown in self.samples:
             row = asdict(shown)
             row["draws"] = listed(dict(zip(self.task_names, shown.draws, strict=True)))
-            rows.append({**row.pop("seat"), **row})
+            rows.append({**row.pop("slot"), **row})
         head = {name: getattr(self, name) for name in (*names, "num_lanes")}
-        return {**head, **asdict(self.place), "samples": rows}
+        return {**head, **asdict(self.rank_info), "samples": rows}
 
 
 def open_subject(
@@ -132,7 +131,7 @@ def open_subject(
     return Subject(mixture, pretext, seed, policy, data.threads, cache)
 
 
-def explain_step(subject: Subject, epoch: int, step: int, place: RankInfo) -> Explained:
+def explain_step(subject: Subject, epoch: int, step: int, rank_info: RankInfo) -> Explained:
     """Let the loader plan and run a step, on the CPU, and say what it did.
 
     Raises:
@@ -146,18 +145,18 @@ def explain_step(subject: Subject, epoch: int, step: int, place: RankInfo) -> Ex
             f"{data.steps_per_epoch} steps of {data.global_batch} samples."
         )
     loader = PretextLoader(
-        data, subject.pretext, seed=subject.seed, place=place, policy=subject.policy
+        data, subject.pretext, seed=subject.seed, rank_info=rank_info, policy=subject.policy
     )
     options = GraphOptions(
         max_batch=loader.max_batch, num_threads=subject.threads, device_id=None, prefetch=1
     )
     planned, views = loader.one_step(epoch, step, options)
-    share = data.share(epoch, step, place)
+    share = data.share(epoch, step, rank_info)
     return Explained(
         fingerprint=data.fingerprint,
         epoch=epoch,
         step=step,
-        place=place,
+        rank_info=rank_info,
         steps_per_epoch=data.steps_per_epoch,
         remainder=data.remainder,
         global_batch=data.global_batch,
@@ -171,22 +170,22 @@ def explain_step(subject: Subject, epoch: int, step: int, place: RankInfo) -> Ex
 
 
 def explain_sample(subject: Subject, found: SampleLocations, epoch: int) -> list[Explained]:
-    """Explain the steps that a sample comes in, each with that one place only."""
+    """Explain the steps that contain a sample, each reduced to that sample."""
     steps = []
-    for place in found.appearances:
-        # The share of one lane holds the place, and costs least.
-        lane = RankInfo(place.lane, subject.data.num_lanes)
-        whole = explain_step(subject, epoch, place.step, lane)
-        row = [shown.seat.position for shown in whole.samples].index(place.position)
+    for one in found.appearances:
+        # The share of one lane contains it, and costs least.
+        lane = RankInfo(one.lane, subject.data.num_lanes)
+        whole = explain_step(subject, epoch, one.step, lane)
+        row = [shown.slot.position for shown in whole.samples].index(one.position)
         steps.append(_only(whole, slice(row, row + 1)))
     return steps
 
 
 def _only(whole: Explained, rows: slice) -> Explained:
-    """Leave out the other samples of a rank, which then matters no longer."""
+    """Drop the other samples of a rank, whose number then no longer matters."""
     return replace(
         whole,
-        place=RankInfo(0, 1),
+        rank_info=RankInfo(0, 1),
         samples=whole.samples[rows],
         plans=tuple(only_rows(plan, rows) for plan in whole.plans),
         views=whole.views[rows],
@@ -195,15 +194,15 @@ def _only(whole: Explained, rows: slice) -> Explained:
 
 
 def _samples(subject: Subject, planned: PlannedBatch, share: Share) -> Iterator[ShownSample]:
-    seats = list(_seats(subject.data, share))
-    draws = drawn_by(subject.pretext, planned, [seat.position for seat in seats])
+    slots = list(_slots(subject.data, share))
+    draws = describe_draws(subject.pretext, planned, [slot.position for slot in slots])
     wanted = share.sample_ids.tolist()
-    for row, seat in enumerate(seats):
+    for row, slot in enumerate(slots):
         sample_id = int(planned.sample_ids[row])
         where = _address(subject.data, sample_id)
         replaced = sample_id != wanted[row]
         yield ShownSample(
-            seat=seat,
+            slot=slot,
             sample_id=sample_id,
             key=where.key,
             shard=where.shard,
@@ -217,7 +216,7 @@ def _samples(subject: Subject, planned: PlannedBatch, share: Share) -> Iterator[
         )
 
 
-def _seats(data: Mixture, share: Share) -> Iterator[Slot]:
+def _slots(data: Mixture, share: Share) -> Iterator[Slot]:
     ahead = 0
     for part in share.parts:
         config = data.sets[part.number].order.config

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,9 @@ from typing_extensions import Self
 
 from pipeline.config import Config
 from pipeline.dali.graph import GraphOptions
-from pipeline.dali.whole import crop_graph
-from pipeline.loading.counters import LoaderCounters
-from pipeline.loading.draws import Draws
-from pipeline.loading.graph_runner import Failure, PlannedBatch, run_plans
-from pipeline.loading.loader import Batch, central_squares
+from pipeline.dali.tiles import crop_graph
+from pipeline.loading.graph_runner import Batch, Failure, LoaderCounters, PlannedBatch, run_plans
+from pipeline.pretext.draws import Draws
 from pipeline.shards.damage import DamageError
 from pipeline.shards.store import Store
 
@@ -23,7 +21,7 @@ from pipeline.shards.store import Store
 
 
 _TRIES = 10
-"""Rectangles that are drawn for a view; the first that fits into the image is taken."""
+"""Rectangles drawn for a view; the first that fits into the image is used."""
 
 
 class CropConfig(Config):
@@ -62,7 +60,7 @@ class Cropping:
     """How views are made of an image."""
 
     num_views: int
-    """Of an image, V."""
+    """Views of an image, V."""
     plan: Callable[[NDArray[np.int32], NDArray[np.int32], Draws], CropPlan]
     """Gets heights (B,), widths (B,) and the draws of the batch."""
 
@@ -72,12 +70,12 @@ class SampleGroup:
     """Samples that are shown together."""
 
     epoch: int
-    """Draws follow it."""
+    """Epoch that keys the draws."""
     step: int
     sample_ids: NDArray[np.int64]
     """(B,), at most as many as the graph takes."""
-    labels: NDArray[np.int64]
-    """(B, ...), handed through."""
+    labels: NDArray[np.int64] | None
+    """(B, ...), passed through; None takes the class numbers of the store."""
 
 
 def random_cropping(config: CropConfig, *, num_views: int, name: str) -> Cropping:
@@ -122,6 +120,12 @@ def central_cropping() -> Cropping:
         return CropPlan(crops, np.zeros(crops.shape[:2], np.int32))
 
     return Cropping(1, plan)
+
+
+def central_squares(heights: NDArray[np.int32], widths: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the largest central square of each image, int32 (B, 4): top, left, height, width."""
+    side = np.minimum(heights, widths)
+    return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
 
 
 def random_rectangles(
@@ -201,7 +205,8 @@ def crop_batches(
             samples = store.read(ids).require_whole()
             plan = cropping.plan(samples.heights, samples.widths, Draws(seed, part.epoch, ids))
             arrays = (samples.payloads, plan.crops, plan.mirrored)
-            yield PlannedBatch(part.epoch, part.step, ids, 0, samples, part.labels, (), arrays)
+            labels = samples.labels if part.labels is None else part.labels
+            yield PlannedBatch(part.epoch, part.step, ids, 0, samples, labels, (), arrays)
 
     def stop(failure: Failure) -> PlannedBatch:
         detail = "the image does not decode, though its bytes are those that were written."
@@ -211,6 +216,26 @@ def crop_batches(
     build = lambda feed: crop_graph(feed, options, px=px, num_views=cropping.num_views)  # noqa: E731
     for done, views in run_plans(plans(), build, stop, LoaderCounters()):
         yield Batch(done.epoch, done.step, done.sample_ids, views, done.labels)
+
+
+def whole_batches(
+    store: Store, sample_ids: NDArray[np.int64], options: GraphOptions, *, px: int
+) -> Iterator[Batch]:
+    """Yield the given samples in the given order, each once, the last batch short.
+
+    A view is the central square of the image, resized to `px`: uint8 (B, px, px, 3). Nothing is
+    replaced.
+
+    Raises:
+        DamageError: A sample is damaged or does not decode.
+    """
+    starts = range(0, len(sample_ids), options.max_batch)
+    groups = (
+        SampleGroup(0, step, sample_ids[start : start + options.max_batch], None)
+        for step, start in enumerate(starts)
+    )
+    for batch in crop_batches(store, groups, central_cropping(), options, px=px, seed=0):
+        yield replace(batch, views=batch.views[:, 0])
 
 
 def shuffled(sample_ids: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""The `data:` section of a run, and the loader it asks for."""
+"""The `data:` section of a run, and the shards it opens."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +8,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from pipeline.config import Config, ConfigError
-from pipeline.loading.loader import Loader, PretextLoader
-from pipeline.loading.mixture import DataSet, Mixture, RankInfo, orders
+from pipeline.loading.mixture import DataSet, Mixture, orders
 from pipeline.loading.order import OrderConfig
-from pipeline.loading.quarantine import DamagePolicy, OnDamage
-from pipeline.loading.stream import StreamConfig, StreamLoader
-from pipeline.loading.views import PretextConfig
-from pipeline.pretext.multitask import MultitaskConfig
+from pipeline.loading.quarantine import OnDamage
+from pipeline.loading.stream import StreamConfig
+from pipeline.pretext.multitask import MultitaskConfig, PretextConfig
 from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.remote.cache import CacheConfig, ShardCache
 from pipeline.remote.location import is_remote
@@ -48,8 +46,8 @@ class DataConfig(Config):
     prefetch: int = Field(2, gt=0)
     """Batches decoded ahead of the training step."""
     on_damage: OnDamage = "error"
-    """At a sample whose bytes are damaged or do not decode: stop, or replace it by a sample that
-    the order names, record it in OUT/quarantine.jsonl and go on."""
+    """What to do with a sample whose bytes are damaged or do not decode: stop, or replace it by one
+    that the order names, record it in OUT/quarantine.jsonl and go on."""
     max_bad_fraction: float = Field(0.01, ge=0, lt=1)
     """Largest share of an epoch that may be replaced before the run stops."""
     cache: CacheConfig = CacheConfig()
@@ -108,29 +106,6 @@ def check_data(data: DataConfig, order: OrderConfig, *, seed: int, world_size: i
     orders(counts, weights, order, seed=seed)[0].lanes_of(0, world_size)
 
 
-def open_loader(
-    data: DataConfig,
-    order: OrderConfig,
-    pretext: PretextConfig,
-    *,
-    seed: int,
-    place: RankInfo,
-    ledger: Path | None,
-) -> Loader:
-    """Open the shards and make the loader of one rank.
-
-    Raises:
-        ConfigError: The shards are not there or too few, or there are more ranks than lanes.
-    """
-    policy = DamagePolicy(data.on_damage, data.max_bad_fraction, ledger)
-    if data.stream:
-        return StreamLoader(data.stream, order, pretext, seed=seed, place=place, policy=policy)
-    mixture, cache = open_mixture(data, order, seed=seed)
-    loader = PretextLoader(mixture, pretext, seed=seed, place=place, policy=policy)
-    loader.cache = cache
-    return loader
-
-
 def open_mixture(
     data: DataConfig, order: OrderConfig, *, seed: int
 ) -> tuple[Mixture, ShardCache | None]:
@@ -164,7 +139,7 @@ def _share_cache(stores: Sequence[Store], config: CacheConfig) -> ShardCache | N
 
 
 def with_classes(pretext: PretextConfig, data: DataConfig) -> PretextConfig:
-    """Fill in how many classes a supervised task has; other pretexts are returned as they are.
+    """Fill in how many classes a supervised task has; other pretexts are returned unchanged.
 
     Raises:
         ConfigError: The shards have no labels, or not the number of classes that the task says.

@@ -1,9 +1,9 @@
-"""Push plans through a graph that runs ahead; build it anew where an image does not decode."""
+"""Plan views and run them through a graph that works ahead; rebuild it where an image fails."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,61 @@ from torch import Tensor
 
 from pipeline.dali.decode import decoded_size
 from pipeline.dali.graph import Arrays, Feed, Graph
-from pipeline.loading.counters import LoaderCounters
+from pipeline.pretext.draws import Draws
+from pipeline.pretext.jigsaw import JigsawConfig, draw_foreign
+from pipeline.pretext.multitask import PretextConfig, Task, plan_task, tasks_of
 from pipeline.pretext.plan import TilePlan
+from pipeline.pretext.supervised import SupervisedConfig, taught_classes
 from pipeline.shards.damage import DamageError
 from pipeline.shards.store import Samples
+
+
+@dataclass(slots=True)
+class LoaderCounters:
+    """Sums since the loader was made, of one rank; times in seconds of the consumer's thread."""
+
+    images: int = 0
+    batches: int = 0
+    bytes_read: int = 0
+    """Bytes of encoded images."""
+    replaced: int = 0
+    """Samples that replaced a damaged one."""
+    rebuilds: int = 0
+    """Graphs rebuilt because an image did not decode."""
+    plan_s: float = 0.0
+    """Order, draws and plans."""
+    read_s: float = 0.0
+    """Opening shards, hashing payloads; waiting for remote shards."""
+    decode_wait_s: float = 0.0
+    """Waiting for the graph. Near zero: decoding keeps up, and the consumer is the limit."""
+    consumer_s: float = 0.0
+    """Time between two requests that the consumer spent elsewhere."""
+    in_flight: int = 0
+    """Batches planned but not yet taken, now."""
+
+    def since(self, before: "LoaderCounters") -> "LoaderCounters":
+        """Return the difference to an earlier copy; `in_flight` is a level and stays."""
+        names = [field.name for field in fields(self) if field.name != "in_flight"]
+        deltas = {name: getattr(self, name) - getattr(before, name) for name in names}
+        return LoaderCounters(**deltas, in_flight=self.in_flight)
+
+    def copy(self) -> "LoaderCounters":
+        """Return a copy that later counts do not change."""
+        return LoaderCounters(**{field.name: getattr(self, field.name) for field in fields(self)})
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's share of a step, or one batch of an evaluation."""
+
+    epoch: int
+    step: int
+    sample_ids: NDArray[np.int64]
+    """(B,)."""
+    views: Tensor
+    """uint8, batch first, as the graph emits them, on the graph's device."""
+    labels: NDArray[np.int64]
+    """(B, ...): what the pretext asks, or the class numbers in an evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +77,7 @@ class PlannedBatch:
     sample_ids: NDArray[np.int64]
     """(B,), whose bytes are read."""
     replaced: int
-    """How many of them took the place of a damaged sample."""
+    """How many of them replaced a damaged sample."""
     samples: Samples
     labels: NDArray[np.int64]
     tasks: tuple[TilePlan, ...]
@@ -34,7 +85,7 @@ class PlannedBatch:
     arrays: tuple[Arrays, ...]
     """What the graph is fed."""
     purged: int = 0
-    """How many samples took the place of a purged one."""
+    """How many of them replaced a purged sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +94,48 @@ class Failure:
 
     planned: PlannedBatch
     positions: tuple[int, ...]
-    """Of those images, at least one."""
+    """Rows of those images, at least one."""
     lasting: bool
-    """Whether no view of them can be made, or only this one was tried."""
+    """Whether no view of them can ever be made; else only this one was tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewPlan:
+    """What a batch asks, and what its graph is fed."""
+
+    labels: NDArray[np.int64]
+    """(B, L), those of all tasks side by side; each task says what they mean."""
+    tasks: tuple[TilePlan, ...]
+    """Plan of each task."""
+    arrays: tuple[Arrays, ...]
+    """Inputs of the graph, in order."""
+
+
+def plan_views(
+    pretext: PretextConfig, samples: Samples, draws: Draws, mates: NDArray[np.int64]
+) -> ViewPlan:
+    """Draw the views of a batch, and what is asked of them; `mates` as `Mixture.mates` says."""
+    tasks = tasks_of(pretext)
+    plans = [_plan_samples(task, samples, draws) for task in tasks]
+    arrays = [array for plan in plans for array in plan.arrays()]
+    labels = [
+        np.concatenate([plan.labels, _foreign(task, draws, mates)], axis=1)
+        for task, plan in zip(tasks, plans, strict=True)
+    ]
+    return ViewPlan(np.concatenate(labels, axis=1), tuple(plans), (samples.payloads, *arrays))
+
+
+def _plan_samples(task: Task, samples: Samples, draws: Draws) -> TilePlan:
+    plan = plan_task(task, samples.heights, samples.widths, draws)
+    if not isinstance(task, SupervisedConfig):
+        return plan
+    return replace(plan, labels=taught_classes(task, samples.keys, samples.labels))
+
+
+def _foreign(task: Task, draws: Draws, mates: NDArray[np.int64]) -> NDArray[np.int64]:
+    if isinstance(task, JigsawConfig) and task.max_foreign_tiles:
+        return draw_foreign(task, draws, mates)
+    return np.empty((len(mates), 0), np.int64)
 
 
 Repair = Callable[[Failure], PlannedBatch]
@@ -59,8 +149,8 @@ def run_plans(
 ) -> Iterator[tuple[PlannedBatch, Tensor]]:
     """Yield each plan with its views, in order.
 
-    A graph whose batch fails is thrown away: what it still held is fed to a new one, the failed
-    batch first, as `repair` returns it. An error of `plans` is raised behind the last good batch.
+    A graph whose batch fails is discarded: what it still held is fed to a new one, the failed
+    batch first, as `repair` returns it. An error of `plans` is raised after the last good batch.
     """
     plans = (_parsed(planned, repair) for planned in plans)
     again: deque[PlannedBatch] = deque()
@@ -109,7 +199,7 @@ def _run(
 
 
 class _Feed:
-    """The graph's source: first what must be run again, then new plans."""
+    """Source of the graph: batches to run again first, then new plans."""
 
     def __init__(
         self,
@@ -123,14 +213,14 @@ class _Feed:
         self._counters = counters
         self.seconds = 0.0
         self.error = error
-        """What ended the plans."""
+        """Error that ended the plans."""
 
     def __call__(self) -> tuple[Arrays, ...]:
         started = time.perf_counter()
         try:
             if self.error is not None and not self._again:
                 raise self.error
-            # The StopIteration of `next` ends the graph behind the last batch.
+            # The StopIteration of `next` ends the graph after the last batch.
             planned = self._again.popleft() if self._again else next(self._plans)
         except StopIteration:
             raise
@@ -165,8 +255,8 @@ def _failing(
             failing.append(next_one)
             next_one += 1
     if not failing:
-        place = f"epoch {planned.epoch}, step {planned.step}"
-        raise DamageError(f"the graph failed at {place}: {error}") from error
+        position = f"epoch {planned.epoch}, step {planned.step}"
+        raise DamageError(f"the graph failed at {position}: {error}") from error
     return tuple(failing)
 
 

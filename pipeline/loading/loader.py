@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,40 +12,36 @@ from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
-from pipeline.dali.whole import whole_graph
-from pipeline.loading.counters import LoaderCounters
-from pipeline.loading.draws import Draws
-from pipeline.loading.graph_runner import Failure, PlannedBatch, run_plans
+from pipeline.dali.tiles import tile_graph
+from pipeline.loading.data import DataConfig, open_mixture
+from pipeline.loading.graph_runner import (
+    Batch,
+    Failure,
+    LoaderCounters,
+    PlannedBatch,
+    plan_views,
+    run_plans,
+)
 from pipeline.loading.mixture import Mixture, RankInfo, Share
+from pipeline.loading.order import OrderConfig
 from pipeline.loading.quarantine import STOP_AT_DAMAGE, DamagePolicy, EpochCounts, Quarantine
-from pipeline.loading.views import PretextConfig, check_lanes, plan_views, view_graph
+from pipeline.loading.stream import StreamLoader
+from pipeline.pretext.draws import Draws
+from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.multitask import PretextConfig, tasks_of
 from pipeline.remote.cache import ShardCache
 from pipeline.shards.damage import Damage, DamageError
-from pipeline.shards.store import Samples, Store
+from pipeline.shards.store import Samples
 
 _MAX_SPARES = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One rank's share of a step, or one batch of an evaluation."""
-
-    epoch: int
-    step: int
-    sample_ids: NDArray[np.int64]
-    """(B,)."""
-    views: Tensor
-    """uint8, batch first, as the graph emits them, on the graph's device."""
-    labels: NDArray[np.int64]
-    """(B, ...): what the pretext asks, or the class numbers in an evaluation."""
-
-
 class Loader(Protocol):
-    """What training asks of a loader."""
+    """What training requires of a loader."""
 
     counters: LoaderCounters
     cache: ShardCache | None
-    """Of remote shards."""
+    """Cache of remote shards, if any."""
 
     @property
     def max_batch(self) -> int:
@@ -64,23 +60,48 @@ class Loader(Protocol):
         """Samples of an epoch that fill no step."""
 
     def state(self) -> dict[str, Any]:
-        """Return the position behind the last batch that was taken."""
+        """Return the position after the last consumed batch."""
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go to a position."""
 
     def batches(self, options: GraphOptions) -> Iterator[Batch]:
-        """Yield batches for ever, from the current position on."""
+        """Yield batches endlessly, from the current position on."""
 
     def close(self) -> None:
-        """Let go of shards, threads and files."""
+        """Release shards, threads and files."""
+
+
+def open_loader(
+    data: DataConfig,
+    order: OrderConfig,
+    pretext: PretextConfig,
+    *,
+    seed: int,
+    rank_info: RankInfo,
+    ledger: Path | None,
+) -> Loader:
+    """Open the shards and make the loader of one rank.
+
+    Raises:
+        ConfigError: The shards are not there or too few, or there are more ranks than lanes.
+    """
+    policy = DamagePolicy(data.on_damage, data.max_bad_fraction, ledger)
+    if data.stream:
+        return StreamLoader(
+            data.stream, order, pretext, seed=seed, rank_info=rank_info, policy=policy
+        )
+    mixture, cache = open_mixture(data, order, seed=seed)
+    loader = PretextLoader(mixture, pretext, seed=seed, rank_info=rank_info, policy=policy)
+    loader.cache = cache
+    return loader
 
 
 class PretextLoader:
     """Batches of a pretext, from any position, in the same order on any number of ranks.
 
-    Iterating never ends: epochs follow each other. `state()` is the position behind the last batch
-    that was taken, whatever was computed ahead. A damaged sample stops the run, or is replaced by a
+    Iteration never ends: epochs follow each other. `state()` is the position after the last
+    consumed batch, whatever was computed ahead. A damaged sample stops the run, or is replaced by a
     sample that the order names for its place.
     """
 
@@ -90,22 +111,22 @@ class PretextLoader:
         pretext: PretextConfig,
         *,
         seed: int,
-        place: RankInfo,
+        rank_info: RankInfo,
         policy: DamagePolicy = STOP_AT_DAMAGE,
     ) -> None:
-        self.max_batch = data.batch_size(place)  # Refuses more ranks than lanes at once.
+        self.max_batch = data.batch_size(rank_info)  # Refuses more ranks than lanes at once.
         check_lanes(pretext, data)
         self.global_batch, self.remainder = data.global_batch, data.remainder
         self.steps_per_epoch = data.steps_per_epoch
         self.counters = LoaderCounters()
         self.cache: ShardCache | None = None
-        self._data, self._pretext, self._seed, self._place = data, pretext, seed, place
-        self._quarantine = Quarantine(policy, place.rank)
+        self._data, self._pretext, self._seed, self._rank_info = data, pretext, seed, rank_info
+        self._quarantine = Quarantine(policy, rank_info.rank)
         self._epoch, self._step = 0, 0
         self._counts = EpochCounts(first_step=0)
         self._asked_for = (-1, -1)
         self._obeyed = -1
-        """Epoch that the tombstones were read for."""
+        """Epoch for which the tombstones were read."""
 
     def state(self) -> dict[str, Any]:
         """Return the position and what it belongs to; under 256 bytes of JSON."""
@@ -127,18 +148,18 @@ class PretextLoader:
         self._counts = EpochCounts(first_step=self._step)
 
     def batches(self, options: GraphOptions) -> Iterator[Batch]:
-        """Yield batches for ever, from the current position on."""
+        """Yield batches endlessly, from the current position on."""
         for done, views in self._run(self._positions(), options):
             self._advance(done)
             yield Batch(done.epoch, done.step, done.sample_ids, views, done.labels)
 
     def one_step(self, epoch: int, step: int, options: GraphOptions) -> tuple[PlannedBatch, Tensor]:
-        """Plan and run one step as `batches` does; the position stays where it is."""
+        """Plan and run one step as `batches` does; the position is unchanged."""
         with closing(self._run(iter([(epoch, step)]), options)) as steps:
             return next(steps)
 
     def close(self) -> None:
-        """Let go of all shards, and of the cache."""
+        """Release all shards and the cache."""
         self._data.close()
         if self.cache is not None:
             self.cache.close()
@@ -147,15 +168,16 @@ class PretextLoader:
         self, positions: Iterator[tuple[int, int]], options: GraphOptions
     ) -> Generator[tuple[PlannedBatch, Tensor], None, None]:
         plans = (self._plan(epoch, step) for epoch, step in positions)
-        build = lambda feed: view_graph(feed, self._pretext, options)  # noqa: E731
+        tiles = [task.tiles for task in tasks_of(self._pretext)]
+        build = lambda feed: tile_graph(feed, tiles, options)  # noqa: E731
         yield from run_plans(plans, build, self._repair, self.counters)
 
     def _plan(self, epoch: int, step: int) -> PlannedBatch:
         started, read_before = time.perf_counter(), self.counters.read_s
-        if epoch != self._obeyed:  # What is purged in an epoch is gone from the next on.
+        if epoch != self._obeyed:  # A sample purged during an epoch is gone from the next on.
             self._quarantine.purge(self._data.purged())
             self._obeyed = epoch
-        share = self._data.share(epoch, step, self._place)
+        share = self._data.share(epoch, step, self._rank_info)
         self._fetch_early(share, epoch, step)
         ids, samples = self._read_whole(share, epoch, step)
         draws = Draws(self._seed, share.epochs, ids)
@@ -168,7 +190,7 @@ class PretextLoader:
         return PlannedBatch(epoch, step, ids, len(others) - purged, *made, purged)
 
     def _read_whole(self, share: Share, epoch: int, step: int) -> tuple[NDArray[np.int64], Samples]:
-        """Read a step's samples, with others in the place of damaged ones."""
+        """Read a step's samples, damaged ones replaced."""
         ids, attempts = share.sample_ids.copy(), [0] * len(share.sample_ids)
         bad, epochs = self._quarantine, share.epochs.tolist()
         started = time.perf_counter()
@@ -192,7 +214,7 @@ class PretextLoader:
     def _repair(self, failure: Failure) -> PlannedBatch:
         """Plan a step again without the images that have no view."""
         epoch, step = failure.planned.epoch, failure.planned.step
-        epochs = self._data.share(epoch, step, self._place).epochs
+        epochs = self._data.share(epoch, step, self._rank_info).epochs
         for position, damage in zip(failure.positions, _named(self._data, failure), strict=True):
             view_of = None if failure.lasting else int(epochs[position])
             self._quarantine.admit(damage, epoch=epoch, step=step, view_of=view_of)
@@ -214,7 +236,7 @@ class PretextLoader:
         config = self._data.sets[0].order.config
         window = (epoch, step * config.lane_share // config.window)
         if window != self._asked_for:
-            self._data.prefetch(share, self._place)
+            self._data.prefetch(share, self._rank_info)
             self._asked_for = window
 
     def _positions(self) -> Iterator[tuple[int, int]]:
@@ -236,41 +258,22 @@ class PretextLoader:
         }
 
 
-def whole_batches(
-    store: Store, sample_ids: NDArray[np.int64], options: GraphOptions, *, px: int
-) -> Iterator[Batch]:
-    """Yield the given samples in the given order, each once, the last batch short.
-
-    A view is the central square of the image, resized to `px`: uint8 (B, px, px, 3). An evaluation
-    replaces nothing.
+def check_lanes(pretext: PretextConfig, data: Mixture) -> None:
+    """Refuse foreign tiles where no other image of the lane is at hand.
 
     Raises:
-        DamageError: A sample is damaged or does not decode.
+        ConfigError: A lane gives a single sample to a step.
     """
-
-    def plans() -> Iterator[PlannedBatch]:
-        for step, start in enumerate(range(0, len(sample_ids), options.max_batch)):
-            ids = sample_ids[start : start + options.max_batch]
-            samples = store.read(ids).require_whole()
-            crops = central_squares(samples.heights, samples.widths)
-            arrays = (samples.payloads, crops)
-            yield PlannedBatch(0, step, ids, 0, samples, samples.labels, (), arrays)
-
-    def stop(failure: Failure) -> PlannedBatch:
-        raise DamageError("; ".join(str(damage) for damage in _named(store, failure)))
-
-    build = lambda feed: whole_graph(feed, options, px=px)  # noqa: E731
-    for done, views in run_plans(plans(), build, stop, LoaderCounters()):
-        yield Batch(done.epoch, done.step, done.sample_ids, views, done.labels)
+    least = min(one.order.config.lane_share for one in data.sets)
+    for task in tasks_of(pretext):
+        if isinstance(task, JigsawConfig) and task.max_foreign_tiles and least == 1:
+            raise ConfigError(
+                f"max_foreign_tiles (={task.max_foreign_tiles}) needs two samples of a lane in a "
+                "step, but global_batch / num_lanes is 1; raise global_batch or lower num_lanes."
+            )
 
 
-def central_squares(heights: NDArray[np.int32], widths: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return the largest central square of each image, int32 (B, 4): top, left, height, width."""
-    side = np.minimum(heights, widths)
-    return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
-
-
-def _named(data: Mixture | Store, failure: Failure) -> list[Damage]:
+def _named(data: Mixture, failure: Failure) -> list[Damage]:
     """Name the images of a batch that have no view."""
     detail = "the image does not decode, though its bytes are those that were written."
     ids = [int(failure.planned.sample_ids[position]) for position in failure.positions]

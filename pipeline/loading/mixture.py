@@ -13,12 +13,12 @@ from pipeline.loading.order import Ints, Order, OrderConfig
 from pipeline.shards.damage import Damage, Reason
 from pipeline.shards.store import Samples, Store
 
-_FETCH_AHEAD = 4  # Windows of every lane whose shards are asked for early.
+_FETCH_AHEAD = 4  # Windows of every lane whose shards are prefetched.
 
 
 @dataclass(frozen=True, slots=True)
 class RankInfo:
-    """Which share of a step is ours."""
+    """Rank and world size: which share of a step is ours."""
 
     rank: int
     world_size: int
@@ -37,11 +37,11 @@ class SetShare:
     """What one set gives to a rank's batch."""
 
     number: int
-    """Of the set."""
+    """Number of the set."""
     epoch: int
-    """The set's own."""
+    """The set's own epoch."""
     step: int
-    """In that epoch."""
+    """Step in that epoch."""
     slots: Ints
     """(B,), positions in the set's share of the global batch."""
 
@@ -55,7 +55,7 @@ class Share:
     epochs: Ints
     """(B,), the epoch of each sample's own set."""
     parts: tuple[SetShare, ...]
-    """In the order of `sample_ids`."""
+    """Share of each set, in the order of `sample_ids`."""
 
 
 class Mixture:
@@ -87,13 +87,13 @@ class Mixture:
         rows = [f"{name} {share}" for name, share in zip(names, shares, strict=True)]
         return xxhash.xxh3_64_hexdigest("\n".join(rows).encode())
 
-    def share(self, epoch: int, step: int, place: RankInfo) -> Share:
+    def share(self, epoch: int, step: int, rank_info: RankInfo) -> Share:
         """Say which samples a rank takes at a step, set by set."""
         steps = epoch * self.steps_per_epoch + step
         parts, ids, epochs = [], [], []
         for number, one in enumerate(self.sets):
             own_epoch, own_step = divmod(steps, one.order.steps_per_epoch)
-            rank, world_size = place.rank, place.world_size
+            rank, world_size = rank_info.rank, rank_info.world_size
             own = one.order.rank_batch(own_epoch, own_step, rank=rank, world_size=world_size)
             parts.append(
                 SetShare(number, own_epoch, own_step, one.order.slots_of(rank, world_size))
@@ -103,10 +103,10 @@ class Mixture:
         return Share(np.concatenate(ids), np.concatenate(epochs), tuple(parts))
 
     def mates(self, share: Share) -> Ints:
-        """Name another image of the same lane for each place; the same for every number of ranks.
+        """Name another image of the same lane for each row, the same for every number of ranks.
 
         Returns:
-            int64 (B,): how many places on it stands in the rank's batch; 0 where a lane gives a
+            int64 (B,): how many rows further on it is in the rank's batch; 0 where a lane gives a
             single sample to a step.
         """
         found = []
@@ -115,13 +115,13 @@ class Mixture:
             found.append(np.where(part.slots % size == size - 1, 1 - size, 1))
         return np.concatenate(found)
 
-    def batch_size(self, place: RankInfo) -> int:
+    def batch_size(self, rank_info: RankInfo) -> int:
         """Return the size of a rank's batch."""
-        lanes = self.sets[0].order.lanes_of(place.rank, place.world_size)
+        lanes = self.sets[0].order.lanes_of(rank_info.rank, rank_info.world_size)
         return len(lanes) * self.global_batch // self.num_lanes
 
     def spare(self, share: Share, position: int, attempt: int) -> int:
-        """Name a sample that takes the place of a damaged one of the same set."""
+        """Name a sample of the same set that replaces a damaged one."""
         for part in share.parts:
             if position < len(part.slots):
                 order = self.sets[part.number].order
@@ -158,18 +158,18 @@ class Mixture:
                 found[start + own] = dataclasses.replace(told, sample_id=start + own)
         return found
 
-    def prefetch(self, share: Share, place: RankInfo) -> None:
+    def prefetch(self, share: Share, rank_info: RankInfo) -> None:
         """Ask every store for the shards that the steps from this one on need."""
         for part in share.parts:
             store, order = self.sets[part.number].store, self.sets[part.number].order
             if not store.is_remote:
                 continue
-            lanes = order.lanes_of(place.rank, place.world_size)
+            lanes = order.lanes_of(rank_info.rank, rank_info.world_size)
             samples = _FETCH_AHEAD * order.config.window
             store.prefetch(order.shards_ahead(part.epoch, part.step, lanes, samples=samples))
 
     def damage(self, sample_id: int, reason: Reason, detail: str) -> Damage:
-        """Describe damage that was found behind the store."""
+        """Describe damage found after the store had read a sample."""
         number, own = self.locate(sample_id)
         found = self.sets[number].store.damage(own, reason, detail)
         return dataclasses.replace(found, sample_id=sample_id)
@@ -180,7 +180,7 @@ class Mixture:
         return number, sample_id - int(self._starts[number])
 
     def close(self) -> None:
-        """Let go of all shards."""
+        """Release all shards."""
         for one in self.sets:
             one.store.close()
 

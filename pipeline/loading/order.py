@@ -1,4 +1,4 @@
-"""Which sample stands where: a pure function of (sample counts, seed, epoch, step)."""
+"""Which sample comes when: a pure function of (sample counts, seed, epoch, step)."""
 
 import math
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class _Epoch:
     shards: Ints
     """(S,) shard numbers in the order of this epoch."""
     ends: Ints
-    """(S,) position behind the last sample of each, in the same order."""
+    """(S,) position after the last sample of each, in the same order."""
 
 
 class Order:
@@ -111,15 +111,15 @@ class Order:
         return self._lanes(epoch, step, self.lanes_of(rank, world_size))
 
     def spare(self, epoch: int, step: int, slot: int, attempt: int) -> int:
-        """Name a sample that takes the place of a damaged one; try attempt 0, 1, 2 and so on.
+        """Name a sample that replaces a damaged one; try attempt 0, 1, 2 and so on.
 
-        The first attempts stay in the window that the damaged sample stands in, whose shards are
-        open anyway; later ones search the whole set. A pure function of the place, so the same for
+        The first attempts stay in the window of the damaged sample, whose shards are open anyway;
+        later ones search the whole set. A pure function of the position, so the same for
         every world size and after every resume.
 
         Args:
-            epoch: Of the damaged sample.
-            step: Of the damaged sample.
+            epoch: Epoch of the damaged sample.
+            step: Step of the damaged sample.
             slot: Its position in the global batch.
             attempt: Counts from 0.
         """

@@ -40,27 +40,27 @@ class Quarantine:
     policy: DamagePolicy
     rank: int
     _lasting: dict[int, str] = field(default_factory=dict)
-    """Sample id to the reason it is left out for good."""
+    """Sample id to the reason it is excluded for good."""
     _views: dict[tuple[int, int], str] = field(default_factory=dict)
-    """Sample id and its own epoch to the reason its view of that epoch is left out."""
+    """Sample id and its own epoch to the reason its view of that epoch is excluded."""
     _purged: dict[int, Damage] = field(default_factory=dict)
-    """Samples that must not be shown, though they are whole, by id."""
+    """Intact samples that must not be shown, by id."""
     _met: set[int] = field(default_factory=set)
-    """Those of them that the order asked for, and that are recorded."""
+    """Purged samples that the order asked for and that are recorded."""
 
     def __contains__(self, sample: tuple[int, int]) -> bool:
-        """Whether a sample (its id, its own epoch) is left out."""
+        """Whether a sample (its id, its own epoch) is excluded."""
         return self.is_purged(sample[0]) or sample[0] in self._lasting or sample in self._views
 
     def __len__(self) -> int:
         return len(self._lasting) + len(self._views) + len(self._purged)
 
     def purge(self, samples: dict[int, Damage]) -> None:
-        """Leave out these whole samples, too, from now on."""
+        """Exclude these intact samples, too, from now on."""
         self._purged = samples
 
     def is_purged(self, sample_id: int) -> bool:
-        """Whether a sample is left out because it was purged."""
+        """Whether a sample is excluded because it was purged."""
         return sample_id in self._purged
 
     def record_purged(self, sample_id: int, *, epoch: int, step: int) -> None:
@@ -70,12 +70,12 @@ class Quarantine:
             self._write(self._purged[sample_id], epoch, step)
 
     def admit(self, damage: Damage, *, epoch: int, step: int, view_of: int | None = None) -> None:
-        """Take in a damaged sample.
+        """Quarantine a damaged sample.
 
         Args:
-            damage: What it is.
-            epoch: Of the run, for the record.
-            step: Of the run, for the record.
+            damage: The damage.
+            epoch: Epoch of the run, for the record.
+            step: Step of the run, for the record.
             view_of: The sample's own epoch, if only its view of that epoch cannot be made: whether
                 another part of the image decodes is another question.
 
@@ -122,11 +122,11 @@ class EpochCounts:
 
     first_step: int
     delivered: int = 0
-    """Samples that stood where the order put them."""
+    """Samples delivered as the order planned."""
     replaced: int = 0
-    """Samples that took the place of a damaged one."""
+    """Samples that replaced a damaged one."""
     purged: int = 0
-    """Samples that took the place of one that was purged."""
+    """Samples that replaced a purged one."""
 
     def close(self, epoch: int, *, planned: int) -> None:
         """Check at the end of an epoch that nothing was lost or added."""

@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.dali.graph import GraphOptions
-from pipeline.dali.whole import fitted_graph
-from pipeline.loading.counters import LoaderCounters
-from pipeline.loading.graph_runner import Failure, PlannedBatch, run_plans
+from pipeline.dali.tiles import fitted_graph
+from pipeline.loading.graph_runner import (
+    Failure,
+    LoaderCounters,
+    PlannedBatch,
+    run_plans,
+)
 from pipeline.shards.damage import DamageError
 from pipeline.shards.store import Samples
 
@@ -24,9 +28,9 @@ class Fitting:
     """Files that are shown together, and how."""
 
     rows: NDArray[np.int64]
-    """(B,), numbers of the images, handed through."""
+    """(B,), numbers of the images, passed through."""
     paths: tuple[Path, ...]
-    """Of B files: JPEG, PNG or WebP."""
+    """B files: JPEG, PNG or WebP."""
     stored: NDArray[np.int32]
     """(B, 2), height and width of each file in px."""
     sizes: NDArray[np.int32]

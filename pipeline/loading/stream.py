@@ -1,4 +1,4 @@
-"""Shards without an index into the graph of the exact loader, by webdataset's reader and buffer."""
+"""Shards without an index into the exact loader's graph, by webdataset's reader and buffer."""
 
 import random
 import sys
@@ -16,16 +16,22 @@ from typing_extensions import Self
 
 from pipeline.config import Config, ConfigError
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.counters import LoaderCounters
-from pipeline.loading.draws import Draws
-from pipeline.loading.graph_runner import Failure, PlannedBatch, run_plans
-from pipeline.loading.loader import Batch
+from pipeline.dali.tiles import tile_graph
+from pipeline.loading.graph_runner import (
+    Batch,
+    Failure,
+    LoaderCounters,
+    PlannedBatch,
+    plan_views,
+    run_plans,
+)
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import Order, OrderConfig
 from pipeline.loading.piped import STDIN, absolute_url, check_url
 from pipeline.loading.quarantine import DamagePolicy, EpochCounts, Quarantine
 from pipeline.loading.unindexed import StreamedSample, Unindexed, as_samples, damage
-from pipeline.loading.views import PretextConfig, plan_views, view_graph
+from pipeline.pretext.draws import Draws
+from pipeline.pretext.multitask import PretextConfig, tasks_of
 from pipeline.remote.cache import ShardCache
 from pipeline.shards.damage import Damage, DamageError
 
@@ -43,7 +49,7 @@ class StreamConfig(Config):
     """What is called an epoch, as a stream has no end: it is read again and again, except standard
     input."""
     shuffle: int = Field(1000, ge=0)
-    """Samples in the shuffle buffer of each rank, all in memory as they are encoded; 0 for none."""
+    """Samples in the shuffle buffer of each rank, held encoded in memory; 0 for none."""
 
     @field_validator("url")
     @classmethod
@@ -113,20 +119,22 @@ class StreamLoader:
         pretext: PretextConfig,
         *,
         seed: int,
-        place: RankInfo,
+        rank_info: RankInfo,
         policy: DamagePolicy,
     ) -> None:
-        config.check(order, world_size=place.world_size)
+        config.check(order, world_size=rank_info.world_size)
         steps = config.cut(order)
-        self.max_batch = len(steps.lanes_of(place.rank, place.world_size)) * order.lane_share
+        self.max_batch = (
+            len(steps.lanes_of(rank_info.rank, rank_info.world_size)) * order.lane_share
+        )
         self.global_batch, self.remainder = order.global_batch, steps.remainder
         self.steps_per_epoch = steps.steps_per_epoch
         self.counters = LoaderCounters()
         self.cache: ShardCache | None = None
-        self._config, self._pretext, self._seed, self._place = config, pretext, seed, place
-        self._quarantine = Quarantine(policy, place.rank)
+        self._config, self._pretext, self._seed, self._rank_info = config, pretext, seed, rank_info
+        self._quarantine = Quarantine(policy, rank_info.rank)
         self._counts = EpochCounts(first_step=0)
-        self._step = 0  # Of all epochs together, behind the last batch taken.
+        self._step = 0  # Over all epochs, after the last consumed batch.
         self._reader: Unindexed | None = None
         self._samples: Iterator[StreamedSample] = iter(())
         self._taken: dict[int, list[StreamedSample]] = {}
@@ -168,7 +176,8 @@ class StreamLoader:
         """
         self._start()
         plans = (self._plan(step) for step in count(self._step))
-        build = lambda feed: view_graph(feed, self._pretext, options)  # noqa: E731
+        tiles = [task.tiles for task in tasks_of(self._pretext)]
+        build = lambda feed: tile_graph(feed, tiles, options)  # noqa: E731
         try:
             for done, views in run_plans(plans, build, self._repair, self.counters):
                 self._advance(done)
@@ -193,13 +202,13 @@ class StreamLoader:
         self._reader = Unindexed(
             self._config.urls,
             seed=self._seed,
-            place=self._place,
+            rank_info=self._rank_info,
             first_pass=self._step,  # So that a run that goes on sees neither old order nor views.
             report=self._lose,
         )
         self._samples = iter(self._reader)
         if size := self._config.shuffle:
-            rng = random.Random(f"{self._seed}:{self._place.rank}:{self._step}")
+            rng = random.Random(f"{self._seed}:{self._rank_info.rank}:{self._step}")
             self._samples = webdataset.shuffle(size, initial=size, rng=rng)(self._samples)
 
     def _plan(self, number: int) -> PlannedBatch:
@@ -292,5 +301,5 @@ class StreamLoader:
         }
 
     def _say(self, line: str) -> None:
-        if self._place.rank == 0:
+        if self._rank_info.rank == 0:
             sys.stderr.write(f"tessera: {line}\n")

@@ -24,7 +24,7 @@ from pipeline.shards.tar import ShardError
 
 _ENDINGS = ("jpg", "jpeg", "png", "webp")
 _MAX_BYTES = 256 * 2**20
-"""Of an image; what is larger is cut, and so found to be truncated."""
+"""Largest image read; the rest of a larger one is cut off, so it is found to be truncated."""
 _DRAIN = 2**16
 _is_note = re.compile(r"__[^/]*__(/|$)").match  # of a writer; webdataset passes them over
 
@@ -36,7 +36,7 @@ Report = Callable[[Damage], None]
 
 @dataclass(frozen=True, slots=True)
 class StreamedSample:
-    """A sample as it went by."""
+    """A sample read in passing."""
 
     sample_id: int
     """62 bits: a hash of the shard's file name and the key."""
@@ -53,27 +53,33 @@ class StreamedSample:
 
 
 class Unindexed:
-    """The samples of one rank for ever: pass after pass over all shards, each in a new order.
+    """The samples of one rank, endlessly: pass after pass over all shards, each in a new order.
 
     The ranks share the shards of a pass; a shard and its samples belong to one of them. A rank
     whose shards are short is earlier in its next pass. Standard input is passed once.
 
     Args:
         urls: All shards.
-        seed: Of the order.
-        place: Which shards of a pass are ours.
+        seed: Seed of the order.
+        rank_info: Which shards of a pass are ours.
         first_pass: Number of the first pass; each number has its own order.
-        report: Told of every sample and every shard that is lost.
+        report: Receives every sample and every shard that is lost.
     """
 
     def __init__(
-        self, urls: Sequence[str], *, seed: int, place: RankInfo, first_pass: int, report: Report
+        self,
+        urls: Sequence[str],
+        *,
+        seed: int,
+        rank_info: RankInfo,
+        first_pass: int,
+        report: Report,
     ) -> None:
         self.visit = first_pass
         """Number of the pass that is read now."""
         self.num_shards = 0
-        """Of it, ours."""
-        self._urls, self._seed, self._place, self._report = tuple(urls), seed, place, report
+        """Our shards of that pass."""
+        self._urls, self._seed, self._rank_info, self._report = tuple(urls), seed, rank_info, report
         self._samples = self._forever()
 
     def __iter__(self) -> Iterator[StreamedSample]:
@@ -85,7 +91,7 @@ class Unindexed:
 
     def _forever(self) -> Generator[StreamedSample, None, None]:
         for number in count(self.visit):
-            urls = shards_of_pass(self._urls, number, seed=self._seed, place=self._place)
+            urls = shards_of_pass(self._urls, number, seed=self._seed, rank_info=self._rank_info)
             self.visit, self.num_shards = number, len(urls)
             usable = 0
             for url in urls:
@@ -173,7 +179,7 @@ def _examine(row: _Row, visit: int) -> StreamedSample | str:
 
 
 def as_samples(passed: Sequence[StreamedSample]) -> Samples:
-    """Make a batch of what went by."""
+    """Make a batch of samples read in passing."""
     return Samples(
         payloads=[one.image for one in passed],
         heights=np.array([one.height for one in passed], np.int32),
@@ -196,12 +202,14 @@ def sample_id(url: str, key: str) -> int:
     return xxhash.xxh3_64_intdigest(f"{name}\n{key}".encode(errors="surrogateescape")) >> 2
 
 
-def shards_of_pass(urls: Sequence[str], number: int, *, seed: int, place: RankInfo) -> list[str]:
+def shards_of_pass(
+    urls: Sequence[str], number: int, *, seed: int, rank_info: RankInfo
+) -> list[str]:
     """Shards that a rank reads in a pass, in order; the ranks' together are all."""
     size = len(urls)
     key = xxhash.xxh3_64_intdigest(f"{seed}:{number}:stream".encode())
     order = permute(np.arange(size), np.full(size, size), np.full(size, key, np.uint64))
-    return [urls[n] for n in order[place.rank :: place.world_size].tolist()]
+    return [urls[n] for n in order[rank_info.rank :: rank_info.world_size].tolist()]
 
 
 class _EndMark(Exception):  # noqa: N818 - no error: a tar ends so.

@@ -1,11 +1,12 @@
-"""Context prediction (Doersch, Gupta and Efros 2015): where does one patch lie beside another?"""
+"""Context prediction (Doersch, Gupta and Efros 2015): where does a patch lie beside another?"""
 
 # Shapes: B batch, T patches (grid * grid, in reading order), P pairs of one image.
 
 import functools
 import math
-from dataclasses import replace
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +14,14 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from pipeline.config import Config
-from pipeline.loading.draws import Draws
-from pipeline.pretext.jigsaw import Normalization
+from pipeline.pretext.describe import Layout, Pair, PositionOf, TaskDraws, Words
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.plan import (
     GRAY,
     KEEP_RED,
     NOISE_PLACES,
     RGB,
+    Normalization,
     TilePlan,
     Tiles,
     grid_cells,
@@ -29,10 +31,42 @@ from pipeline.pretext.plan import (
 )
 
 DIRECTIONS = ("NW", "N", "NE", "W", "E", "SW", "S", "SE")
-"""Where the second patch of a pair lies, seen from the first; the classes, in this order."""
+"""Where the second patch of a pair lies relative to the first; the classes, in this order."""
 _STEPS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 _SMALLEST_SIDE = 10 / 96
 """A patch is reduced to this share of its side at least (the released code, for 96 px patches)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContextDraws(TaskDraws):
+    """Pairs of patches."""
+
+    pairs: tuple[Pair, ...] = ()
+    labels: tuple[int, ...] = ()
+    """Rows of `neighbours` that name the pairs."""
+
+    @property
+    def asked(self) -> str:
+        pairs = [f"{p.first + 1} to {p.second + 1}: {p.direction}" for p in self.pairs]
+        return f"pairs asked:  {'   '.join(pairs)}"
+
+    @property
+    def pair(self) -> Pair | None:
+        return self.pairs[0]
+
+    @property
+    def marks(self) -> str:
+        pair = self.pairs[0]
+        return (
+            f"its block, its patches, and an arrow from patch {pair.first + 1} to "
+            f"{pair.second + 1}, {pair.direction}"
+        )
+
+    @property
+    def caption(self) -> str:
+        pair = self.pairs[0]
+        asked = f"stored, with the block; asked first: {pair.first + 1} to {pair.second + 1}"
+        return f"{asked}, {pair.direction}"
 
 
 class ContextConfig(Config):
@@ -62,7 +96,7 @@ class ContextConfig(Config):
     pairs_per_image: int = Field(8, ge=1)
     """Pairs asked of one image at one pass through the trunk, with directions drawn evenly."""
     color: Literal["drop", "project", "rgb"] = "drop"
-    """drop: one channel of a patch is kept, noise stands in for the others; project: the axis from
+    """drop: one channel of a patch is kept, noise replaces the others; project: the axis from
     green to magenta is taken out; rgb: no countermeasure against chromatic aberration."""
     gray_probability: float = Field(0.0, ge=0, le=1)
     """Share of images shown in gray instead."""
@@ -70,7 +104,7 @@ class ContextConfig(Config):
     """Share of patches that are reduced and enlarged again, to as few as 100 pixels out of 9,216,
     so that sharpness tells nothing (the released code)."""
     normalization: Normalization = "tile"
-    """Of a patch: tile makes mean and deviation equal, fixed leaves them."""
+    """How a patch is normalized: tile equalizes mean and deviation, fixed keeps them."""
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:
@@ -93,15 +127,42 @@ class ContextConfig(Config):
             )
         return self
 
+    words: ClassVar[Words] = Words(
+        stored="its block (orange), its patches (white) and the pair asked first (yellow), an "
+        "arrow from its first to its second patch",
+        seen="the patches as the network saw them, in reading order",
+        caption="seen: the patches in reading order",
+    )
+
+    @property
+    def cell_px(self) -> int:
+        """Distance between neighbouring patches before they are moved, px."""
+        return self.patch_px + self.gap_px
+
     @property
     def block_px(self) -> int:
-        """Side of the block of patches."""
-        return self.grid * self.patch_px + (self.grid - 1) * self.gap_px + 2 * self.jitter_px
+        """Side of the block of patches, px."""
+        return (self.grid - 1) * self.cell_px + self.patch_px + 2 * self.jitter_px
+
+    @property
+    def cells(self) -> NDArray[np.int64]:
+        """Top, left of the cells that patches are placed in, int64 (T, 2), px of the block."""
+        return grid_cells(self.grid, self.cell_px)
+
+    @property
+    def slack_px(self) -> int:
+        """How far a patch can lie from the top left of its cell, px."""
+        return 2 * self.jitter_px
 
     @property
     def num_tiles(self) -> int:
         """Patches of one image."""
         return self.grid * self.grid
+
+    @property
+    def num_views(self) -> int:
+        """Views that the network sees of one image."""
+        return self.num_tiles
 
     @property
     def num_answers(self) -> int:
@@ -127,6 +188,24 @@ class ContextConfig(Config):
             tile_px=self.patch_px,
             resampled=self.reduced_probability > 0,
             tinted=self.color != "rgb" or self.gray_probability > 0,
+        )
+
+    def describe(
+        self, common: dict[str, Any], labels: Sequence[int], position_of: PositionOf
+    ) -> ContextDraws:
+        """Say what was drawn for one image; see `JigsawConfig.describe`."""
+        named = neighbours(self.grid)[list(labels)].tolist()
+        pairs = tuple(Pair(first, second, DIRECTIONS[way]) for first, second, way in named)
+        return ContextDraws(**common, pairs=pairs, labels=tuple(labels))
+
+    def layouts(self, draws: TaskDraws) -> tuple[Layout, ...]:
+        """Say in which orders pictures show the patches of an image."""
+        assert draws.pair is not None
+        first, second = draws.pair.first, draws.pair.second
+        what = f"Asked first: patch {first + 1}, then {second + 1}: {draws.pair.direction}"
+        return (
+            Layout("order", "Patches in reading order"),
+            Layout("pair", what, (first, second), columns=2),
         )
 
 
@@ -169,12 +248,10 @@ def plan_context(
     side = np.maximum(1, np.rint(config.block_px / scale)).astype(np.int64)
     side = np.minimum(side, np.minimum(height, width))
 
-    span = 2 * config.jitter_px + 1
-    jitter = draws.integers("context.jitter", span, 2 * patches).reshape(batch, patches, 2)
-    cells = grid_cells(config.grid, config.patch_px + config.gap_px)
+    jitter = draws.integers("context.jitter", config.slack_px + 1, 2 * patches)
     plan = plain_plan(
         crops=square_crops(side, heights, widths, place[:, 1:]),
-        anchors=(cells + jitter).astype(np.int32),
+        anchors=(config.cells + jitter.reshape(batch, patches, 2)).astype(np.int32),
         labels=draws.integers("context.pair", len(neighbours(config.grid)), config.pairs_per_image),
         tile_px=config.patch_px,
     )

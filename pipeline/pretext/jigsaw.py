@@ -3,9 +3,10 @@
 # Shapes: B batch, T tiles (grid * grid, in reading order), P puzzles of one image.
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,11 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from pipeline.config import Config
-from pipeline.loading.draws import Draws
+from pipeline.pretext.describe import Layout, PositionOf, TaskDraws, Words
+from pipeline.pretext.draws import Draws
+from pipeline.pretext.permutation_set import PermutationMethod, permutation_set, read_permutations
 from pipeline.pretext.plan import (
+    Normalization,
     TilePlan,
     Tiles,
     crop_sides,
@@ -25,10 +29,38 @@ from pipeline.pretext.plan import (
     square_crops,
 )
 
-Normalization = Literal["tile", "fixed"]
-"""tile: mean and deviation of each tile and channel; fixed: the same constants for all, which
-leaves brightness and contrast to tell where a tile comes from."""
-PermutationMethod = Literal["max_min", "max_mean", "random"]
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A tile of a puzzle that comes from another image."""
+
+    place: int
+    """Position in the puzzle."""
+    position: int
+    """Position of the other image in the global batch."""
+    tile: int
+
+
+@dataclass(frozen=True, slots=True)
+class JigsawDraws(TaskDraws):
+    """Puzzles."""
+
+    permutations: tuple[int, ...] = ()
+    """Rows of the permutation set, the labels."""
+    foreign: tuple[tuple[Foreign, ...], ...] = ()
+    """Foreign tiles of every puzzle."""
+
+    @property
+    def asked(self) -> str:
+        return f"permutations asked:  {'  '.join(map(str, self.permutations))}"
+
+    @property
+    def marks(self) -> str:
+        return "its crop and its tiles"
+
+    @property
+    def caption(self) -> str:
+        return "stored, with the crop and the tiles' places"
 
 
 class JigsawConfig(Config):
@@ -65,7 +97,7 @@ class JigsawConfig(Config):
     intensity_jitter: int = Field(0, ge=0, le=64)
     """Each color channel of a tile is made brighter or darker by up to this many gray levels."""
     max_foreign_tiles: int = Field(0, ge=0)
-    """Up to this many tiles of a puzzle are exchanged for tiles of another image (Noroozi et al.
+    """Up to this many tiles of a puzzle are replaced by tiles of another image (Noroozi et al.
     2018, section 3.1: 2), one that the same lane gives to the step."""
     num_permutations: int = Field(1000, ge=2, le=10_000)
     """Size of the permutation set."""
@@ -115,15 +147,36 @@ class JigsawConfig(Config):
             )
         return self
 
+    words: ClassVar[Words] = Words(
+        stored="its crop (orange) and the places of its tiles (white)",
+        seen="the tiles as the network saw them, in reading order",
+        caption="seen: the tiles in reading order",
+    )
+
     @property
     def cell_px(self) -> int:
-        """Side of one grid cell."""
+        """Side of one grid cell, px."""
         return self.crop_px // self.grid
+
+    @property
+    def cells(self) -> NDArray[np.int64]:
+        """Top, left of the cells that tiles are placed in, int64 (T, 2), px of the crop."""
+        return grid_cells(self.grid, self.cell_px)
+
+    @property
+    def slack_px(self) -> int:
+        """How far a tile can lie from the top left of its cell, px."""
+        return self.cell_px - self.tile_px - self.channel_shift_px
 
     @property
     def num_tiles(self) -> int:
         """Tiles of one image."""
         return self.grid * self.grid
+
+    @property
+    def num_views(self) -> int:
+        """Views that the network sees of one image."""
+        return self.num_tiles
 
     @property
     def num_answers(self) -> int:
@@ -153,6 +206,49 @@ class JigsawConfig(Config):
             ),
         )
 
+    def describe(
+        self, common: dict[str, Any], labels: Sequence[int], position_of: PositionOf
+    ) -> JigsawDraws:
+        """Say what was drawn for one image.
+
+        Args:
+            common: Fields of `TaskDraws`.
+            labels: (L,), what the task asks of the image.
+            position_of: Position in the global batch of the image that many rows on.
+        """
+        puzzles = self.puzzles_per_image
+        foreign: list[tuple[Foreign, ...]] = []
+        if self.max_foreign_tiles:
+            shape = (2, puzzles, self.max_foreign_tiles)
+            places, donors = np.array(labels[puzzles:]).reshape(shape).tolist()
+            for pairs in map(zip, places, donors):
+                named = [(place, *divmod(on, self.num_tiles)) for place, on in pairs if place >= 0]
+                foreign.append(tuple(Foreign(p, position_of(on), tile) for p, on, tile in named))
+        return JigsawDraws(**common, permutations=tuple(labels[:puzzles]), foreign=tuple(foreign))
+
+    def layouts(self, draws: TaskDraws) -> tuple[Layout, ...]:
+        """Say in which orders pictures show the tiles of an image."""
+        assert isinstance(draws, JigsawDraws)
+        row = draws.permutations[0]
+        order = tuple(permutations_of(self)[row].tolist())
+        named = " ".join(str(tile + 1) for tile in order)
+        return (
+            Layout("order", "Tiles in reading order"),
+            Layout("shuffled", f"Shuffled by permutation {row}: {named}", order),
+        )
+
+
+def permutations_of(config: JigsawConfig) -> NDArray[np.int64]:
+    """Return the permutation set of a puzzle, int64 (num_permutations, num_tiles).
+
+    Raises:
+        ConfigError: permutation_file holds no such set.
+    """
+    size, seed = config.num_permutations, config.permutation_seed
+    if config.permutation_file is not None:
+        return read_permutations(config.permutation_file, (size, config.num_tiles))
+    return permutation_set(config.permutation_method, config.num_tiles, size, seed=seed)
+
 
 def plan_jigsaw(
     config: JigsawConfig, heights: NDArray[np.int32], widths: NDArray[np.int32], draws: Draws
@@ -165,12 +261,11 @@ def plan_jigsaw(
     place = draws.uniform("jigsaw.crop", 3)
     side = crop_sides(heights, widths, (config.min_scale, config.max_scale), place[:, 0])
 
-    slack = config.cell_px - config.tile_px - config.channel_shift_px
-    jitter = draws.integers("jigsaw.jitter", slack + 1, 2 * tiles).reshape(batch, tiles, 2)
+    jitter = draws.integers("jigsaw.jitter", config.slack_px + 1, 2 * tiles)
     labels = draws.integers("jigsaw.permutation", config.num_permutations, config.puzzles_per_image)
     plan = plain_plan(
         crops=square_crops(side, heights, widths, place[:, 1:]),
-        anchors=(grid_cells(config.grid, config.cell_px) + jitter).astype(np.int32),
+        anchors=(config.cells + jitter.reshape(batch, tiles, 2)).astype(np.int32),
         labels=labels,
         tile_px=config.tile_px,
     )
@@ -191,11 +286,11 @@ def plan_jigsaw(
 
 
 def draw_foreign(config: JigsawConfig, draws: Draws, mates: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Draw which tiles of each puzzle come of another image: none to all of max_foreign_tiles.
+    """Draw which tiles of each puzzle come from another image: none to all of max_foreign_tiles.
 
     Args:
         config: How many puzzles, tiles and foreign tiles.
-        draws: Of the batch.
+        draws: Draws of the batch.
         mates: (B,), how many rows on the other image stands.
 
     Returns:

@@ -19,7 +19,7 @@ _FLOOR = 4.0
 added instead, contrast could still be read off what is left: s / (s + 4) grows with s."""
 _MEAN = (123.675, 116.28, 103.53)
 _DEVIATION = (58.395, 57.12, 57.375)
-"""Of ImageNet, in gray levels, as torchvision's models use them."""
+"""Mean and deviation of ImageNet, in gray levels, as torchvision's models use them."""
 
 
 def split_views(pretext: Task | MultitaskConfig, views: Tensor) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numba import njit
@@ -18,9 +18,10 @@ from typing_extensions import assert_never
 
 from pipeline.atomic import write_atomic, write_json
 from pipeline.config import ConfigError
-from pipeline.pretext.jigsaw import JigsawConfig, PermutationMethod
 
-_VERSION = 1  # Of the algorithms: another one's sets are never taken for this one's.
+PermutationMethod = Literal["max_min", "max_mean", "random"]
+
+_VERSION = 1  # Version of the algorithms, so that sets of another are never read as ours.
 _MAX_BYTES = 16 * 2**20  # The largest set, 10,000 rows of 64 int64, takes 5.
 _NPY = b"\x93NUMPY"
 
@@ -83,11 +84,11 @@ def cached(
 ) -> NDArray[np.int64]:
     """Return what `make` makes, from the user's cache if it is whole there.
 
-    A damaged file is replaced; a folder that cannot be written is gone without.
+    A damaged file is replaced; without a writable folder nothing is cached.
 
     Args:
-        key: Names the set, and the file.
-        shape: Of the set.
+        key: Names the set and the file.
+        shape: Shape of the set.
         make: Makes int64 `shape`, always the same for the same key.
     """
     path = _cache_folder() / f"{key}-v{_VERSION}.set"
@@ -147,23 +148,6 @@ _BLOCK = 8192
 _TAKEN = -(2**30)
 
 
-def permutations_of(config: JigsawConfig) -> NDArray[np.int64]:
-    """Return the permutation set of a puzzle, int64 (num_permutations, num_tiles).
-
-    Raises:
-        ConfigError: permutation_file holds no such set.
-    """
-    if config.permutation_file is not None:
-        shape = (config.num_permutations, config.num_tiles)
-        return read_permutations(config.permutation_file, shape)
-    return permutation_set(
-        config.permutation_method,
-        config.num_tiles,
-        config.num_permutations,
-        seed=config.permutation_seed,
-    )
-
-
 def permutation_set(
     method: PermutationMethod, num_tiles: int, size: int, *, seed: int
 ) -> NDArray[np.int64]:
@@ -188,7 +172,7 @@ def _known(method: PermutationMethod, num_tiles: int, size: int, seed: int) -> N
 def make_permutations(
     method: PermutationMethod, num_tiles: int, size: int, *, seed: int
 ) -> NDArray[np.int64]:
-    """Make a set anew; arguments and result are those of `permutation_set`."""
+    """Make a set, uncached; arguments and result are those of `permutation_set`."""
     match method:
         case "max_min":
             return max_min_hamming_set(num_tiles, size, seed=seed)

@@ -1,22 +1,29 @@
-"""What every pretext plans: squares of images, tiles cut from them, and how tiles are shown."""
+"""What every pretext plans: square crops, the tiles cut from them, and how tiles are shown."""
 
 # Shapes: B batch, T tiles of an image, L answers asked of an image.
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
-from pipeline.loading.draws import Draws
+from pipeline.config import Config
+from pipeline.pretext.draws import Draws
+
+Normalization = Literal["tile", "fixed"]
+"""tile: give each tile and channel mean 0 and deviation 1; fixed: the same constants for all, so
+that brightness and contrast can tell where a tile comes from."""
 
 COLORS = ("rgb", "gray", "projected", "red", "green", "blue")
-"""How a tile can be shown; the last three keep one channel, noise stands in for the others."""
+"""How a tile can be shown; the last three keep one channel, noise replaces the others."""
 RGB, GRAY, PROJECTED, KEEP_RED = range(4)
 
 NOISE_PLACES = 128
-"""Places on a side where a tile's noise may be cut from the field of noise."""
+"""Positions per axis at which a tile's noise may be cut from the noise field."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in gray, ITU-R BT.601."""
@@ -64,10 +71,10 @@ class TilePlan:
     labels: NDArray[np.int64]
     """(B, L): what the pretext asks."""
     shifts: NDArray[np.int32]
-    """(B, T, 3, 2): down, right by which each color channel is taken off the anchor, 0..reach."""
+    """(B, T, 3, 2): down, right offset of each color channel from the anchor, 0..reach."""
     sides: NDArray[np.int32]
     """(B, T): side in px to which a tile is reduced before it is enlarged again; tile_px where it
-    is left as it is."""
+    is unchanged."""
     colors: NDArray[np.int32]
     """(B, T): index into COLORS."""
     offsets: NDArray[np.int32]
@@ -75,7 +82,7 @@ class TilePlan:
     noise: NDArray[np.int32]
     """(B, T, 2): top, left in the field of noise, 0..NOISE_PLACES - 1."""
     mirrored: NDArray[np.int32]
-    """(B,): 1 where left and right of all tiles are exchanged."""
+    """(B,): 1 where all tiles are flipped left to right."""
 
     def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
         """Return what the graph is fed.
@@ -94,7 +101,7 @@ class TilePlan:
 def plain_plan(
     crops: NDArray[np.int32], anchors: NDArray[np.int32], labels: NDArray[np.int64], tile_px: int
 ) -> TilePlan:
-    """Plan tiles that are shown as they are."""
+    """Plan tiles that are shown unchanged."""
     batch, tiles = anchors.shape[:2]
     return TilePlan(
         crops=crops,
@@ -106,6 +113,85 @@ def plain_plan(
         offsets=np.zeros((batch, tiles, 3), np.int32),
         noise=np.zeros((batch, tiles, 2), np.int32),
         mirrored=np.zeros(batch, np.int32),
+    )
+
+
+class SquareConfig(Config):
+    """What tasks share that show one random square of an image."""
+
+    name: str
+    crop_px: int = Field(224, gt=1)
+    """Side of the square that the trunk sees, px."""
+    min_scale: float = Field(0.5, gt=0, le=1)
+    """Smallest side of the square as a share of the image's short side, drawn up to 1."""
+    mirror_probability: float = Field(0.5, ge=0, le=1)
+    """Share of images flipped left to right."""
+    gray_probability: float = Field(0.0, ge=0, le=1)
+    """Share of images shown in gray, so that the layout of colors tells less."""
+    projection_probability: float = Field(0.0, ge=0, le=1)
+    """Share of images whose colors are projected (Doersch et al. 2015, section 3.1)."""
+    normalization: Normalization = "tile"
+    """How a view is normalized: tile equalizes mean and deviation, as a transfer does; fixed keeps
+    them."""
+
+    grid: ClassVar[int] = 1
+    num_tiles: ClassVar[int] = 1
+    """Views that the graph makes of one image."""
+    slack_px: ClassVar[int] = 0
+    side_key: ClassVar[str] = "crop_px"
+    """The key that sets the side of a view."""
+
+    @model_validator(mode="after")
+    def _shares_are_possible(self) -> Self:
+        require_color_shares(self.gray_probability, self.projection_probability)
+        return self
+
+    @property
+    def cells(self) -> NDArray[np.int64]:
+        """Top, left of the cells that tiles are placed in, int64 (1, 2)."""
+        return grid_cells(1, self.crop_px)
+
+    @property
+    def tiles(self) -> Tiles:
+        """Geometry of the views."""
+        return Tiles(
+            crop_px=self.crop_px,
+            num_tiles=1,
+            tile_px=self.crop_px,
+            tinted=bool(self.gray_probability or self.projection_probability),
+            mirrored=self.mirror_probability > 0,
+        )
+
+
+def square_view(
+    config: SquareConfig,
+    heights: NDArray[np.int32],
+    widths: NDArray[np.int32],
+    draws: Draws,
+    labels: NDArray[np.int64],
+) -> TilePlan:
+    """Draw a square, its colors and whether it is mirrored; the draws are named by the task.
+
+    Args:
+        config: The task.
+        heights: (B,).
+        widths: (B,).
+        draws: Draws of the batch.
+        labels: (B, L).
+    """
+    drawn = draws.uniform(f"{config.name}.crop", 4)
+    side = crop_sides(heights, widths, (config.min_scale, 1.0), drawn[:, 0])
+    plan = plain_plan(
+        crops=square_crops(side, heights, widths, drawn[:, 1:3]),
+        anchors=np.zeros((len(heights), 1, 2), np.int32),
+        labels=labels,
+        tile_px=config.crop_px,
+    )
+    gray, projected = config.gray_probability, config.projection_probability
+    return replace(
+        plan,
+        colors=image_colors(draws, f"{config.name}.gray", gray, projected)[:, None],
+        mirrored=(drawn[:, 3] < config.mirror_probability).astype(np.int32),
     )
 
 

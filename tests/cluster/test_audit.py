@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from command import tessera
 
-from pipeline.audit.control import Control, write_control
+from pipeline.audit.gather import Control, write_control
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "pretrain.yaml"
 NO_GAP = ["pretext.tile_px=43", "pretext.channel_shift_px=0"]

@@ -27,9 +27,9 @@ def open_loader(job, rank, world_size):
     store = Store(job["shards"])
     order = Order(store.manifest.shard_counts, OrderConfig(**job["order"]), seed=0)
     policy = DamagePolicy(job.get("on_damage", "error"), 0.5, None)
-    place = RankInfo(rank, world_size)
+    rank_info = RankInfo(rank, world_size)
     loader = PretextLoader(
-        Mixture([DataSet(store, order)]), JIGSAW, seed=0, place=place, policy=policy
+        Mixture([DataSet(store, order)]), JIGSAW, seed=0, rank_info=rank_info, policy=policy
     )
     if job.get("state"):
         loader.restore(job["state"])

@@ -31,7 +31,7 @@ OPTIONS = GraphOptions(max_batch=12, num_threads=2, device_id=None, prefetch=3)
 def open_loader(shards):
     store = Store(shards)
     order = Order(store.manifest.shard_counts, ORDER, seed=0)
-    return PretextLoader(Mixture([DataSet(store, order)]), JIGSAW, seed=0, place=RankInfo(0, 1))
+    return PretextLoader(Mixture([DataSet(store, order)]), JIGSAW, seed=0, rank_info=RankInfo(0, 1))
 
 
 def held():

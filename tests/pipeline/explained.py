@@ -5,18 +5,17 @@ from contextlib import closing
 import numpy as np
 
 from pipeline.dali.graph import GraphOptions
-from pipeline.explain.describe import ContextDraws, JigsawDraws, RotationDraws, cells_of
 from pipeline.explain.locate import find_sample
 from pipeline.explain.step import Subject, explain_sample
 from pipeline.loading.loader import PretextLoader
 from pipeline.loading.mixture import DataSet, Mixture, orders
 from pipeline.loading.order import OrderConfig
 from pipeline.loading.quarantine import STOP_AT_DAMAGE, DamagePolicy
-from pipeline.pretext.context import ContextConfig
-from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.context import ContextConfig, ContextDraws
+from pipeline.pretext.jigsaw import JigsawConfig, JigsawDraws
 from pipeline.pretext.multitask import MultitaskConfig
 from pipeline.pretext.plan import COLORS, TilePlan
-from pipeline.pretext.rotation import RotationConfig
+from pipeline.pretext.rotation import RotationConfig, RotationDraws
 from pipeline.shards.store import Store
 
 JIGSAW = JigsawConfig(
@@ -53,10 +52,10 @@ def subject_of(*folders, weights=(1, 1), order=ORDER, policy=STOP_AT_DAMAGE, pre
     return Subject(data, pretext, 0, policy, threads=1, cache=None)
 
 
-def delivered(subject, epoch, step, place):
+def delivered(subject, epoch, step, rank_info):
     """The batch of a loader that goes on at a step."""
     data, policy = subject.data, subject.policy
-    loader = PretextLoader(data, subject.pretext, seed=0, place=place, policy=policy)
+    loader = PretextLoader(data, subject.pretext, seed=0, rank_info=rank_info, policy=policy)
     loader.restore({**loader.state(), "epoch": epoch, "step": step})
     options = GraphOptions(max_batch=loader.max_batch, num_threads=1, device_id=None, prefetch=2)
     with closing(loader.batches(options)) as batches:
@@ -73,7 +72,7 @@ def plan_of(task, samples, number=0):
     sides = [d.sides for d in draws] if first.sides else np.full(size, task.tiles.tile_px)
     return TilePlan(
         crops=np.array([(*d.crop, d.crop[2]) for d in draws], np.int32),
-        anchors=np.array([cells_of(task) + np.array(d.tiles) for d in draws], np.int32),
+        anchors=np.array([task.cells + np.array(d.tiles) for d in draws], np.int32),
         labels=np.array([asked(d) for d in draws]),
         shifts=np.array(shifts, np.int32),
         sides=np.array(sides, np.int32),

@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from pipeline.audit.audit import LEAST_CONTROL, run_audit
-from pipeline.audit.control import KINDS, Control, write_control
-from pipeline.audit.gather import Source, emit, gather
+from pipeline.audit.gather import KINDS, Control, Source, emit, gather, write_control
 from pipeline.audit.limits import CONTROL_TOLERANCE
 from pipeline.audit.planted import PlantedBug, prove
 from pipeline.config import ConfigError

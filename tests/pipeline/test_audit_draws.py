@@ -3,16 +3,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.audit.borders import probe_borders
 from pipeline.audit.evidence import Evidence, score_of
 from pipeline.audit.limits import BORDERS, CODES, DRAWS
-from pipeline.audit.permutation_set import probe_codes
 from pipeline.audit.planted import alike_in_pairs, crop_beyond, skip_last_place
-from pipeline.audit.uniformity import draw, probe_draws
-from pipeline.loading.draws import Draws
-from pipeline.loading.views import plan_task
+from pipeline.audit.position import probe_borders
+from pipeline.audit.uniformity import draw, probe_codes, probe_draws
 from pipeline.pretext.context import ContextConfig
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.multitask import plan_task
 from pipeline.pretext.permutation_set import permutation_set
 from pipeline.pretext.rotation import RotationConfig
 

@@ -141,7 +141,7 @@ def test_the_torch_peers_share_one_transform_of_the_agreed_view(prepared, view):
 
 def test_the_whole_view_of_a_peer_shows_what_ours_shows(prepared):
     work = work_of(prepared, "whole")
-    from pipeline.loading.loader import whole_batches
+    from pipeline.loading.crops import whole_batches
 
     ids = np.arange(BATCH)
     (ours,) = whole_batches(Store(work.shards), ids, graph_options(BATCH, 1), px=224)

@@ -119,7 +119,7 @@ def loader_of(folder):
     store = Store(folder)
     config = OrderConfig(global_batch=12, num_lanes=6, window=20)
     data = Mixture([DataSet(store, Order(store.manifest.shard_counts, config, seed=0))])
-    return PretextLoader(data, JIGSAW, seed=0, place=RankInfo(0, 1))
+    return PretextLoader(data, JIGSAW, seed=0, rank_info=RankInfo(0, 1))
 
 
 def test_threads_end_with_the_batches(shards):

@@ -9,8 +9,8 @@ from PIL import Image
 from pipeline.config import ConfigError, parse
 from pipeline.dali.graph import GraphOptions
 from pipeline.dali.tiles import tile_graph
-from pipeline.loading.draws import Draws
 from pipeline.pretext.context import DIRECTIONS, ContextConfig, neighbours, plan_context
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.plan import COLORS
 
 LAWS = settings(max_examples=100, deadline=None)

@@ -10,11 +10,10 @@ from PIL import Image
 
 from pipeline.dali.graph import Graph, GraphOptions
 from pipeline.dali.tiles import compiled_tiles, native_tiles
-from pipeline.loading.draws import Draws
-from pipeline.loading.views import plan_task
 from pipeline.pretext.context import ContextConfig
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.multitask import MultitaskConfig, tasks_of
+from pipeline.pretext.multitask import MultitaskConfig, plan_task, tasks_of
 from pipeline.pretext.normalize import split_labels, split_views
 from pipeline.pretext.rotation import RotationConfig
 from pipeline.reference import tile_views

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.dali import whole
+from pipeline.dali import tiles
 from pipeline.dali.graph import GraphOptions
 from pipeline.dali.tiles import native_tiles
 from pipeline.loading.crops import (
@@ -19,9 +19,9 @@ from pipeline.loading.crops import (
     random_rectangles,
     shuffled,
     ten_cropping,
+    whole_batches,
 )
-from pipeline.loading.draws import Draws
-from pipeline.loading.loader import whole_batches
+from pipeline.pretext.draws import Draws
 from pipeline.reference import crop_view
 from pipeline.shards.damage import DamageError
 from pipeline.shards.store import Store
@@ -142,7 +142,7 @@ CROPPINGS = [
 @pytest.mark.parametrize("cropping", CROPPINGS, ids=["one", "three", "ten", "central"])
 def test_views_are_those_of_the_reference(shards, cropping, cut, monkeypatch):
     if cut == "native":  # The operators that a GPU takes, on the CPU.
-        monkeypatch.setattr(whole, "compiled_tiles", native_tiles)
+        monkeypatch.setattr(tiles, "compiled_tiles", native_tiles)
     store, ids = Store(shards), np.arange(20, 40)
     wanted, plan = expected(store, ids, cropping)
     views = views_of(store, ids, cropping)

@@ -35,7 +35,7 @@ def deliver(folder, on_damage, ledger=None):
     store = Store(folder)
     data = Mixture([DataSet(store, Order(store.manifest.shard_counts, ORDER, seed=0))])
     policy = DamagePolicy(on_damage, 0.9, ledger)
-    loader = PretextLoader(data, JIGSAW, seed=0, place=RankInfo(0, 1), policy=policy)
+    loader = PretextLoader(data, JIGSAW, seed=0, rank_info=RankInfo(0, 1), policy=policy)
     options = GraphOptions(max_batch=12, num_threads=1, device_id=None, prefetch=3)
     with closing(loader.batches(options)) as batches:
         for batch in islice(batches, STEPS + 2):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.loading.draws import Draws, philox
+from pipeline.pretext.draws import Draws, _rounds
 
 SEEDS = st.integers(0, 2**63)
 IDS = st.lists(st.integers(0, 2**62), min_size=1, max_size=20)
@@ -30,8 +30,7 @@ def draws(ids, seed=0, epoch=0):
     ],
 )
 def test_philox_gives_its_published_answers(counter, key, expected):
-    counters = np.array(counter, dtype=np.uint64)[:, None].repeat(3, axis=1)
-    assert (philox(counters, key) == np.array(expected, dtype=np.uint64)[:, None]).all()
+    assert _rounds(*map(np.uint64, (*counter, *key))) == expected
 
 
 @settings(max_examples=50, deadline=None)

@@ -22,9 +22,8 @@ from PIL import Image
 
 from pipeline.config import ConfigError
 from pipeline.explain.locate import find_sample
-from pipeline.explain.pictures.sample import panels_of
-from pipeline.explain.pictures.sheets import seen_tiles
-from pipeline.explain.pictures.step import CONTACT_SHEET, save_pictures
+from pipeline.explain.pictures.drawing import seen_tiles
+from pipeline.explain.pictures.step import CONTACT_SHEET, panels_of, save_pictures
 from pipeline.explain.step import explain_sample, explain_step, open_subject
 from pipeline.ingest.config import ShardConfig
 from pipeline.loading.data import DataConfig
@@ -44,9 +43,9 @@ from pipeline.shards.store import Store
 def test_what_is_explained_is_what_the_loader_delivers(shards, world_size, pretext):
     subject = subject_of(shards, pretext=pretext)
     for rank in range(world_size):
-        place = RankInfo(rank, world_size)
-        batch = delivered(subject, 1, 5, place)
-        explained = explain_step(subject, 1, 5, place)
+        rank_info = RankInfo(rank, world_size)
+        batch = delivered(subject, 1, 5, rank_info)
+        explained = explain_step(subject, 1, 5, rank_info)
         samples = explained.samples
         assert [s.sample_id for s in samples] == batch.sample_ids.tolist()
         parts = split_labels(pretext, torch.from_numpy(batch.labels))
@@ -54,7 +53,7 @@ def test_what_is_explained_is_what_the_loader_delivers(shards, world_size, prete
             told = plan_of(task, samples, number).labels
             assert (told == labels.numpy()[:, : told.shape[1]]).all()
         assert (explained.views == batch.views.numpy()).all()
-        assert {s.seat.lane % world_size for s in samples} == {rank}
+        assert {s.slot.lane % world_size for s in samples} == {rank}
 
 
 def test_keys_bytes_sizes_and_labels_are_those_of_the_shards(shards):
@@ -85,7 +84,7 @@ def test_saved_tiles_are_what_the_list_says(shards, tmp_path, world_size, pretex
         for number, (task, panel) in enumerate(zip(tasks, panels, strict=True)):
             expected = tile_views(stored, task.tiles, plan_of(task, samples, number))
             for shown, tiles in zip(samples, expected, strict=True):
-                with Image.open(folder / f"{shown.seat.position:02}-{shown.key}.png") as drawn:
+                with Image.open(folder / f"{shown.slot.position:02}-{shown.key}.png") as drawn:
                     page = np.asarray(drawn).astype(int)
                 assert_drawn(page, panel, seen_tiles(task, tiles))
         assert len(list(folder.iterdir())) == len(samples) + 1
@@ -109,8 +108,8 @@ def test_foreign_tiles_are_named_by_the_position_they_come_from(shards):
     ]
     assert pairs
     for shown, one in pairs:
-        assert one.position != shown.seat.position
-        assert samples[one.position].seat.lane == shown.seat.lane
+        assert one.position != shown.slot.position
+        assert samples[one.position].slot.lane == shown.slot.lane
         assert 0 <= one.tile < 9
 
 
@@ -140,10 +139,10 @@ def test_json_tells_only_what_a_config_leaves_open(shards, task, keys):
 def test_ranks_together_give_the_step(shards, world_size):
     subject = subject_of(shards)
     whole = explain_step(subject, 0, 15, RankInfo(0, 1)).samples
-    assert [shown.seat.position for shown in whole] == list(range(12))
+    assert [shown.slot.position for shown in whole] == list(range(12))
     ranks = [explain_step(subject, 0, 15, RankInfo(r, world_size)) for r in range(world_size)]
     parts = [shown for explained in ranks for shown in explained.samples]
-    assert sorted(parts, key=lambda shown: shown.seat.position) == list(whole)
+    assert sorted(parts, key=lambda shown: shown.slot.position) == list(whole)
 
 
 def test_every_sample_of_a_mixture_stands_in_its_own_epoch(shards, tmp_path, make_other):
@@ -152,12 +151,12 @@ def test_every_sample_of_a_mixture_stands_in_its_own_epoch(shards, tmp_path, mak
     data = subject.data  # 24 steps of 8 + 4: the small set is in its fifth epoch of 6 steps.
     assert data.steps_per_epoch == 24
     explained = explain_step(subject, 1, 3, RankInfo(0, 1))
-    assert [s.seat.position for s in explained.samples] == list(range(12))
-    assert [s.seat.set_number for s in explained.samples] == [0] * 8 + [1] * 4
-    assert {s.seat.set_epoch for s in explained.samples[8:]} == {27 // 6}
+    assert [s.slot.position for s in explained.samples] == list(range(12))
+    assert [s.slot.set_number for s in explained.samples] == [0] * 8 + [1] * 4
+    assert {s.slot.set_epoch for s in explained.samples[8:]} == {27 // 6}
     for shown in explained.samples:
         found = find_sample(data, 1, shown.sample_id)
-        assert (3, shown.seat.position, shown.seat.lane) in [
+        assert (3, shown.slot.position, shown.slot.lane) in [
             dataclasses.astuple(a) for a in found.appearances
         ]
         steps = explain_sample(subject, found, 1)

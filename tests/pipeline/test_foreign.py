@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pipeline.config import ConfigError, parse
-from pipeline.loading.draws import Draws
 from pipeline.loading.loader import PretextLoader
 from pipeline.loading.mixture import DataSet, Mixture, RankInfo
 from pipeline.loading.order import Order, OrderConfig
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig, draw_foreign
 from pipeline.shards.store import Store
 
@@ -68,8 +68,8 @@ def test_none_to_all_of_the_tiles_are_exchanged_evenly_and_at_different_places()
 
 def test_a_batch_of_one_lane_asks_what_the_global_batch_asks(store):
     loaders = [
-        PretextLoader(mixture_of(store), CONFIG, seed=0, place=place)
-        for place in (RankInfo(0, 1), RankInfo(1, 4))
+        PretextLoader(mixture_of(store), CONFIG, seed=0, rank_info=rank_info)
+        for rank_info in (RankInfo(0, 1), RankInfo(1, 4))
     ]
     whole, lane = (loader._plan(0, 3) for loader in loaders)
     rows = [whole.sample_ids.tolist().index(sample) for sample in lane.sample_ids]
@@ -80,7 +80,7 @@ def test_a_batch_of_one_lane_asks_what_the_global_batch_asks(store):
 def test_a_lane_with_a_single_sample_has_no_other_image_to_give(store):
     data = mixture_of(store, OrderConfig(global_batch=4, num_lanes=4, window=20))
     with pytest.raises(ConfigError) as caught:
-        PretextLoader(data, CONFIG, seed=0, place=RankInfo(0, 1))
+        PretextLoader(data, CONFIG, seed=0, rank_info=RankInfo(0, 1))
     assert str(caught.value) == (
         "max_foreign_tiles (=2) needs two samples of a lane in a step, but global_batch / num_lanes"
         " is 1; raise global_batch or lower num_lanes."

@@ -6,10 +6,9 @@ import pytest
 from PIL import Image
 
 from pipeline.dali.graph import GraphOptions
-from pipeline.dali.tiles import tile_graph
-from pipeline.dali.whole import whole_graph
-from pipeline.loading.draws import Draws
-from pipeline.loading.loader import central_squares
+from pipeline.dali.tiles import crop_graph, tile_graph
+from pipeline.loading.crops import central_squares
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
 from pipeline.pretext.plan import GRAY, RGB
 from pipeline.reference import crop_view, tile_views
@@ -86,7 +85,8 @@ def run_tiles(encoded, config, plan, **changes):
 
 
 def run_whole(encoded, crops, px):
-    return run_once(lambda feed, options: whole_graph(feed, options, px=px), encoded, crops)
+    build = lambda feed, options: crop_graph(feed, options, px=px, num_views=1)  # noqa: E731
+    return run_once(build, encoded, crops[:, None], np.zeros((len(crops), 1), np.int32))[:, 0]
 
 
 def assert_close(views, expected):
@@ -193,8 +193,10 @@ def test_a_batch_stays_valid_after_later_runs(jpegs):
     payloads = [np.frombuffer(data, np.uint8) for data in jpegs]
     half = len(jpegs) // 2
     parts = [np.s_[:half], np.s_[half:], *[np.s_[:half]] * 6]
-    batches = iter([(payloads[part], crops[part]) for part in parts])
-    graph = whole_graph(lambda: next(batches), options_for(jpegs, prefetch=2), px=64)
+    upright = np.zeros((len(crops), 1), np.int32)
+    batches = iter([(payloads[part], crops[part, None], upright[part]) for part in parts])
+    options = options_for(jpegs, prefetch=2)
+    graph = crop_graph(lambda: next(batches), options, px=64, num_views=1)
     views = [graph.run() for _ in parts]
     before = views[1].clone()
     assert (views[0] == views[2]).all()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ConfigError, parse
-from pipeline.loading.draws import Draws
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
 from pipeline.pretext.plan import GRAY, RGB
 

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.bench.machine import memory_mib
 from pipeline.dali.decode import decode_rgb, decoded_size
 from pipeline.dali.graph import GraphOptions
-from pipeline.dali.whole import whole_graph
+from pipeline.dali.tiles import crop_graph
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.gate.judge import judge
 from pipeline.ingest.gate.sandbox import Sandbox
@@ -51,11 +51,13 @@ def shown_by_graph(judged, px=64):
         batch = next(batches)
         encoded = [np.frombuffer(one.stored, np.uint8) for one in batch]
         sides = [(0, 0, one.stored_height, one.stored_width) for one in batch]
-        return encoded, np.array(sides, np.int32)
+        return encoded, np.array(sides, np.int32)[:, None], np.zeros((len(batch), 1), np.int32)
 
     options = GraphOptions(max_batch=16, num_threads=1, device_id=None, prefetch=1)
-    graph = whole_graph(feed, options, px=px)
-    return itertools.chain.from_iterable(graph.run().numpy() for _ in range(-(-len(judged) // 16)))
+    graph = crop_graph(feed, options, px=px, num_views=1)
+    return itertools.chain.from_iterable(
+        graph.run().numpy()[:, 0] for _ in range(-(-len(judged) // 16))
+    )
 
 
 def assert_it_trains(judged):

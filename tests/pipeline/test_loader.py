@@ -9,10 +9,11 @@ import pytest
 
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.draws import Draws
-from pipeline.loading.loader import PretextLoader, central_squares, whole_batches
+from pipeline.loading.crops import central_squares, whole_batches
+from pipeline.loading.loader import PretextLoader
 from pipeline.loading.mixture import DataSet, Mixture, RankInfo
 from pipeline.loading.order import Order, OrderConfig
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
 from pipeline.reference import crop_view, tile_views
 from pipeline.shards.damage import DamageError
@@ -34,7 +35,7 @@ def store(shards):
 def loader_of(store, *, rank=0, world_size=1, seed=0, config=ORDER):
     order = Order(store.manifest.shard_counts, config, seed=seed)
     data = Mixture([DataSet(store, order)])
-    return PretextLoader(data, JIGSAW, seed=seed, place=RankInfo(rank, world_size))
+    return PretextLoader(data, JIGSAW, seed=seed, rank_info=RankInfo(rank, world_size))
 
 
 def options(max_batch, *, prefetch=2, num_threads=1):

@@ -11,10 +11,10 @@ from PIL import Image
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
 from pipeline.ingest.config import ShardConfig
-from pipeline.loading.draws import Draws
 from pipeline.loading.loader import PretextLoader
 from pipeline.loading.mixture import DataSet, Mixture, RankInfo, orders
 from pipeline.loading.order import Order, OrderConfig
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
 from pipeline.shards.store import Store
 
@@ -138,7 +138,7 @@ def test_views_and_labels_of_two_sets_are_those_of_their_own_plans(
     counts = [store.manifest.shard_counts for store in stores]
     made = orders(counts, [2, 1], config, seed=0)
     data = Mixture([DataSet(s, o) for s, o in zip(stores, made, strict=True)])
-    loader = PretextLoader(data, JIGSAW, seed=0, place=RankInfo(0, 1))
+    loader = PretextLoader(data, JIGSAW, seed=0, rank_info=RankInfo(0, 1))
     options = GraphOptions(max_batch=12, num_threads=1, device_id=None, prefetch=2)
     with closing(loader.batches(options)) as batches:
         taken = list(islice(batches, 25))  # The small set is in its third epoch then.

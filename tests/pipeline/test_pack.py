@@ -14,7 +14,7 @@ from pipeline.dali.decode import decode_rgb
 from pipeline.dali.graph import GraphOptions
 from pipeline.ingest import labelled as packing
 from pipeline.ingest.labelled import Packed, content_key, pack
-from pipeline.loading.loader import whole_batches
+from pipeline.loading.crops import whole_batches
 from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.config import ConfigError
 from pipeline.explain.pictures.permutations import draw_permutations
 from pipeline.pretext import permutation_set as permutations
-from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 from pipeline.pretext.permutation_set import (
     distances,
     make_permutations,
@@ -18,7 +18,6 @@ from pipeline.pretext.permutation_set import (
     max_min_hamming_set,
     permutation_set,
     permutations_hash,
-    permutations_of,
     write_permutations,
 )
 

@@ -40,7 +40,7 @@ def store(shards):
 def loader_of(store, pretext, *, rank=0, world_size=1):
     order = Order(store.manifest.shard_counts, ORDER, seed=0)
     data = Mixture([DataSet(store, order)])
-    return PretextLoader(data, pretext, seed=0, place=RankInfo(rank, world_size))
+    return PretextLoader(data, pretext, seed=0, rank_info=RankInfo(rank, world_size))
 
 
 def take(loader, num):

@@ -4,24 +4,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.explain.countermeasures import Measure, Untouched, measures_of
 from pipeline.explain.pictures.countermeasures import (
     DETAIL_PX,
     MAGNIFIED,
+    Measure,
+    Untouched,
     image_parts,
     magnified,
     measure_parts,
+    measures_of,
 )
-from pipeline.explain.pictures.sheets import TileSheet, sheet_of
-from pipeline.explain.pictures.source import Square, arrow_between
+from pipeline.explain.pictures.drawing import Square, TileSheet, arrow_between, sheet_of
 from pipeline.explain.step import explain_step, open_subject
 from pipeline.loading.data import DataConfig
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import OrderConfig
 from pipeline.pretext.context import ContextConfig
-from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 from pipeline.pretext.multitask import MultitaskConfig
-from pipeline.pretext.permutation_set import permutations_of
 from pipeline.pretext.rotation import RotationConfig
 
 JIGSAW = JigsawConfig(

@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 from probed_scenes import context, encode, evidence_of, grain, jigsaw, scene
 
-from pipeline.audit.blocks import probe_blocks
 from pipeline.audit.chroma import add_aberration, color_shifts, probe_chroma
 from pipeline.audit.edges import probe_edges
-from pipeline.audit.moments import probe_moments
-from pipeline.audit.position import probe_places
-from pipeline.audit.probing import nothing
+from pipeline.audit.evidence import nothing
+from pipeline.audit.position import probe_blocks, probe_places
 from pipeline.audit.rotation_cues import probe_turns
-from pipeline.audit.spectrum import probe_spectrum
+from pipeline.audit.tile_statistics import probe_moments, probe_spectrum
 from pipeline.pretext.plan import GRAY
 from pipeline.pretext.rotation import RotationConfig
 

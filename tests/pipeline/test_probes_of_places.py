@@ -3,11 +3,9 @@ import pytest
 from PIL import Image
 from probed_scenes import context, encode, evidence_of, grain, jigsaw, scene
 
-from pipeline.audit.blocks import probe_blocks
-from pipeline.audit.moments import probe_moments
-from pipeline.audit.position import probe_places
+from pipeline.audit.position import probe_blocks, probe_places
 from pipeline.audit.rotation_cues import probe_turns
-from pipeline.audit.spectrum import probe_spectrum
+from pipeline.audit.tile_statistics import probe_moments, probe_spectrum
 from pipeline.pretext.rotation import RotationConfig
 
 

@@ -32,7 +32,9 @@ def loader_of(folder, ledger, *, rank=0, world_size=1):
     order = OrderConfig(global_batch=12, num_lanes=6, window=20)
     data = Mixture([DataSet(store, Order(store.manifest.shard_counts, order, seed=0))])
     policy = DamagePolicy("error", 0.0, ledger)
-    return PretextLoader(data, ROTATION, seed=0, place=RankInfo(rank, world_size), policy=policy)
+    return PretextLoader(
+        data, ROTATION, seed=0, rank_info=RankInfo(rank, world_size), policy=policy
+    )
 
 
 def ids_of_epoch(loader, batches, epoch):

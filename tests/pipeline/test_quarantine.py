@@ -24,7 +24,7 @@ def loader_of(folder, *, rank=0, world_size=1, ledger=None, share=0.5, order=ORD
     store = Store(folder)
     data = Mixture([DataSet(store, Order(store.manifest.shard_counts, order, seed=0))])
     policy = DamagePolicy("quarantine", share, ledger)
-    return PretextLoader(data, JIGSAW, seed=0, place=RankInfo(rank, world_size), policy=policy)
+    return PretextLoader(data, JIGSAW, seed=0, rank_info=RankInfo(rank, world_size), policy=policy)
 
 
 def take(loader, num, prefetch=2):

@@ -9,11 +9,11 @@ import pytest
 
 from pipeline.dali.graph import GraphOptions
 from pipeline.dali.tiles import tile_graph
-from pipeline.loading.draws import Draws
+from pipeline.pretext.draws import Draws
 from pipeline.reference import tile_views
 from pipeline.shards.store import Store
 
-README = Path(__file__).parents[2] / "pipeline/README.md"
+README = Path(__file__).parents[2] / "pipeline/pretext/README.md"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.config import parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.data import DataConfig, open_loader
+from pipeline.loading.data import DataConfig
+from pipeline.loading.loader import open_loader
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
@@ -34,7 +35,7 @@ def location(server, shards):
 def take(location, cache, num, ledger=None, **changes):
     raw = {"manifest": str(location), "cache": {"folder": cache, "fetch": FAST}, **changes}
     data = parse(DataConfig, raw, "config")
-    loader = open_loader(data, ORDER, JIGSAW, seed=0, place=RankInfo(0, 1), ledger=ledger)
+    loader = open_loader(data, ORDER, JIGSAW, seed=0, rank_info=RankInfo(0, 1), ledger=ledger)
     options = GraphOptions(max_batch=12, num_threads=1, device_id=None, prefetch=2)
     with closing(loader), closing(loader.batches(options)) as batches:
         taken = list(islice(batches, num))

@@ -15,7 +15,8 @@ from PIL import Image
 from pipeline.bench.machine import memory_mib
 from pipeline.dali.graph import GraphOptions
 from pipeline.ingest.config import ShardConfig
-from pipeline.loading.loader import PretextLoader, whole_batches
+from pipeline.loading.crops import whole_batches
+from pipeline.loading.loader import PretextLoader
 from pipeline.loading.mixture import DataSet, Mixture, RankInfo
 from pipeline.loading.order import Order, OrderConfig
 from pipeline.loading.quarantine import DamagePolicy
@@ -43,7 +44,7 @@ def order_of(folder, config=ORDER):
 def loader_of(folder, *, on_damage="quarantine", ledger=None, config=ORDER):
     data = Mixture([DataSet(Store(folder), order_of(folder, config))])
     policy = DamagePolicy(on_damage, 0.9, ledger)
-    return PretextLoader(data, JIGSAW, seed=0, place=RankInfo(0, 1), policy=policy)
+    return PretextLoader(data, JIGSAW, seed=0, rank_info=RankInfo(0, 1), policy=policy)
 
 
 def deliver(loader, num, prefetch=3):

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from pipeline.config import ConfigError, parse
-from pipeline.loading.draws import Draws
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.normalize import normalize, quarter_turns, see
 from pipeline.pretext.rotation import RotationConfig, plan_rotation
 

@@ -15,12 +15,12 @@ from children import children
 
 from pipeline.config import ConfigError, parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.draws import Draws
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import OrderConfig
 from pipeline.loading.quarantine import STOP_AT_DAMAGE
 from pipeline.loading.stream import StreamConfig, StreamLoader
 from pipeline.loading.unindexed import sample_id
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig, plan_jigsaw
 from pipeline.reference import tile_views
 from pipeline.shards.store import Store
@@ -39,8 +39,8 @@ def tars(folder):
 
 def loader_of(urls, *, rank=0, world_size=1, shuffle=0, order=ORDER):
     config = StreamConfig(url=urls, samples_per_epoch=198, shuffle=shuffle)
-    place = RankInfo(rank, world_size)
-    return StreamLoader(config, order, JIGSAW, seed=0, place=place, policy=STOP_AT_DAMAGE)
+    rank_info = RankInfo(rank, world_size)
+    return StreamLoader(config, order, JIGSAW, seed=0, rank_info=rank_info, policy=STOP_AT_DAMAGE)
 
 
 def options(max_batch, prefetch=2):
@@ -248,7 +248,7 @@ def test_paths_become_absolute_and_nothing_else():
 READ_STANDARD_INPUT = """
 from cluster.errors import clear_errors
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.mixture import Place
+from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import OrderConfig
 from pipeline.pretext.jigsaw import JigsawConfig
 from pipeline.loading.quarantine import STOP_AT_DAMAGE
@@ -258,7 +258,7 @@ loader = StreamLoader(
     StreamConfig(url="-", samples_per_epoch=1000, shuffle=50),
     OrderConfig(global_batch=12, num_lanes=1, window=1),
     JigsawConfig(name="jigsaw", crop_px=33, tile_px=9, num_permutations=20),
-    seed=0, place=Place(0, 1), policy=STOP_AT_DAMAGE,
+    seed=0, rank_info=RankInfo(0, 1), policy=STOP_AT_DAMAGE,
 )
 options = GraphOptions(max_batch=12, num_threads=1, device_id=None, prefetch=2)
 with clear_errors():

@@ -27,7 +27,7 @@ def tars(folder):
 
 def loader_of(urls, *, policy=STOP_AT_DAMAGE):
     config = StreamConfig(url=urls, samples_per_epoch=198, shuffle=0)
-    return StreamLoader(config, ORDER, JIGSAW, seed=0, place=RankInfo(0, 1), policy=policy)
+    return StreamLoader(config, ORDER, JIGSAW, seed=0, rank_info=RankInfo(0, 1), policy=policy)
 
 
 def take(loader, num, prefetch=2):

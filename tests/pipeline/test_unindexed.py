@@ -17,7 +17,7 @@ from pipeline.shards.damage import DamageError
 ALONE = RankInfo(0, 1)
 
 
-def read(urls, num=None, *, place=ALONE, first_pass=0, ledger=None):
+def read(urls, num=None, *, rank_info=ALONE, first_pass=0, ledger=None):
     """Take samples, of one pass where `num` is None; `ledger` gets what the pass loses."""
     lost = [] if ledger is None else ledger
 
@@ -25,7 +25,7 @@ def read(urls, num=None, *, place=ALONE, first_pass=0, ledger=None):
         if reader.visit == first_pass:
             lost.append(damage)
 
-    reader = Unindexed(urls, seed=0, place=place, first_pass=first_pass, report=report)
+    reader = Unindexed(urls, seed=0, rank_info=rank_info, first_pass=first_pass, report=report)
     with closing(reader):
         samples = islice(reader, num)
         taken = [*takewhile(lambda s: num is not None or s.visit == first_pass, samples)]
@@ -93,7 +93,7 @@ def test_the_ranks_share_every_pass(num, world_size):
     passes = []
     for number in range(4):
         ranks = [
-            shards_of_pass(urls, number, seed=5, place=RankInfo(rank, world_size))
+            shards_of_pass(urls, number, seed=5, rank_info=RankInfo(rank, world_size))
             for rank in range(world_size)
         ]
         assert sorted(chain(*ranks)) == sorted(urls)
@@ -104,7 +104,7 @@ def test_the_ranks_share_every_pass(num, world_size):
 
 def test_ranks_read_disjoint_samples_and_together_all(shards):
     urls = tars(shards)
-    parts = [{s.key for s in read(urls, place=RankInfo(rank, 2))} for rank in range(2)]
+    parts = [{s.key for s in read(urls, rank_info=RankInfo(rank, 2))} for rank in range(2)]
     assert all(parts)
     assert not parts[0] & parts[1]
     assert parts[0] | parts[1] == {s.key for s in read(urls)}

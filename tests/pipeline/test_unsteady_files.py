@@ -43,7 +43,7 @@ def loader_of(folder, *, rank=0, world_size=1, on_damage="quarantine"):
     store = Store(folder)
     data = Mixture([DataSet(store, Order(store.manifest.shard_counts, ORDER, seed=0))])
     policy = DamagePolicy(on_damage, 0.9, None)
-    return PretextLoader(data, JIGSAW, seed=0, place=RankInfo(rank, world_size), policy=policy)
+    return PretextLoader(data, JIGSAW, seed=0, rank_info=RankInfo(rank, world_size), policy=policy)
 
 
 def rows_of(loader, num, prefetch=3):

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.data import open_loader
+from pipeline.loading.loader import open_loader
 from pipeline.loading.mixture import RankInfo
 from training.ddp import joined
 from training.models.pretext_model import HeadOutput
@@ -52,8 +52,10 @@ def main(shards, out):
         parse(RunConfig, {**CONFIG, "out": out, "data": {"manifest": shards}}, "config")
     )
     with joined() as ranks:
-        place = RankInfo(ranks.rank, ranks.world_size)
-        loader = open_loader(run.data, run.order, run.pretext, seed=0, place=place, ledger=None)
+        rank_info = RankInfo(ranks.rank, ranks.world_size)
+        loader = open_loader(
+            run.data, run.order, run.pretext, seed=0, rank_info=rank_info, ledger=None
+        )
         options = GraphOptions(
             max_batch=loader.max_batch, num_threads=1, device_id=None, prefetch=1
         )

@@ -5,8 +5,7 @@ import pytest
 import torch
 from labelled_stripes import PX, multi_label, setting_of, striped_task
 
-from pipeline.loading.crops import CropConfig
-from pipeline.loading.loader import central_squares
+from pipeline.loading.crops import CropConfig, central_squares
 from pipeline.pretext.normalize import normalize
 from pipeline.reference import crop_view
 from training.transfer.images.augmented import evaluation_batches, steps_of, train_batches

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.loading.draws import Draws
 from pipeline.pretext.context import ContextConfig, neighbours
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.jigsaw import JigsawConfig, draw_foreign
 from pipeline.pretext.multitask import MultitaskConfig
 from pipeline.pretext.rotation import RotationConfig

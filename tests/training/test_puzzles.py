@@ -9,14 +9,13 @@ from PIL import Image
 
 from pipeline.config import parse
 from pipeline.dali.graph import GraphOptions
-from pipeline.explain.pictures.sheets import seen_tiles
-from pipeline.loading.data import open_loader
+from pipeline.explain.pictures.drawing import seen_tiles
+from pipeline.loading.loader import open_loader
 from pipeline.loading.mixture import RankInfo
 from pipeline.pretext.context import ContextConfig, neighbours
-from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 from pipeline.pretext.multitask import tasks_of
 from pipeline.pretext.normalize import split_labels, split_views
-from pipeline.pretext.permutation_set import permutations_of
 from pipeline.pretext.rotation import RotationConfig
 from training.metrics import MetricsRecord
 from training.report.charts import Recorded, curves, several_tasks
@@ -45,7 +44,7 @@ def run_of(shards, name):
 def test_puzzles_show_what_training_takes(shards, name):
     run = run_of(shards, name)
     loader = open_loader(
-        run.data, run.order, run.pretext, seed=run.seed, place=RankInfo(0, 1), ledger=None
+        run.data, run.order, run.pretext, seed=run.seed, rank_info=RankInfo(0, 1), ledger=None
     )
     options = GraphOptions(max_batch=64, num_threads=1, device_id=None, prefetch=1)
     batch = next(loader.batches(options))

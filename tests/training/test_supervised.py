@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.config import ConfigError, parse
 from pipeline.ingest.config import ShardConfig
 from pipeline.loading.data import DataConfig, with_classes
-from pipeline.loading.draws import Draws
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.supervised import (
     NO_CLASS,
     SupervisedConfig,

@@ -21,7 +21,7 @@ from pipeline.bench.contest import Effort, Row, Standing, cpu_ratio, ratio, star
 from pipeline.bench.worker import Answer, Batches, run
 from pipeline.config import ConfigError
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.loader import whole_batches
+from pipeline.loading.crops import whole_batches
 from pipeline.pretext.normalize import normalize
 from training.models.trunks import Trunk, TrunkConfig
 from training.transfer.config import TransferConfig, TrunkSource

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from typing_extensions import assert_never
 
 from pipeline.pretext.context import ContextConfig, neighbours
-from pipeline.pretext.jigsaw import JigsawConfig
+from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 from pipeline.pretext.multitask import Task
-from pipeline.pretext.permutation_set import permutations_of
 from pipeline.pretext.rotation import RotationConfig
 from pipeline.pretext.supervised import SupervisedConfig
 

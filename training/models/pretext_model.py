@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pipeline.loading.views import PretextConfig
-from pipeline.pretext.multitask import tasks_of
+from pipeline.pretext.multitask import PretextConfig, tasks_of
 from pipeline.pretext.normalize import see, split_labels, split_views
 from training.models.heads import build_head
 from training.models.trunks import Trunk, TrunkConfig, build_trunk

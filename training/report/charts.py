@@ -5,8 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.loading.views import PretextConfig
-from pipeline.pretext.multitask import tasks_of, weights_of
+from pipeline.pretext.multitask import PretextConfig, tasks_of, weights_of
 from training.metrics import MetricsRecord
 
 PERCENT = "\N{NO-BREAK SPACE}%"

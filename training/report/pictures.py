@@ -15,29 +15,24 @@ from torch import Tensor
 from typing_extensions import assert_never
 
 from pipeline.config import ConfigError
-from pipeline.explain.describe import AnyDraws, ContextDraws, JigsawDraws
-from pipeline.explain.pictures.sample import sample_page
-from pipeline.explain.pictures.sheets import (
+from pipeline.explain.pictures.drawing import (
     SHOWN_DEVIATIONS,
-    Pixels,
-    normalised_tiles,
-    seen_tiles,
-    views_by_task,
-)
-from pipeline.explain.pictures.source import (
     Arrow,
+    Pixels,
     Square,
     arrow_between,
-    asked_first,
     decoded,
+    normalised_tiles,
+    seen_tiles,
     squares_of,
+    views_by_task,
 )
+from pipeline.explain.pictures.step import sample_page
 from pipeline.explain.step import Explained, Subject, explain_step, open_subject
 from pipeline.loading.mixture import RankInfo
-from pipeline.pretext.context import ContextConfig
-from pipeline.pretext.jigsaw import JigsawConfig
-from pipeline.pretext.multitask import Task, tasks_of
-from pipeline.pretext.permutation_set import permutations_of
+from pipeline.pretext.context import ContextConfig, ContextDraws
+from pipeline.pretext.jigsaw import JigsawConfig, JigsawDraws, permutations_of
+from pipeline.pretext.multitask import AnyDraws, Task, tasks_of
 from pipeline.pretext.rotation import QUARTER_TURNS, RotationConfig
 from pipeline.pretext.supervised import SupervisedConfig
 from pipeline.shards.store import Store
@@ -211,7 +206,7 @@ def _puzzles(subject: Subject, explained: Explained, number: int, num: int) -> l
 def _puzzle(task: Task, draws: AnyDraws, image: Image.Image, views: Pixels) -> Puzzle:
     top, left, side = draws.crop
     size = image.size
-    squares, pair = squares_of(task, draws, 1.0), asked_first(draws)
+    squares, pair = squares_of(task, draws, 1.0), draws.pair
     image.thumbnail((_SOURCE_PX, _SOURCE_PX), Image.Resampling.LANCZOS)
     drawn = "the crop" if len(squares) == 1 else f"the crop and the {len(squares)} tiles"
     if pair is not None:

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from pipeline.config import Config, ConfigError, parse
 from pipeline.loading.data import DataConfig, open_store
-from pipeline.loading.views import PretextConfig
-from pipeline.pretext.multitask import tasks_of
+from pipeline.pretext.multitask import PretextConfig, tasks_of
 from pipeline.pretext.supervised import SupervisedConfig, held_out
 from training.models.trunks import Trunk, TrunkConfig, build_trunk
 from training.run_folder import RECORD, TRUNK_FILE, read_record

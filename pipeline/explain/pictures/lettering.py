@@ -28,7 +28,7 @@ def wrap(text: str, px: int, width: float) -> list[str]:
 
 
 def fit(text: str, px: int, width: float) -> str:
-    """Leave out the middle of a text that is wider than `width` px."""
+    """Elide the middle of a text that is wider than `width` px."""
     keep, shown = len(text), text
     while keep > 2 and font(px).getlength(shown) > width:
         keep -= 1
@@ -37,7 +37,7 @@ def fit(text: str, px: int, width: float) -> str:
 
 
 def shorten(text: str, num: int) -> str:
-    """Leave out the middle of a text that is longer than `num` characters.
+    """Elide the middle of a text that is longer than `num` characters.
 
     >>> shorten("000000123", 9), shorten("0004152c21a520283b7a", 9)
     ('000000123', '000...b7a')

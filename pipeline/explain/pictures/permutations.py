@@ -34,7 +34,7 @@ class _Box:
 class _Text:
     x: float
     y: float
-    """Of the baseline."""
+    """Height of the baseline."""
     text: str
     px: int
     fill: str

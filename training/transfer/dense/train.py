@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from pipeline.config import Config, ConfigError
 from pipeline.dali.graph import GraphOptions
 from pipeline.loading.crops import even_parts, shuffled
-from pipeline.loading.draws import Draws
 from pipeline.loading.resized import Fitted, Fitting, fit, fitted_batches
+from pipeline.pretext.draws import Draws
 from pipeline.pretext.normalize import normalize
 from training.models.trunk import Trunk
 from training.optimizer import SgdConfig, build_optimizer, learning_rate, set_rate

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.atomic import write_json
 from pipeline.dali.graph import GraphOptions
-from pipeline.loading.loader import whole_batches
+from pipeline.loading.crops import whole_batches
 from pipeline.pretext.normalize import normalize
 from training.models.trunks import Trunk
 from training.precision import Precision, autocast

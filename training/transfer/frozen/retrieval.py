@@ -15,7 +15,7 @@ from pipeline.atomic import write_atomic
 from pipeline.config import Config, ConfigError
 from pipeline.dali.graph import GraphOptions
 from pipeline.explain.pictures.lettering import INK, PAPER, QUIET, fit, font
-from pipeline.loading.loader import whole_batches
+from pipeline.loading.crops import whole_batches
 from training.transfer.frozen.features import GAP, Pooling, frozen_features
 from training.transfer.frozen.knn import nearest
 from training.transfer.job import (

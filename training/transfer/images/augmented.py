@@ -21,7 +21,7 @@ from pipeline.loading.crops import (
     shuffled,
     ten_cropping,
 )
-from pipeline.loading.loader import Batch
+from pipeline.loading.graph_runner import Batch
 from pipeline.pretext.normalize import normalize
 from training.transfer.job import Labelled, Setting
 

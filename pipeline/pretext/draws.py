@@ -16,21 +16,6 @@ _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
 
-def philox(counters: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
-    """Encrypt 128-bit counters into 128 random bits each (Philox4x32-10).
-
-    Args:
-        counters: uint64 (4, N); each row one 32-bit word of the counter.
-        key: Two 32-bit words.
-
-    Returns:
-        uint64 (4, N); each row one 32-bit random word.
-    """
-    words = np.empty_like(counters)
-    _encrypt(counters, np.uint64(key[0]), np.uint64(key[1]), words)
-    return words
-
-
 @njit(cache=True, inline="always")
 def _rounds(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
     for _ in range(10):
@@ -42,15 +27,6 @@ def _rounds(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
 
 
 @njit(cache=True)  # In NumPy a batch of 64 costs more in calls than in arithmetic.
-def _encrypt(counters: Any, first_key: Any, second_key: Any, words: Any) -> None:
-    for n in range(counters.shape[1]):
-        c0, c1, c2, c3 = counters[0, n], counters[1, n], counters[2, n], counters[3, n]
-        words[0, n], words[1, n], words[2, n], words[3, n] = _rounds(
-            c0, c1, c2, c3, first_key, second_key
-        )
-
-
-@njit(cache=True)
 def _draw(ids: Any, epochs: Any, first_key: Any, second_key: Any, words: Any) -> None:
     """Fill uint64 (B, 4 K): block k of sample b is the cipher of (id, epoch, k)."""
     for b in range(words.shape[0]):

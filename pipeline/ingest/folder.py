@@ -198,8 +198,8 @@ def finish_folder(
     job: ShardRequest, plan: Plan, reports: Iterable[ShardReport], chunks: Sequence[Chunk]
 ) -> Manifest:
     """Write the ledger and then the manifest, which completes the folder; remove the parts."""
-    write_ledger(plan.left_out, job.out)
-    write_pictures(plan.left_out, job.parts, job.out)
+    write_ledger(plan.excluded, job.out)
+    write_pictures(plan.pictured, job.parts, job.out)
     write_atomic(job.out / _INPUTS_NAME, _name_inputs(chunks).encode())
     by_name = sorted(reports, key=lambda report: report.name)
     made = Manifest(

@@ -33,6 +33,8 @@ suite: 40 minutes, 0.25 GB of memory beside the mapped files, at least 16 GB of 
 copy found, nothing else.
 """
 
+import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,9 +42,8 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from pipeline.ingest.disk_arrays import new_array, release
 from pipeline.ingest.near.check import WINDOWS, open_words, shows
 from pipeline.ingest.near.hash import SIDE, WORDS
 from pipeline.ingest.near.keys import BANDS, ENTRIES, KEY_BITS, MAX_ROWS, enter
@@ -69,16 +70,18 @@ def find_near(words: Words, order: NDArray[np.int64], folder: Path) -> NDArray[n
     Flat images (paper, sky) have no look of their own: they are always kept.
 
     Args:
-        words: uint64 (N, WORDS), of `near_hash.near_words`; may be in a file.
-        order: int64 (N,), every row once, best first: of two images the better is kept.
+        words: uint64 (N, WORDS), from `near.hash.near_words`; may be in a file.
+        order: int64 (M,), rows of `words`, each at most once, best first: of two images the better
+            is kept. Other rows take no part.
         folder: Takes near.npy, and meanwhile 2.4 kB per image.
 
     Returns:
         int64 (N,), in near.npy: the row of the image each one loses to, chains followed to their
-        end; -1 where it is kept.
+        end; -1 where it is kept or takes no part.
     """
     _check(words, order)
-    near = new_array(folder / "near.npy", np.int64, order.shape)
+    near = new_array(folder / "near.npy", np.int64, words.shape[:1])
+    near[:] = -1
     with TemporaryDirectory(dir=folder, prefix="near-") as made:
         winners = new_array(Path(made) / "winners.npy", np.int64, order.shape)
         _stand_alone(winners)
@@ -88,11 +91,37 @@ def find_near(words: Words, order: NDArray[np.int64], folder: Path) -> NDArray[n
     return near
 
 
+def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Create an array of zeros in a new .npy file.
+
+    Raises:
+        OSError: The disk has no space for it; found out later, it would end the process.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            del array  # And its mapping, though the error may be held.
+            raise OSError(error.errno, error.strerror, str(path)) from None
+    return array
+
+
+def release(*arrays: NDArray[Any]) -> None:
+    """Take the pages of arrays in files out of this process; the values stay in the files.
+
+    Other arrays are left alone.
+    """
+    for array in arrays:
+        if isinstance(array.base, mmap.mmap):
+            array.base.madvise(mmap.MADV_DONTNEED)
+
+
 def _check(words: Words, order: NDArray[np.int64]) -> None:
-    if words.shape != (len(order), WORDS) or words.dtype != np.uint64:
+    if words.shape[1:] != (WORDS,) or words.dtype != np.uint64:
         raise ValueError(
-            f"words (={words.dtype} {words.shape}) must be uint64 ({len(order)}, {WORDS}), one row "
-            "for each of order; take them from near_words."
+            f"words (={words.dtype} {words.shape}) must be uint64 ({len(words)}, {WORDS}); take "
+            "them from near_words."
         )
     if len(order) > MAX_ROWS:
         raise ValueError(f"{len(order)} images are more than {MAX_ROWS}; split the crawl.")
@@ -255,6 +284,7 @@ def _follow(winners: Any) -> None:
 
 @njit(cache=True)
 def _name_rows(order: Any, winners: Any, near: Any) -> None:
-    """Write winners by row, -1 for rows that stand alone."""
+    """Write winners by row; rows that stand alone keep their -1."""
     for place in range(len(winners)):
-        near[order[place]] = order[winners[place]] if winners[place] < place else -1
+        if winners[place] < place:
+            near[order[place]] = order[winners[place]]

@@ -1,6 +1,6 @@
 """Decide which image goes into which shard; independent of the order of the work.
 
-DuckDB sorts, groups and joins; it keeps within `_MEMORY` and spills the rest to the plan's folder.
+DuckDB sorts, groups and joins within `_MEMORY`; the rest spills into the plan's folder.
 """
 
 import errno
@@ -8,14 +8,16 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from glob import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
@@ -43,6 +45,7 @@ EXCLUDED = pa.schema(
         ("winner", pa.large_string()),  # of a duplicate: path of the input in the shards
     ]
 )
+_SPREAD = SCHEMA.append(pa.field("place", pa.int64()))  # row in its part
 _ACCEPTED = SCHEMA.append(pa.field("row", pa.int64())).append(pa.field("first", pa.int64()))
 """Accepted inputs in order of the content hash: `row` counts them, `first` is that of the input
 that stands for all of these bytes."""
@@ -54,20 +57,14 @@ _KEY_BYTES = 10
 _MEMORY = "192MiB"
 _BATCH_ROWS = 2**14
 _BUCKET_ROWS = 2**17
+"""DuckDB's sort fails, rather than spills, where rows are far larger than its memory; so accepted
+inputs are sorted bucket by bucket."""
 _MAX_BUCKETS = 2**7
-"""Sorting more at once than memory holds fails, so what is wide is sorted bucket by bucket."""
 _DISK_FULL = ("No space left on device", "max_temp_directory_size")
 
-_SPREAD = """
-    COPY (
-        SELECT *, ('0x' || left(hex(content_hash), 4))::INT * {buckets} // 65536 AS bucket
-        FROM read_parquet($tables, file_row_number = true, hive_partitioning = false)
-        WHERE outcome = 'accepted'
-    ) TO $folder (FORMAT parquet, PARTITION_BY (bucket), ROW_GROUP_SIZE 2048)
-"""
 _SORTED = """
-    SELECT * EXCLUDE (file_row_number) FROM read_parquet($files, hive_partitioning = false)
-    ORDER BY content_hash, label IS NULL, name, part, file_row_number
+    SELECT * EXCLUDE (place) FROM bucket
+    ORDER BY content_hash, label IS NULL, name, part, place
 """
 _PLACEHOLDERS = """
     CREATE TABLE placeholder AS SELECT first FROM accepted WHERE row != first
@@ -82,7 +79,7 @@ _USED = "CREATE VIEW used AS SELECT * FROM kept ANTI JOIN near USING (row)"
 _EXCLUDED = """
     SELECT name AS path, source, outcome AS verdict, reason,
         content_hash, part, "offset", size, stored_hash, false AS near, NULL AS winner
-    FROM read_parquet($tables, hive_partitioning = false) WHERE outcome != 'accepted'
+    FROM refused
     UNION ALL
     SELECT name, source, 'filtered', 'placeholder',
         content_hash, part, "offset", size, stored_hash, false, NULL
@@ -155,7 +152,6 @@ def _database(folder: Path) -> Iterator["DuckDBPyConnection"]:
     settings: dict[str, Any] = {
         "memory_limit": _MEMORY,
         "threads": 1,
-        "partitioned_write_flush_threshold": _BATCH_ROWS,
         "temp_directory": str(folder / "spilled"),
         "preserve_insertion_order": False,
         "autoinstall_known_extensions": False,
@@ -190,9 +186,9 @@ def make_plan(tables: Sequence[Path], num_inputs: int, folder: Path, config: Sha
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with _database(folder) as db:
-        files = {"tables": [escape(str(path)) for path in tables]}
-        batches = _sorted_batches(db, files, num_inputs, folder / "buckets")
-        accepted = _save(_numbered(batches), _ACCEPTED, folder / "accepted.arrow")
+        *buckets, refused = _spread(tables, num_inputs, folder)
+        batches = _numbered(_sorted_batches(db, buckets))
+        accepted = _save(batches, _ACCEPTED, folder / "accepted.arrow")
         db.register("accepted", accepted)
         db.execute(_PLACEHOLDERS, {"max_repeats": config.max_repeats})
         db.execute(_KEPT)
@@ -200,8 +196,10 @@ def make_plan(tables: Sequence[Path], num_inputs: int, folder: Path, config: Sha
         if config.near_duplicates:
             _search_near(db, accepted, folder)
         db.execute(_USED)
-        batches = db.sql(_EXCLUDED, params=files).to_arrow_reader(_BATCH_ROWS)
+        db.register("refused", _open_stream(refused))
+        batches = db.sql(_EXCLUDED).to_arrow_reader(_BATCH_ROWS)
         excluded = _save(batches, EXCLUDED, folder / "excluded.arrow")
+        refused.unlink()
         db.register("excluded", excluded)
         sources = _ledgers(db.execute(_COUNTS).fetchall())
         ledger = Ledger.sum(sources.values())
@@ -256,18 +254,44 @@ def cut(sizes: NDArray[np.int64], limit: int, max_bytes: int | None) -> NDArray[
     return np.array(borders)
 
 
-def _sorted_batches(
-    db: "DuckDBPyConnection", files: dict[str, Any], num_inputs: int, folder: Path
-) -> Iterator[pa.RecordBatch]:
+def _spread(tables: Sequence[Path], num_inputs: int, folder: Path) -> list[Path]:
+    """Write accepted inputs to buckets by the first bits of their hash, others to a last file."""
+    num = min(max(1, -(-num_inputs // _BUCKET_ROWS)), _MAX_BUCKETS)
+    paths = [folder / f"bucket-{number:03}" for number in range(num + 1)]
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        outs = [stack.enter_context(pa.ipc.new_stream(file, _SPREAD)) for file in files]
+        for rows in _gathered(tables):
+            hashes = b"".join(digest or bytes(16) for digest in rows["content_hash"].to_pylist())
+            bucket = np.frombuffer(hashes, ">u2")[::8].astype(np.int64) * num // 2**16
+            bucket[pc.not_equal(rows["outcome"], "accepted").to_numpy()] = num
+            order = np.argsort(bucket, kind="stable")
+            rows = rows.take(order)
+            ends = np.searchsorted(bucket[order], np.arange(num + 2))
+            for out, (first, stop) in zip(outs, pairwise(ends), strict=True):
+                if first < stop:
+                    out.write_table(rows.slice(first, stop - first))
+    return paths
+
+
+def _gathered(tables: Sequence[Path]) -> Iterator[pa.Table]:
+    """Read tables of parts, as many at a time as have about `_BATCH_ROWS` rows."""
+    waiting: list[pa.Table] = []
+    for number, path in enumerate(tables, 1):
+        rows = pq.read_table(path, use_threads=False, partitioning=None)
+        waiting.append(rows.append_column("place", pa.array(np.arange(len(rows)))).cast(_SPREAD))
+        if sum(map(len, waiting)) >= _BATCH_ROWS or number == len(tables):
+            yield pa.concat_tables(waiting)
+            waiting = []
+
+
+def _sorted_batches(db: "DuckDBPyConnection", buckets: list[Path]) -> Iterator[pa.RecordBatch]:
     """Yield the accepted inputs in order of the content hash, equal ones best first."""
-    buckets = min(-(-num_inputs // _BUCKET_ROWS), _MAX_BUCKETS)
-    db.execute(_SPREAD.format(buckets=buckets), {**files, "folder": str(folder)})
-    for number in range(buckets):
-        bucket = [escape(str(path)) for path in (folder / f"bucket={number}").glob("*")]
-        if bucket:
-            yield from db.sql(_SORTED, params={"files": bucket}).to_arrow_reader(_BATCH_ROWS)
-        shutil.rmtree(folder / f"bucket={number}", ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    for path in buckets:
+        db.register("bucket", _open_stream(path))
+        yield from db.sql(_SORTED).to_arrow_reader(_BATCH_ROWS)
+        db.unregister("bucket")
+        path.unlink()
 
 
 def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -295,6 +319,10 @@ def _save(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path) -> p
 
 def _open(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _open_stream(path: Path) -> pa.Table:
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
 
 
 def _search_near(db: "DuckDBPyConnection", accepted: pa.Table, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Whether the plan of the shards takes the same memory and time an input however many there are.
 
-The inputs are made up: tables as the parts of a crawl have them, without the images. So ten million
-cost minutes, and what is measured is what the driver of a crawl does alone: exact and near
-duplicates, the order of the shards, and where every other input went.
+The inputs are synthetic: tables like those of a crawl's parts, without images. So ten million take
+minutes, and only the driver's own work is measured: exact and near duplicates, the order of the
+shards, and what becomes of every other input.
 """
 
 import json
@@ -29,10 +29,9 @@ from pipeline.ingest.plan import make_plan
 
 _ROWS_PER_TABLE = 500
 _CYCLE = 100
-"""Inputs among which are so many of each kind: ten copies of others, ten broken ones, and one that
-looks like another."""
-_LOUDNESS, _MEAN = 60.0, 120.0  # Luma levels; as photographs have them.
-_NOISE = 2  # Luma levels that a near duplicate differs by, at most.
+"""Inputs that hold ten copies of others, ten broken ones and one near duplicate."""
+_LOUDNESS, _MEAN = 60.0, 120.0  # Luma levels, as in photographs.
+_NOISE = 2  # Luma levels by which a near duplicate differs at most.
 _SAME = {
     "source": "crawl",
     "part": bytes(16),
@@ -54,18 +53,18 @@ _SAME = {
 def measure_plan(
     steps: Sequence[int], scratch: Path, on_progress: Progress
 ) -> dict[str, dict[str, float]]:
-    """Plan the shards of ever more made-up inputs, each time in a process of its own.
+    """Plan the shards of ever more synthetic inputs, each step in its own process.
 
     Args:
         steps: Numbers of inputs, ascending, multiples of 500.
-        scratch: Empty folder; takes the tables, 200 bytes an input, and what the plan writes, up to
-            3 kB an input.
+        scratch: Empty folder for the tables, 200 bytes an input, and the plan's files, up to 3 kB
+            an input.
         on_progress: Called before each step.
 
     Returns:
-        By number of inputs: seconds per input; the process's peak of resident memory, MiB, mapped
-        files included; the peak of its own memory, as seen every 20 ms, without them; and the share
-        of the planted near duplicates that was found.
+        By number of inputs: seconds per input; peak resident memory, MiB, with mapped files; peak
+        of the process's own memory, sampled every 20 ms, without them; and the share of the planted
+        near duplicates that was found.
 
     Raises:
         RuntimeError: The process failed, or lost an input.
@@ -114,7 +113,7 @@ def _table(start: int) -> pa.Table:
     # A copy is of the first of its ten.
     contents = [n - 9 if kind == "copy" else n for n, kind in zip(numbers, kinds, strict=True)]
     broken = [kind == "broken" for kind in kinds]
-    told = {
+    columns = {
         "name": [f"crawl/{number // 1000:07}/{number:010}.jpg" for number in numbers],
         "outcome": ["quarantined" if is_broken else "accepted" for is_broken in broken],
         "reason": ["truncated" if is_broken else None for is_broken in broken],
@@ -126,13 +125,13 @@ def _table(start: int) -> pa.Table:
             for is_broken, look in zip(broken, _looks(start), strict=True)
         ],
     }
-    columns = [
-        pa.array(told[item.name], item.type)
-        if item.name in told
+    arrays = [
+        pa.array(columns[item.name], item.type)
+        if item.name in columns
         else pa.repeat(pa.scalar(_SAME[item.name], item.type), _ROWS_PER_TABLE)
         for item in SCHEMA
     ]
-    return pa.table(columns, schema=SCHEMA)
+    return pa.table(arrays, schema=SCHEMA)
 
 
 def _looks(start: int) -> list[bytes]:
@@ -149,14 +148,14 @@ def _looks(start: int) -> list[bytes]:
 
 
 def photo_like(rng: np.random.Generator, num: int) -> NDArray[np.float64]:
-    """Draw thumbnails with the spectrum of photographs: luma, float64 (num, SIDE, SIDE), any."""
+    """Draw unclipped thumbnails like photographs in spectrum: luma, float64 (num, SIDE, SIDE)."""
     waves = rng.standard_normal((num, SIDE, SIDE)) * _SPECTRUM
     pixels: NDArray[np.float64] = _WAVES @ waves @ _WAVES.T + _MEAN
     return pixels
 
 
 def _spectrum() -> Any:
-    """Make power fall as one over the frequency; the mean has none."""
+    """Return amplitudes that fall as one over the frequency; the mean has none."""
     across = np.arange(SIDE)
     loudness = _LOUDNESS / np.maximum(np.hypot(across[:, None], across), 1)
     loudness[0, 0] = 0

@@ -245,7 +245,7 @@ def finish_folder(
     job: ShardRequest, plan: Plan, reports: Iterable[ShardReport], chunks: Sequence[Chunk]
 ) -> Manifest:
     """Write pictures, ledger and, last, the manifest; then remove the parts."""
-    write_pictures(plan.left_out, job.parts, job.out)
+    write_pictures(plan.pictured, job.parts, job.out)
     write_atomic(job.out / _INPUTS_NAME, _name_inputs(chunks).encode())
     made = Manifest(
         version=2,
@@ -256,7 +256,7 @@ def finish_folder(
         notes=plan.notes,
         config=job.settings,
     )
-    manifest.finish_folder(job.out, made, ledger_lines(plan.left_out))
+    manifest.finish_folder(job.out, made, ledger_lines(plan.excluded))
     assert read_manifest(job.out) == made
     shutil.rmtree(job.parts)
     return made

@@ -1,25 +1,117 @@
-"""Decide which image goes into which shard; independent of the order of the work."""
+"""Decide which image goes into which shard; independent of the order of the work.
 
+DuckDB sorts, groups and joins within `_MEMORY`; the rest spills into the plan's folder.
+"""
+
+import errno
+import os
 import shutil
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.disk_arrays import new_array
-from pipeline.ingest.exchange import Kept, exchange
-from pipeline.ingest.left_out_rows import LeftOutRows, pieces
-from pipeline.ingest.near_rows import near_rows
+from pipeline.ingest.near.hash import WORDS
+from pipeline.ingest.near.search import find_near, new_array, release
+from pipeline.ingest.parts import HASH, SCHEMA
 from pipeline.shards.manifest import Ledger
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+EXCLUDED = pa.schema(
+    [
+        ("path", pa.large_string()),
+        ("source", pa.string()),
+        ("verdict", pa.string()),  # quarantined, filtered or duplicate
+        ("reason", pa.string()),
+        ("content_hash", HASH),
+        ("part", HASH),
+        ("offset", pa.int64()),  # of the picture, as in the parts
+        ("size", pa.int64()),
+        ("stored_hash", pa.uint64()),
+        ("near", pa.bool_()),  # whether a duplicate only looks like its winner
+        ("winner", pa.large_string()),  # of a duplicate: path of the input in the shards
+    ]
+)
+_SPREAD = SCHEMA.append(pa.field("place", pa.int64()))  # row in its part
+_ACCEPTED = SCHEMA.append(pa.field("row", pa.int64())).append(pa.field("first", pa.int64()))
+"""Accepted inputs in order of the content hash: `row` counts them, `first` is that of the input
+that stands for all of these bytes."""
+_PICTURES = 24
+"""Most pictures of one verdict and reason."""
+_KEY_BYTES = 10
+"""Of the content hash, in the key of a sample."""
+
+_MEMORY = "192MiB"
+_BATCH_ROWS = 2**14
+_BUCKET_ROWS = 2**17
+"""DuckDB's sort fails, rather than spills, where rows are far larger than its memory; so accepted
+inputs are sorted bucket by bucket."""
+_MAX_BUCKETS = 2**7
+_DISK_FULL = ("No space left on device", "max_temp_directory_size")
+
+_SORTED = """
+    SELECT * EXCLUDE (place) FROM bucket
+    ORDER BY content_hash, label IS NULL, name, part, place
+"""
+_PLACEHOLDERS = """
+    CREATE TABLE placeholder AS SELECT first FROM accepted WHERE row != first
+    GROUP BY first HAVING count(*) >= $max_repeats
+"""
+_KEPT = """
+    CREATE VIEW kept AS SELECT * FROM accepted ANTI JOIN placeholder USING (first)
+    WHERE row = first
+"""
+_RANKED = "SELECT row FROM kept ORDER BY width::BIGINT * height DESC, size DESC, row"
+_USED = "CREATE VIEW used AS SELECT * FROM kept ANTI JOIN near USING (row)"
+_EXCLUDED = """
+    SELECT name AS path, source, outcome AS verdict, reason,
+        content_hash, part, "offset", size, stored_hash, false AS near, NULL AS winner
+    FROM refused
+    UNION ALL
+    SELECT name, source, 'filtered', 'placeholder',
+        content_hash, part, "offset", size, stored_hash, false, NULL
+    FROM accepted SEMI JOIN placeholder USING (first)
+    UNION ALL
+    SELECT lost.name, lost.source, 'duplicate', NULL, lost.content_hash, lost.part,
+        lost."offset", lost.size, lost.stored_hash, lost.winner IS NOT NULL, won.name
+    FROM (
+        SELECT a.*, near.winner FROM accepted a ANTI JOIN placeholder USING (first)
+        LEFT JOIN near ON near.row = a.first
+        WHERE a.row != a.first OR near.winner IS NOT NULL
+    ) lost JOIN accepted won ON won.row = coalesce(lost.winner, lost.first)
+    ORDER BY path, part, "offset", verdict, reason
+"""
+_NOTES = """
+    SELECT note, count(*) FROM (SELECT unnest(notes) AS note FROM used) GROUP BY note ORDER BY note
+"""
+_LABELS = "SELECT DISTINCT label FROM used WHERE label IS NOT NULL ORDER BY label"
+_COUNTS = """
+    SELECT source, verdict, reason, near, count(*) FROM excluded GROUP BY ALL
+    UNION ALL
+    SELECT source, 'accepted', NULL, false, count(*) FROM used GROUP BY source
+    ORDER BY ALL
+"""
+_PICTURED = """
+    SELECT * FROM excluded WHERE size > 0
+    QUALIFY row_number() OVER (
+        PARTITION BY verdict, reason, near
+        ORDER BY content_hash NULLS FIRST, path, part, "offset"
+    ) <= $most
+    ORDER BY verdict, reason, near, content_hash NULLS FIRST, path, part, "offset"
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +119,15 @@ class Plan:
     """All shards, and where every other input went."""
 
     folder: Path
-    """Of the tables; read them with `rows_of`."""
+    """Holds the tables; read them with `rows_of`."""
     borders: tuple[int, ...]
-    """First image of every shard, and the number of all. They are in order of the content hash, so
-    that each shard is a fair sample of all images."""
+    """First image of every shard, then the number of images. They are in order of the content
+    hash, so that each shard is a fair sample of all images."""
     classes: tuple[str, ...] | None
-    left_out: pa.Table
-    """In order of the path, columns as in `left_out_rows.NAMED`; mapped from the disk."""
+    excluded: pa.Table
+    """Columns of EXCLUDED, in order of the path; mapped from the disk."""
+    pictured: pa.Table
+    """Those of `excluded` whose pictures are shown."""
     ledger: Ledger
     sources: dict[str, Ledger]
     notes: dict[str, int]
@@ -41,7 +135,7 @@ class Plan:
 
 @contextmanager
 def _lean_memory() -> Iterator[None]:
-    """Let Arrow give memory back that it no longer needs: its own pool keeps it."""
+    """Make Arrow return memory that it no longer needs: its own pool keeps it."""
     before = pa.default_memory_pool()
     pa.set_memory_pool(pa.system_memory_pool())
     try:
@@ -50,59 +144,96 @@ def _lean_memory() -> Iterator[None]:
         pa.set_memory_pool(before)
 
 
+@contextmanager
+def _database(folder: Path) -> Iterator["DuckDBPyConnection"]:
+    """Open a database in memory that spills into `folder`; a full disk is an OSError."""
+    import duckdb
+
+    settings: dict[str, Any] = {
+        "memory_limit": _MEMORY,
+        "threads": 1,
+        "temp_directory": str(folder / "spilled"),
+        "preserve_insertion_order": False,
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+    }
+    try:
+        with duckdb.connect(config=settings) as db:
+            yield db
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        if not any(text in str(error) for text in _DISK_FULL):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from None
+
+
 @_lean_memory()
 def make_plan(tables: Sequence[Path], num_inputs: int, folder: Path, config: ShardConfig) -> Plan:
     """Remove duplicates, order by content and cut into shards.
 
-    What grows with the crawl is on disk; a partition of it is in memory at a time.
+    Of equal bytes a labelled input is kept, then the one with the smaller name. Of images that look
+    alike the one with more pixels is kept, then with more bytes, then with the smaller hash.
 
     Args:
-        tables: Of the parts, in any order.
+        tables: Tables of the parts, in any order.
         num_inputs: Rows in all of them.
         folder: Takes the plan's tables; what it held is removed.
-        config: What decides.
+        config: Bounds, and whether near duplicates are searched for.
 
     Raises:
         ConfigError: No image was accepted; the message counts the reasons.
+        OSError: The disk is full.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    others = LeftOutRows(folder)
-    kept = exchange(tables, num_inputs, folder, config.max_repeats, others.add)
-    near = near_rows(kept, folder) if config.near_duplicates else np.broadcast_to(-1, len(kept))
-    missing = others.finish(kept, near)
-    by_source, labels, notes = _count_kept(kept, near)
-    sources = _ledgers(missing, by_source)
-    ledger = Ledger.sum(sources.values())
-    assert ledger.inputs == num_inputs, "an input got lost"
-    if not ledger.accepted:
-        reasons = {**ledger.quarantined, **ledger.filtered}
-        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        raise ConfigError(f"0 usable of {num_inputs} images: {listed}. Give other sources.")
-    sizes = _write_used(kept, near, ledger.accepted, folder)
-    return Plan(
-        folder,
-        tuple(cut(sizes, config.samples_per_shard, config.bytes_per_shard).tolist()),
-        tuple(sorted(labels)) if len(labels) >= 2 else None,
-        missing,
-        ledger,
-        sources,
-        dict(sorted(notes.items())),
-    )
+    with _database(folder) as db:
+        *buckets, refused = _spread(tables, num_inputs, folder)
+        batches = _numbered(_sorted_batches(db, buckets))
+        accepted = _save(batches, _ACCEPTED, folder / "accepted.arrow")
+        db.register("accepted", accepted)
+        db.execute(_PLACEHOLDERS, {"max_repeats": config.max_repeats})
+        db.execute(_KEPT)
+        db.execute("CREATE TABLE near (row BIGINT, winner BIGINT)")
+        if config.near_duplicates:
+            _search_near(db, accepted, folder)
+        db.execute(_USED)
+        db.register("refused", _open_stream(refused))
+        batches = db.sql(_EXCLUDED).to_arrow_reader(_BATCH_ROWS)
+        excluded = _save(batches, EXCLUDED, folder / "excluded.arrow")
+        refused.unlink()
+        db.register("excluded", excluded)
+        sources = _ledgers(db.execute(_COUNTS).fetchall())
+        ledger = Ledger.sum(sources.values())
+        assert ledger.inputs == num_inputs, "an input got lost"
+        if not ledger.accepted:
+            reasons = {**ledger.quarantined, **ledger.filtered}
+            listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            raise ConfigError(f"0 usable of {num_inputs} images: {listed}. Give other sources.")
+        sizes = _write_used(db, folder)
+        labels = [label for (label,) in db.execute(_LABELS).fetchall()]
+        return Plan(
+            folder=folder,
+            borders=tuple(cut(sizes, config.samples_per_shard, config.bytes_per_shard).tolist()),
+            classes=tuple(labels) if len(labels) >= 2 else None,
+            excluded=excluded,
+            pictured=db.sql(_PICTURED, params={"most": _PICTURES}).to_arrow_table().cast(EXCLUDED),
+            ledger=ledger,
+            sources=sources,
+            notes=dict(db.execute(_NOTES).fetchall()),
+        )
 
 
 def rows_of(folder: Path, first: int, stop: int) -> pa.Table:
     """Read the rows of images `first` to before `stop`, columns as the parts have them."""
-    kept = Kept(folder, np.load(folder / "starts.npy"))
-    rows = np.array(np.load(folder / "used.npy", mmap_mode="r")[first:stop])
-    return kept.rows(int(rows[0]), int(rows[-1]) + 1).take(pa.array(rows - rows[0]))
+    rows = np.fromfile(folder / "used", np.int64, stop - first, offset=8 * first)
+    accepted = _open(folder / "accepted.arrow").select(SCHEMA.names)
+    return accepted.slice(rows[0], rows[-1] + 1 - rows[0]).combine_chunks().take(rows - rows[0])
 
 
 def cut(sizes: NDArray[np.int64], limit: int, max_bytes: int | None) -> NDArray[np.int64]:
     """Cut images in a row into shards.
 
     Without `max_bytes`, the fewest shards whose lengths differ by at most one; with it, each shard
-    takes images while it has room, and one that is larger gets a shard of its own.
+    takes images while they fit, and one that is larger gets a shard of its own.
 
     Args:
         sizes: int64 (N,), N > 0, bytes of the images.
@@ -123,59 +254,121 @@ def cut(sizes: NDArray[np.int64], limit: int, max_bytes: int | None) -> NDArray[
     return np.array(borders)
 
 
-def _write_used(kept: Kept, near: NDArray[np.int64], num: int, folder: Path) -> NDArray[np.int64]:
-    """Write which of the kept rows shards hold, for `rows_of`; return their bytes, int64 (num,)."""
-    used = new_array(folder / "used.npy", np.int64, (num,))
-    sizes = new_array(folder / "sizes.npy", np.int64, (num,))
-    np.save(folder / "starts.npy", kept.starts)
+def _spread(tables: Sequence[Path], num_inputs: int, folder: Path) -> list[Path]:
+    """Write accepted inputs to buckets by the first bits of their hash, others to a last file."""
+    num = min(max(1, -(-num_inputs // _BUCKET_ROWS)), _MAX_BUCKETS)
+    paths = [folder / f"bucket-{number:03}" for number in range(num + 1)]
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        outs = [stack.enter_context(pa.ipc.new_stream(file, _SPREAD)) for file in files]
+        for rows in _gathered(tables):
+            hashes = b"".join(digest or bytes(16) for digest in rows["content_hash"].to_pylist())
+            bucket = np.frombuffer(hashes, ">u2")[::8].astype(np.int64) * num // 2**16
+            bucket[pc.not_equal(rows["outcome"], "accepted").to_numpy()] = num
+            order = np.argsort(bucket, kind="stable")
+            rows = rows.take(order)
+            ends = np.searchsorted(bucket[order], np.arange(num + 2))
+            for out, (first, stop) in zip(outs, pairwise(ends), strict=True):
+                if first < stop:
+                    out.write_table(rows.slice(first, stop - first))
+    return paths
+
+
+def _gathered(tables: Sequence[Path]) -> Iterator[pa.Table]:
+    """Read tables of parts, as many at a time as have about `_BATCH_ROWS` rows."""
+    waiting: list[pa.Table] = []
+    for number, path in enumerate(tables, 1):
+        rows = pq.read_table(path, use_threads=False, partitioning=None)
+        waiting.append(rows.append_column("place", pa.array(np.arange(len(rows)))).cast(_SPREAD))
+        if sum(map(len, waiting)) >= _BATCH_ROWS or number == len(tables):
+            yield pa.concat_tables(waiting)
+            waiting = []
+
+
+def _sorted_batches(db: "DuckDBPyConnection", buckets: list[Path]) -> Iterator[pa.RecordBatch]:
+    """Yield the accepted inputs in order of the content hash, equal ones best first."""
+    for path in buckets:
+        db.register("bucket", _open_stream(path))
+        yield from db.sql(_SORTED).to_arrow_reader(_BATCH_ROWS)
+        db.unregister("bucket")
+        path.unlink()
+
+
+def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Add the columns `row` and `first` to accepted inputs in order of the content hash."""
+    start, first, last = 0, 0, b""
+    for batch in batches:
+        hashes = batch.column("content_hash").to_pylist()
+        pairs = list(zip([last, *hashes], hashes, strict=False))
+        is_new = [one != other for one, other in pairs]
+        keys = [one[:_KEY_BYTES] != other[:_KEY_BYTES] for one, other in pairs]
+        assert keys == is_new, "two images share a key"
+        rows = np.arange(start, start + len(batch))
+        firsts = np.maximum.accumulate(np.where(is_new, rows, first))
+        yield batch.append_column("row", pa.array(rows)).append_column("first", pa.array(firsts))
+        start, first, last = start + len(batch), firsts[-1], hashes[-1]
+
+
+def _save(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path) -> pa.Table:
+    """Write batches to a file; return them as a table that is mapped from it."""
+    with path.open("wb") as file, pa.ipc.new_file(file, schema) as out:
+        for batch in batches:
+            out.write_batch(batch.cast(schema))
+    return _open(path)
+
+
+def _open(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _open_stream(path: Path) -> pa.Table:
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+def _search_near(db: "DuckDBPyConnection", accepted: pa.Table, folder: Path) -> None:
+    """Fill the table `near`: which kept row loses to which."""
+    with (folder / "ranked").open("wb") as file:
+        for batch in db.sql(_RANKED).to_arrow_reader(_BATCH_ROWS):
+            file.write(batch.column(0).to_numpy())
+        if not file.tell():
+            return
+    words = new_array(folder / "words.npy", np.uint64, (len(accepted), WORDS))
     done = 0
-    for start, part in kept.partitions(["size"]):
-        rows = np.flatnonzero(near[start : start + len(part)] < 0)
-        used[done : done + len(rows)] = rows + start
-        sizes[done : done + len(rows)] = part.column("size").to_numpy()[rows]
-        done += len(rows)
-    return sizes
+    for batch in accepted.select(["near_words"]).to_batches():
+        blobs = b"".join(batch.column(0).to_pylist())
+        words[done : done + len(batch)] = np.frombuffer(blobs, "<u8").reshape(-1, WORDS)
+        done += len(batch)
+        release(words)
+    near = find_near(words, np.memmap(folder / "ranked", np.int64, "r+"), folder)
+    for start in range(0, len(near), _BATCH_ROWS):
+        rows = start + np.flatnonzero(near[start : start + _BATCH_ROWS] >= 0)
+        db.register("found", pa.table({"row": rows, "winner": near[rows]}))
+        db.execute("INSERT INTO near SELECT * FROM found")
+        db.unregister("found")
+    for name in ("words.npy", "ranked", "near.npy"):
+        (folder / name).unlink()
 
 
-def _count_kept(kept: Kept, near: NDArray[np.int64]) -> tuple[Counter[str], set[str], Counter[str]]:
-    """Count the images of the shards by source, collect their labels, count their notes."""
-    by_source: Counter[str] = Counter()
-    labels: set[str] = set()
-    notes: Counter[str] = Counter()
-    for start, part in kept.partitions(["source", "label", "notes"]):
-        rows = part.filter(pa.array(near[start : start + len(part)] < 0))
-        by_source.update(_counts(rows.column("source")))
-        notes.update(_counts(pc.list_flatten(rows.column("notes"))))
-        labels.update(pc.unique(rows.column("label")).drop_null().to_pylist())
-    return by_source, labels, notes
+def _write_used(db: "DuckDBPyConnection", folder: Path) -> NDArray[np.int64]:
+    """Write which accepted rows the shards hold, for `rows_of`; return their bytes, int64 (N,)."""
+    query = "SELECT row, size FROM used ORDER BY row"
+    with (folder / "used").open("wb") as used, (folder / "sizes").open("wb") as sizes:
+        for batch in db.sql(query).to_arrow_reader(_BATCH_ROWS):
+            used.write(batch.column("row").to_numpy())
+            sizes.write(batch.column("size").to_numpy())
+    return np.fromfile(folder / "sizes", np.int64)
 
 
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}
-
-
-def _ledgers(missing: pa.Table, accepted: Counter[str]) -> dict[str, Ledger]:
-    """Count the verdicts of every source."""
-    keys = ["source", "verdict", "reason", "near"]
-    summed: Counter[tuple[Any, ...]] = Counter()
-    for piece in pieces(missing):
-        groups = piece.group_by(keys).aggregate([([], "count_all")])
-        for row in groups.to_pylist():
-            summed[tuple(row[key] for key in keys)] += row["count_all"]
-    counts = [dict(zip(keys, group, strict=True), count_all=n) for group, n in summed.items()]
-    found = {}
-    for source in sorted({row["source"] for row in counts} | set(accepted)):
-        rows = [row for row in counts if row["source"] == source]
-        by_verdict: dict[str, dict[str, int]] = {"quarantined": {}, "filtered": {}}
-        for row in sorted(rows, key=lambda row: str(row["reason"])):
-            if row["verdict"] in by_verdict:
-                by_verdict[row["verdict"]][row["reason"]] = row["count_all"]
-        duplicates = [row for row in rows if row["verdict"] == "duplicate"]
-        found[source] = Ledger(
-            inputs=accepted[source] + sum(row["count_all"] for row in rows),
-            accepted=accepted[source],
-            duplicate=sum(row["count_all"] for row in duplicates),
-            near_duplicate=sum(row["count_all"] for row in duplicates if row["near"]),
-            **by_verdict,
-        )
-    return found
+def _ledgers(counts: Sequence[tuple[str, str, str | None, bool, int]]) -> dict[str, Ledger]:
+    """Count the verdicts of every source; rows are source, verdict, reason, near, number."""
+    found: dict[str, dict[str, Any]] = {}
+    for source, verdict, reason, near, number in counts:
+        ledger = found.setdefault(source, defaultdict(int, quarantined={}, filtered={}))
+        ledger["inputs"] += number
+        ledger["near_duplicate"] += number * near
+        if reason is None:
+            ledger[verdict] += number
+        else:
+            ledger[verdict][reason] = number
+    empty = {"accepted": 0, "duplicate": 0}
+    return {source: Ledger(**{**empty, **ledger}) for source, ledger in found.items()}

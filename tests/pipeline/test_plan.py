@@ -1,3 +1,4 @@
+import errno
 import tempfile
 from collections import Counter
 from itertools import pairwise
@@ -10,11 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ConfigError
-from pipeline.ingest import left_out_rows, spread
+from pipeline.ingest import plan as plan_module
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.exchange import exchange
-from pipeline.ingest.near_rows import rank
-from pipeline.ingest.parts import SCHEMA
 from pipeline.ingest.plan import cut, make_plan, rows_of
 from pipeline.shards.manifest import Ledger
 
@@ -34,7 +32,7 @@ def held(plan):
 
 def described(plan):
     """All that a plan says, comparable."""
-    table = plan.left_out.drop_columns(["part"]).to_pylist()
+    table = plan.excluded.drop_columns(["part"]).to_pylist()
     names = [row["name"] for row in held(plan)]
     return names, plan.classes, table, plan.ledger, plan.sources, plan.notes
 
@@ -90,20 +88,20 @@ def test_planning_partitions_the_inputs_in_any_order(inputs, limit, max_repeats,
             return
         plan = plan_of(inputs, Path(folder), config)
         first = described(plan)
-        kept, left_out = held(plan), plan.left_out.to_pylist()
+        kept, excluded = held(plan), plan.excluded.to_pylist()
         sizes = [len(rows_of(plan.folder, *ends)) for ends in pairwise(plan.borders)]
         rng.shuffle(inputs)
         again = described(plan_of(inputs, Path(folder), config, num_tables=3))
     assert again == first
     names = [r["name"] for r in kept]
-    paths = [r["path"] for r in left_out]
+    paths = [r["path"] for r in excluded]
     assert sorted(names + paths) == sorted(r["name"] for r in inputs)
     assert paths == sorted(paths)
     hashes = [r["content_hash"] for r in kept]
     assert hashes == sorted(set(hashes))
     assert max(sizes) <= limit
     assert max(sizes) - min(sizes) <= 1
-    assert all(r["winner"] in names for r in left_out if r["verdict"] == "duplicate")
+    assert all(r["winner"] in names for r in excluded if r["verdict"] == "duplicate")
     assert Ledger.sum(plan.sources.values()) == plan.ledger
     for source, ledger in plan.sources.items():
         assert ledger.inputs == sum(r["source"] == source for r in inputs)
@@ -119,7 +117,7 @@ def test_of_equal_files_a_labelled_one_is_kept_then_the_smaller_name(tmp_path):
     ]
     plan = plan_of(rows, tmp_path)
     assert {r["name"] for r in held(plan)} == {"b/1.jpg", "z.jpg"}
-    winners = {r["path"]: (r["winner"], r["near"]) for r in plan.left_out.to_pylist()}
+    winners = {r["path"]: (r["winner"], r["near"]) for r in plan.excluded.to_pylist()}
     assert winners == {"a/1.jpg": ("b/1.jpg", False), "c/1.jpg": ("b/1.jpg", False)}
     assert plan.classes == ("cat", "dog")
     assert (plan.sources["s"].duplicate, plan.sources["t"].duplicate) == (1, 1)
@@ -144,7 +142,7 @@ def test_of_images_that_look_alike_the_largest_is_kept(tmp_path):
     ]
     plan = plan_of(rows, tmp_path)
     assert {r["name"] for r in held(plan)} == {"large.jpg", "other.jpg"}
-    found = {r["path"]: (r["verdict"], r["winner"], r["near"]) for r in plan.left_out.to_pylist()}
+    found = {r["path"]: (r["verdict"], r["winner"], r["near"]) for r in plan.excluded.to_pylist()}
     near = ("duplicate", "large.jpg", True)
     assert found == {"small.jpg": near, "again.jpg": near}
     assert (plan.ledger.duplicate, plan.ledger.near_duplicate) == (2, 2)
@@ -159,47 +157,49 @@ def test_of_images_that_look_alike_and_are_equally_large_the_smaller_hash_is_kep
     assert [r["name"] for r in held(plan)] == [best["name"]]
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4)), max_size=60),
-    st.sampled_from([1, 2, 7, 64]),
-)
-def test_rows_are_ranked_by_pixels_then_bytes_then_hash(larger, per_partition):
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4)), min_size=1, max_size=60))
+def test_of_images_that_look_alike_pixels_then_bytes_then_the_hash_decide(larger):
     rows = [
-        row(f"{i}.jpg", i, width=side * 64, size=1000 + size)
+        row(f"{i}.jpg", i, width=side * 64, size=1000 + size, near_words=look(1))
         for i, (side, size) in enumerate(larger)
     ]
-    with tempfile.TemporaryDirectory() as made, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spread, "ROWS_PER_PARTITION", per_partition)
-        tables = write_tables(Path(made), rows)
-        kept = exchange(tables, len(rows), Path(made), None, lambda left_out: None)
-        order = rank(kept, Path(made)).tolist()
-        by_hash = [r for _, part in kept.partitions(SCHEMA.names) for r in part.to_pylist()]
-    assert [r["content_hash"] for r in by_hash] == sorted(r["content_hash"] for r in rows)
-    places = range(len(rows))
-    expected = sorted(places, key=lambda i: (-by_hash[i]["width"], -by_hash[i]["size"], i))
-    assert order == expected
+    best = min(rows, key=lambda r: (-r["width"], -r["size"], r["content_hash"]))
+    with tempfile.TemporaryDirectory() as made:
+        plan = plan_of(rows, Path(made))
+        assert [r["name"] for r in held(plan)] == [best["name"]]
+        assert {r["winner"] for r in plan.excluded.to_pylist()} <= {best["name"]}
 
 
-def test_the_number_of_partitions_changes_nothing(tmp_path, monkeypatch):
-    rows = [row(f"{i:03}.jpg", i % 150, label=f"c{i % 3}", notes=["reduced"]) for i in range(200)]
-    rows += [row(f"cut{i}.jpg", 1000 + i, "quarantined") for i in range(20)]
-    one = described(plan_of(rows, tmp_path / "one"))
-    monkeypatch.setattr(spread, "ROWS_PER_PARTITION", 16)
-    monkeypatch.setattr(spread, "_ROWS_AT_ONCE", 50)
-    monkeypatch.setattr(spread, "_ROWS_PER_PIECE", 1)
-    monkeypatch.setattr(left_out_rows, "_ROWS_AT_ONCE", 7)
-    plan = plan_of(rows, tmp_path / "many", num_tables=9)
-    assert len(list(plan.folder.glob("kept-*"))) == 14
+def test_neither_the_number_of_buckets_nor_memory_changes_anything(tmp_path, monkeypatch):
+    rows = [
+        row(f"{i:04}.jpg", i % 3000, label=f"c{i % 3}", notes=["reduced"], caption=f"{i}" * 1000)
+        for i in range(4000)
+    ]
+    rows += [row(f"cut{i}.jpg", 4000 + i, "quarantined") for i in range(20)]
+    config = ShardConfig(near_duplicates=False)
+    one = described(plan_of(rows, tmp_path / "one", config))
+    monkeypatch.setattr(plan_module, "_MEMORY", "32MiB")
+    monkeypatch.setattr(plan_module, "_BATCH_ROWS", 300)
+    monkeypatch.setattr(plan_module, "_BUCKET_ROWS", 500)
+    plan = plan_of(rows, tmp_path / "many", config, num_tables=9)
     assert described(plan) == one
-    assert plan.notes == {"reduced": 150}
+    assert plan.notes == {"reduced": 3000}
+    left = {path.name for path in plan.folder.iterdir()}
+    assert left == {"accepted.arrow", "excluded.arrow", "sizes", "used"}
 
 
-def test_a_sample_holds_on_to_nothing_else():
-    values = np.arange(10 * spread.ROWS_PER_PARTITION)
-    found = spread.sample(values, len(values))
-    assert not np.shares_memory(found, values)
-    assert 10 * spread._SAMPLES <= len(found) <= 12 * spread._SAMPLES
+def test_odd_characters_in_the_folder_are_no_pattern(tmp_path):
+    folder = tmp_path / "a[b]*?{c},d=1"
+    assert plan_of([row("1.jpg", 1)], folder).ledger.accepted == 1
+
+
+def test_a_disk_without_space_for_the_plan_is_one_clear_error(tmp_path, small_disk):
+    rows = [row(f"{i}.jpg", i, caption="c" * 500) for i in range(3_000)]
+    with pytest.raises(OSError, match="No space left") as caught:
+        make_plan(write_tables(tmp_path, rows), len(rows), small_disk / "plan", CONFIG)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(small_disk / "plan")
 
 
 def test_nothing_usable_counts_the_reasons(tmp_path):

@@ -1,8 +1,8 @@
 """Near duplicates: of images that look alike, the best-ranked is kept.
 
-An image loses to a better-ranked one where either shows a window of the other (`near_check`) and
-both are found under one key (`near_keys`). Keys are looked through one partition at a time, and
-no rule looks at the order of rows or at the partitions.
+An image loses to a better-ranked one where either shows a window of the other (`near.check`) and
+both are found under one key (`near.keys`). Keys are searched one partition at a time; neither the
+order of the rows nor the partitions matter.
 
 A key that many share (scans, drawings on white) costs no more than in proportion: under one key an
 image is compared with the BUCKET best-ranked images at most, by signs, and with the first TESTS of
@@ -21,18 +21,19 @@ Measured on 2026-11-24; 1,000 copies of Caltech-101 and 500 of VOC animals for e
 
 Of the 9,144 images of Caltech-101, 69 lose to another: 64 are the same picture, 5 (0.05 %) are
 not: a face a moment later, a motorbike in another colour (only luma is looked at). Of VOC's 500
-none does. What may differ was set on other copies of Caltech-101, none of VOC.
+none does. The tolerances were set on other copies of Caltech-101, none of VOC.
 
-Since JPEGs that stay as they are are looked at by the means of their blocks (2026-11-27): with the
-copies as JPEGs 99.5 % or more of each of seven changes of 1,016 images of Caltech-101, as PNGs,
-which are looked at in full, 99.0 % or more, and all of VOC's. 71 lose: the same 69, and two more
-that are the same picture.
+Since unchanged JPEGs are compared by the means of their blocks (2026-11-27): of seven changes of
+1,016 images of Caltech-101, 99.5 % or more of each as JPEGs, 99.0 % or more as PNGs (compared in
+full), and all of VOC's. 71 lose: the same 69, and two more that are the same picture.
 
-Ten million made-up inputs, planned as a whole (`tessera bench shard --plan 10000000`) beside a test
-suite: 40 minutes, 0.25 GB of memory beside the mapped files, at least 16 GB of disk; every planted
-copy found, nothing else.
+Ten million synthetic inputs (`tessera bench shard --plan 10000000`), beside a test suite, when the
+plan sorted by hand: 40 minutes, 0.25 GB of memory besides the mapped files, at least 16 GB of disk;
+every planted copy found, nothing else.
 """
 
+import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,9 +41,8 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from pipeline.ingest.disk_arrays import new_array, release
 from pipeline.ingest.near.check import WINDOWS, open_words, shows
 from pipeline.ingest.near.hash import SIDE, WORDS
 from pipeline.ingest.near.keys import BANDS, ENTRIES, KEY_BITS, MAX_ROWS, enter
@@ -50,9 +50,9 @@ from pipeline.ingest.near.keys import BANDS, ENTRIES, KEY_BITS, MAX_ROWS, enter
 Words = NDArray[np.uint64]
 
 BUCKET = 256
-"""Better-ranked images whose signs an image's are compared with under one key."""
+"""Better-ranked images that an image is compared with by signs under one key."""
 TESTS = 16
-"""Of them, how many are then compared in full."""
+"""How many of them are then compared in full."""
 
 _ROWS_AT_ONCE = 2**12  # entered together
 _PARTITION = 2**21  # entries, on average
@@ -66,19 +66,21 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # spreads pairs over the memo
 def find_near(words: Words, order: NDArray[np.int64], folder: Path) -> NDArray[np.int64]:
     """Find the images that a better-ranked image makes superfluous.
 
-    Flat images (paper, sky) have no look of their own: they are always kept.
+    Flat images (paper, sky) have nothing to compare: they are always kept.
 
     Args:
-        words: uint64 (N, WORDS), of `near_hash.near_words`; may be in a file.
-        order: int64 (N,), every row once, best first: of two images the better is kept.
+        words: uint64 (N, WORDS), from `near.hash.near_words`; may be in a file.
+        order: int64 (M,), rows of `words`, each at most once, best first: of two images the better
+            is kept. Other rows take no part.
         folder: Takes near.npy, and meanwhile 2.4 kB per image.
 
     Returns:
         int64 (N,), in near.npy: the row of the image each one loses to, chains followed to their
-        end; -1 where it is kept.
+        end; -1 where it is kept or takes no part.
     """
     _check(words, order)
-    near = new_array(folder / "near.npy", np.int64, order.shape)
+    near = new_array(folder / "near.npy", np.int64, words.shape[:1])
+    near[:] = -1
     with TemporaryDirectory(dir=folder, prefix="near-") as made:
         winners = new_array(Path(made) / "winners.npy", np.int64, order.shape)
         _stand_alone(winners)
@@ -88,11 +90,37 @@ def find_near(words: Words, order: NDArray[np.int64], folder: Path) -> NDArray[n
     return near
 
 
+def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Create an array of zeros in a new .npy file.
+
+    Raises:
+        OSError: The disk is full; a page written later would kill the process.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            del array  # Unmaps it even while the error is held.
+            raise OSError(error.errno, error.strerror, str(path)) from None
+    return array
+
+
+def release(*arrays: NDArray[Any]) -> None:
+    """Drop the pages of memory-mapped arrays from this process; the files keep the values.
+
+    Other arrays are left alone.
+    """
+    for array in arrays:
+        if isinstance(array.base, mmap.mmap):
+            array.base.madvise(mmap.MADV_DONTNEED)
+
+
 def _check(words: Words, order: NDArray[np.int64]) -> None:
-    if words.shape != (len(order), WORDS) or words.dtype != np.uint64:
+    if words.shape[1:] != (WORDS,) or words.dtype != np.uint64:
         raise ValueError(
-            f"words (={words.dtype} {words.shape}) must be uint64 ({len(order)}, {WORDS}), one row "
-            "for each of order; take them from near_words."
+            f"words (={words.dtype} {words.shape}) must be uint64 ({len(words)}, {WORDS}); take "
+            "them from near_words."
         )
     if len(order) > MAX_ROWS:
         raise ValueError(f"{len(order)} images are more than {MAX_ROWS}; split the crawl.")
@@ -113,7 +141,7 @@ def _search(
 def _partitions(
     words: Words, order: NDArray[np.int64], signs: Words, folder: Path
 ) -> Iterator[Words]:
-    """Enter all images; then give their entries, all of a key together."""
+    """Enter all images, then yield their entries, all of a key together."""
     parts = -(-len(order) * ENTRIES // _PARTITION)
     prefix_bits = max(parts - 1, 0).bit_length()
     paths: set[Path] = set()
@@ -131,7 +159,7 @@ def _partitions(
 def _runs(
     words: Words, order: NDArray[np.int64], signs: Words, prefix_bits: int
 ) -> Iterator[tuple[int, int, Words]]:
-    """Enter the images in the order of their ranks, piece by piece.
+    """Enter the images in order of rank, piece by piece.
 
     Yields:
         A band, the first bits of a key, and entries that have them.
@@ -153,7 +181,7 @@ def _runs(
 
 @njit(cache=True)
 def _group(entries: Any, prefix_bits: int, out: Any, ends: Any) -> None:
-    """Write `entries` to `out` by their first bits, and where each group ends to `ends`."""
+    """Group `entries` into `out` by their first bits; write where each group ends to `ends`."""
     shift = np.uint64(63 - prefix_bits)
     ends[:] = 0
     for entry in entries:
@@ -177,7 +205,7 @@ def _bits(word: Any) -> Any:
 
 @njit(cache=True)
 def _alike(large: Any, small: Any) -> Any:
-    """Whether some window's signs, of (10,), are about those of the other image as a whole."""
+    """Whether some window's signs, (10,), are close to those of the other image as a whole."""
     apart = 64
     for window in large:
         apart = min(apart, _bits(window ^ small[0]))
@@ -194,7 +222,7 @@ def _is_known(place: Any, better: Any, kind: Any, memo: Any) -> Any:
     return known
 
 
-@njit(cache=True)  # Numba looks at this file alone: touch it after a change of near_check.
+@njit(cache=True)  # Numba's cache checks this file alone: touch it after a change of check.py.
 def _shows(words: Any, large: Any, small: Any) -> Any:
     thumbs = np.empty((2, SIDE, SIDE))
     open_words(words[large], thumbs[0])
@@ -241,7 +269,7 @@ def _compare(entries: Any, arrays: Any, memo: Any) -> None:
 
 @njit(cache=True)
 def _stand_alone(winners: Any) -> None:
-    """Let each place win over itself alone."""
+    """Make each place its own winner."""
     for place in range(len(winners)):
         winners[place] = place
 
@@ -255,6 +283,7 @@ def _follow(winners: Any) -> None:
 
 @njit(cache=True)
 def _name_rows(order: Any, winners: Any, near: Any) -> None:
-    """Write winners by row, -1 for rows that stand alone."""
+    """Write winners by row; rows that stand alone keep their -1."""
     for place in range(len(winners)):
-        near[order[place]] = order[winners[place]] if winners[place] < place else -1
+        if winners[place] < place:
+            near[order[place]] = order[winners[place]]

@@ -3,7 +3,7 @@ import errno
 import numpy as np
 import pytest
 
-from pipeline.ingest.disk_arrays import new_array, release
+from pipeline.ingest.near.search import new_array, release
 
 
 @pytest.mark.parametrize("shape", [(0,), (5, 3)])

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.bench.process import serve
 from pipeline.bench.shard_peers import Maker, Name, load, open_maker
-from pipeline.ingest.parts import close_examiner
+from pipeline.ingest.parts import close_sandbox
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def answers(name: Name, commands: Iterable[str]) -> Iterator[dict[str, Any]]:
             command = json.loads(line)
             yield _answer(name, command, opened)
     finally:
-        close_examiner()
+        close_sandbox()
 
 
 def _answer(name: Name, command: dict[str, Any], opened: dict[str, Maker]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from cluster.errors import IncompleteError
 from cluster.index_shards import run_on_ray
 from pipeline.ingest.folder import ShardRequest
-from pipeline.ingest.parts import close_examiner
+from pipeline.ingest.parts import close_sandbox
 from pipeline.ingest.stage import Progress, UnfinishedError, make_shards
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.third_party.indexing import run_here
@@ -47,4 +47,4 @@ def build_shards(
     except UnfinishedError as error:
         raise IncompleteError(str(error)) from error
     finally:
-        close_examiner()
+        close_sandbox()

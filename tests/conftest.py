@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from pipeline.ingest import stage
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.folder import ShardRequest
-from pipeline.ingest.parts import close_examiner
+from pipeline.ingest.parts import close_sandbox
 from pipeline.ingest.sources.source_list import parse_sources
 from pipeline.shards.index import encode_index, hash_spans, read_index
 from pipeline.shards.third_party.indexing import run_here
@@ -33,7 +33,7 @@ def make_shards():
         return stage.make_shards(job, run_here, resume=False, on_progress=lambda progress: None)
 
     yield make
-    close_examiner()
+    close_sandbox()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Judges that do to their process what hostile images do; the child of an examiner imports them."""
+"""Judges that do to their process what hostile images do; the child of a sandbox imports them."""
 
 import itertools
 import mmap

@@ -20,7 +20,7 @@ from pipeline.config import ConfigError
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.folder import ShardRequest
 from pipeline.ingest.gate.encode import stored_size
-from pipeline.ingest.parts import close_examiner
+from pipeline.ingest.parts import close_sandbox
 from pipeline.ingest.sources.chunks import list_chunks
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.ingest.sources.source_list import parse_sources
@@ -73,7 +73,7 @@ def _shard(folder: Path, out: Path, *, most: int, least: int, cores: int) -> Man
         job = ShardRequest(out, sources, config)
         manifest = shard_chunks(chunks, job, run_here, on_progress=lambda progress: None)
     finally:
-        close_examiner()
+        close_sandbox()
     if manifest.num_samples < least:
         raise ConfigError(
             f"data (={folder}) holds {manifest.num_samples} usable images, fewer than the {least} "

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline.bench.worker import Answer, cpu_seconds
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.parts import PartSpec, close_examiner, make_part
+from pipeline.ingest.parts import PartSpec, close_sandbox, make_part
 from pipeline.ingest.sources.chunks import list_chunks
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.ingest.sources.source_list import SourceList, parse_sources
@@ -94,7 +94,7 @@ def contend(name: Name, core: int | None) -> Iterator[Answer]:
     try:
         yield answer
     finally:
-        close_examiner()
+        close_sandbox()
 
 
 def open_maker(name: Name, files: Path) -> Maker:

@@ -1,4 +1,4 @@
-"""What a user can set about sharding."""
+"""Configuration of sharding."""
 
 from typing import Literal
 
@@ -9,53 +9,53 @@ from pipeline.config import Config
 
 _MAX_STORED_SIDE = {"jpeg": 65_500, "webp": 16_383}
 _LEAST_MAX_SIDE = 320
-"""px; a stored image not much larger than the 255 px that jigsaw cuts its cells from comes to the
-tiles almost unscaled, and the phase of its 8 px JPEG blocks then names the cell."""
+"""px; an image stored at little more than jigsaw's 255 px crop reaches the tiles almost unscaled,
+and the phase of its 8 px JPEG blocks then gives the cell away."""
 
 
 class ShardConfig(Config):
-    """Limits of the gate, rules of the filters, and what is stored, and how."""
+    """Limits of the gate, rules of the filters, and how images are stored."""
 
     max_bytes: int = Field(64 * 2**20, ge=1)
-    """Larger inputs are quarantined unread."""
+    """Larger inputs are quarantined without being read."""
     max_pixels: int = Field(50_000_000, ge=1, le=150_000_000)
-    """Images whose header declares more are quarantined before a pixel is decoded."""
+    """Images whose header declares more are quarantined before any pixel is decoded."""
     max_scans: int = Field(100, ge=1)
     """JPEGs of more scans are quarantined before a pixel is decoded; progressive ones have ten."""
     max_metadata_bytes: int = Field(4 * 2**20, ge=0)
-    """Images whose EXIF, profiles, comments and text, unpacked, exceed this are quarantined."""
+    """Images with more EXIF, profiles, comments and text, decompressed, are quarantined."""
     max_seconds: float = Field(5.0, gt=0)
-    """Time for one image; its process is ended after that."""
+    """Time limit for one image; its process is killed after that."""
     max_memory_mb: int = Field(1024, ge=256)
-    """Memory of the process that decodes, MiB."""
+    """Memory limit of the decoding process, MiB."""
     accept_partial: bool = False
-    """Whether JPEGs that are cut are accepted, with gray for what is missing."""
+    """Whether truncated JPEGs are accepted, with gray for the missing part."""
     background: tuple[int, int, int] = (255, 255, 255)
     """RGB behind transparent pixels."""
 
     min_side: int = Field(32, ge=1)
-    """Images with a shorter side are left out, px."""
+    """Images with a shorter side are excluded, px."""
     max_aspect: float = Field(10.0, ge=1.0)
-    """Images whose long side exceeds this many short sides are left out."""
+    """Images of a higher ratio of long to short side are excluded."""
     max_repeats: int | None = Field(100, ge=1)
-    """Bytes that more inputs hold than this are a placeholder and left out; null keeps one."""
+    """Content shared by more inputs is a placeholder and excluded; null keeps one copy."""
 
     max_side: int = Field(512, ge=1)
     """Images are reduced until their short side is at most this, px."""
     store_as: Literal["jpeg", "webp"] = "jpeg"
-    """Format of what is encoded again; JPEGs within bounds keep their image data."""
+    """Format of re-encoded images; JPEGs within bounds keep their image data."""
     quality: int = Field(90, ge=50, le=100)
-    """Of what is encoded again."""
+    """Quality of re-encoded images."""
     subsampling: Literal["444", "420"] = "444"
-    """Chroma of what is encoded again as JPEG."""
+    """Chroma subsampling of re-encoded JPEGs."""
 
     near_duplicates: bool = True
-    """Whether images that look alike count as duplicates, not only equal bytes."""
+    """Whether images that look alike count as duplicates, not only those of equal bytes."""
 
     samples_per_shard: int = Field(1000, ge=1)
     """Upper bound; the shards of one set differ by at most one sample."""
     bytes_per_shard: int | None = Field(None, ge=1)
-    """Upper bound for the images of a shard, bytes, beside samples_per_shard."""
+    """Upper bound for the images of a shard, bytes, in addition to samples_per_shard."""
 
     @model_validator(mode="after")
     def _can_be_stored(self) -> Self:
@@ -68,9 +68,9 @@ class ShardConfig(Config):
         if self.max_side < _LEAST_MAX_SIDE:
             raise ValueError(
                 f"max_side (={self.max_side}) must be at least {_LEAST_MAX_SIDE}: images stored "
-                "near the size of the tiles' crop keep the phase of their JPEG blocks, and it "
-                "tells where a tile lies; raise it."
+                "near the size of the tiles' crop keep the phase of their JPEG blocks, which "
+                "gives away where a tile lies; raise it."
             )
         if any(not 0 <= value <= 255 for value in self.background):
-            raise ValueError(f"background (={self.background}) must be three of 0 to 255.")
+            raise ValueError(f"background (={self.background}) must be three values of 0 to 255.")
         return self

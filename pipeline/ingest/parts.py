@@ -1,6 +1,7 @@
-"""A chunk of a crawl becomes a part: what is stored of each image, and a table of all inputs.
+"""A chunk of a crawl becomes a part: the stored images, and a table of all inputs.
 
-A part is whole or not there: its table is written last and names the size of its payload file.
+A part is complete or does not exist: its table is written last, and records the size of the
+payload file.
 """
 
 import functools
@@ -16,7 +17,7 @@ import xxhash
 
 from pipeline.atomic import open_atomic
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.gate.sandbox import ROOM, Sandbox
+from pipeline.ingest.gate.sandbox import CAPACITY, Sandbox
 from pipeline.ingest.item import Item, Verdict
 from pipeline.ingest.sources.chunks import read_chunk
 from pipeline.ingest.sources.inputs import Chunk
@@ -24,8 +25,8 @@ from pipeline.shards.damage import DamageError
 from pipeline.shards.samples import plain_text
 
 FORMAT_VERSION = 7
-"""Raise when equal inputs and settings would give other bytes: older parts and shards are made
-again."""
+"""Raise it when equal inputs and settings would give different bytes: older parts and shards are
+then made again."""
 
 HASH = pa.binary(16)
 SCHEMA = pa.schema(
@@ -34,11 +35,11 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
         ("outcome", pa.string()),
         ("reason", pa.string()),
-        ("content_hash", HASH),  # big-endian; null where it was not read
+        ("content_hash", HASH),  # big-endian; null if it was not read
         ("part", HASH),
-        ("offset", pa.int64()),  # of the stored image, or else the thumbnail, in the payloads
+        ("offset", pa.int64()),  # of the stored image or else the thumbnail, in the payloads
         ("size", pa.int64()),
-        ("stored_hash", pa.uint64()),  # of these bytes
+        ("stored_hash", pa.uint64()),  # of those bytes
         ("format", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
@@ -49,11 +50,10 @@ SCHEMA = pa.schema(
         ("label", pa.string()),
         ("caption", pa.string()),
         ("metadata", pa.string()),  # JSON
-        ("near_words", pa.binary()),  # little-endian uint64; null where it was not asked for
+        ("near_words", pa.binary()),  # little-endian uint64; null where not requested
     ]
 )
 _ROWS_PER_BATCH = 1024
-
 _GROUP_INPUTS = 16
 
 Examine = Callable[[Sequence[bytes]], Sequence[Verdict]]
@@ -61,7 +61,7 @@ Examine = Callable[[Sequence[bytes]], Sequence[Verdict]]
 
 @dataclass(frozen=True)
 class PartSpec:
-    """Everything that decides a part, and where it goes."""
+    """Everything that determines a part, and its folder."""
 
     folder: Path
     chunk: Chunk
@@ -75,13 +75,13 @@ class PartSpec:
 
     @property
     def table_path(self) -> Path:
-        """The table of its inputs."""
+        """Path of the table of its inputs."""
         return self.folder / f"{self.id}.parquet"
 
 
 @dataclass(frozen=True, slots=True)
 class PartReport:
-    """Where the inputs of a part went, before duplicates are known."""
+    """Counts of a part's inputs by outcome, before duplicates are known."""
 
     inputs: int
     accepted: int
@@ -90,21 +90,21 @@ class PartReport:
 
 
 def payload_path(folder: Path, part: str) -> Path:
-    """Name the file that holds what a part stores."""
+    """Return the path of a part's payloads: its stored images and thumbnails."""
     return folder / f"{part}.bin"
 
 
 def read_payload(file: BinaryIO, row: Mapping[str, Any], name: str) -> bytes:
-    """Read what a part stores of an input.
+    """Read the payload of an input.
 
     Args:
         file: The part's payloads.
-        row: Its offset, size and stored_hash.
-        name: Of the input, for the message.
+        row: Row of the input: offset, size and stored_hash.
+        name: Name of the input, for the message.
 
     Raises:
-        DamageError: It is not what was written; the part is given up, so that a resumed run makes
-            it anew.
+        DamageError: It is not what was written; the part is discarded, so that a resumed run makes
+            it again.
     """
     file.seek(row["offset"])
     data = file.read(row["size"])
@@ -118,57 +118,56 @@ def read_payload(file: BinaryIO, row: Mapping[str, Any], name: str) -> bytes:
 
 
 def make_part(spec: PartSpec, examine: Examine | None = None) -> PartReport:
-    """Read, judge and store the inputs of a chunk, or return at once when the part is there.
+    """Read, judge and store the inputs of a chunk, or return at once if the part exists.
 
     Args:
         spec: What is read, and how it is judged.
-        examine: Judges the bytes of a few inputs; by default in an isolated process that is kept
-            between calls.
+        examine: Judges the bytes of a few inputs; by default in a sandbox that is kept between
+            calls.
     """
     done = finished_report(spec)
     if done is not None:
         return done
-    examine = examine or _examiner(spec.config).examine
+    examine = examine or _sandbox(spec.config).examine
     items = read_chunk(spec.chunk, max_bytes=spec.config.max_bytes)
     payloads = payload_path(spec.folder, spec.id)
-    with open_atomic(payloads, lasting=False) as file:  # `read_payload` checks it.
+    with open_atomic(payloads, lasting=False) as file:  # `read_payload` verifies it.
         batches = list(_batches(_rows(items, examine, spec, file)))
     table = pa.Table.from_batches(batches, SCHEMA)
     counts = _count(table)
-    about = {"payload_bytes": payloads.stat().st_size, **counts}
-    table = table.replace_schema_metadata({"part": json.dumps(about)})
+    report = {"payload_bytes": payloads.stat().st_size, **counts}
+    table = table.replace_schema_metadata({"part": json.dumps(report)})
     with open_atomic(spec.table_path) as file:
         pq.write_table(table, file, compression="zstd", write_statistics=False)
     return PartReport(**counts)
 
 
 def finished_report(spec: PartSpec) -> PartReport | None:
-    """Read the report of a part that is there and whole."""
+    """Read the report of a part; None unless the part is complete."""
     try:
-        about = json.loads(pq.read_schema(spec.table_path).metadata[b"part"])
+        report = json.loads(pq.read_schema(spec.table_path).metadata[b"part"])
         num_bytes = payload_path(spec.folder, spec.id).stat().st_size
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if about.pop("payload_bytes", None) != num_bytes:
+    if report.pop("payload_bytes", None) != num_bytes:
         return None
-    return PartReport(**about)
+    return PartReport(**report)
 
 
-def close_examiner() -> None:
-    """End the isolated process that calls of `make_part` in this process have left, if any."""
-    for examiner in _open:
-        examiner.close()
-    _open.clear()
-    _examiner.cache_clear()
+def close_sandbox() -> None:
+    """End the sandbox that `make_part` has kept in this process, if any."""
+    while _open:
+        _open.pop().close()
+    _sandbox.cache_clear()
 
 
 _open: list[Sandbox] = []
 
 
 @functools.lru_cache(maxsize=1)
-def _examiner(config: ShardConfig) -> Sandbox:
+def _sandbox(config: ShardConfig) -> Sandbox:
     while _open:
-        _open.pop().close()  # Of another configuration.
+        _open.pop().close()  # It has another configuration.
     _open.append(Sandbox(config))
     return _open[0]
 
@@ -177,20 +176,20 @@ def _rows(
     items: Iterable[Item], examine: Examine, spec: PartSpec, file: BinaryIO
 ) -> Iterator[dict[str, Any]]:
     part = bytes.fromhex(spec.id)
-    for item, judged in _judged(items, examine):
-        picture = judged.stored or judged.thumbnail
+    for item, verdict in _judge(items, examine):
+        payload = verdict.stored or verdict.thumbnail
         yield {
             "part": part,
             "source": spec.chunk.source,
             "offset": file.tell(),
-            "size": len(picture),
-            "stored_hash": xxhash.xxh3_64_intdigest(picture),
-            **_describe(item, judged),
+            "size": len(payload),
+            "stored_hash": xxhash.xxh3_64_intdigest(payload),
+            **_describe(item, verdict),
         }
-        file.write(picture)
+        file.write(payload)
 
 
-def _judged(items: Iterable[Item], examine: Examine) -> Iterator[tuple[Item, Verdict]]:
+def _judge(items: Iterable[Item], examine: Examine) -> Iterator[tuple[Item, Verdict]]:
     for group in _groups(items):
         verdicts = iter(examine([item.data for item in group if not item.problem]))
         for item in group:
@@ -199,12 +198,12 @@ def _judged(items: Iterable[Item], examine: Examine) -> Iterator[tuple[Item, Ver
 
 
 def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Take as many at a time as are judged in one exchange."""
+    """Group as many items as are judged in one exchange."""
     group: list[Item] = []
     size = 0
     for item in items:
         size += len(item.data)
-        if group and (len(group) == _GROUP_INPUTS or size > ROOM):
+        if group and (len(group) == _GROUP_INPUTS or size > CAPACITY):
             yield group
             group, size = [], len(item.data)
         group.append(item)
@@ -212,21 +211,21 @@ def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield group
 
 
-def _describe(item: Item, judged: Verdict) -> dict[str, Any]:
-    words = judged.near_words
+def _describe(item: Item, verdict: Verdict) -> dict[str, Any]:
+    words = verdict.near_words
     metadata = dict(sorted(item.metadata.items()))
     return {
         "name": item.name,
-        "outcome": judged.outcome,
-        "reason": judged.reason,
-        "content_hash": bytes.fromhex(judged.content_hash) or None,
-        "format": judged.image_format,
-        "width": judged.width,
-        "height": judged.height,
-        "stored_width": judged.stored_width,
-        "stored_height": judged.stored_height,
-        "as_is": judged.as_is,
-        "notes": sorted(judged.notes),
+        "outcome": verdict.outcome,
+        "reason": verdict.reason,
+        "content_hash": bytes.fromhex(verdict.content_hash) or None,
+        "format": verdict.image_format,
+        "width": verdict.width,
+        "height": verdict.height,
+        "stored_width": verdict.stored_width,
+        "stored_height": verdict.stored_height,
+        "as_is": verdict.as_is,
+        "notes": sorted(verdict.notes),
         "label": item.label and plain_text(item.label),
         "caption": item.caption and plain_text(item.caption),
         "metadata": json.dumps(metadata) if metadata else None,

@@ -1,4 +1,4 @@
-"""The shard stage: chunks of the sources into parts, a plan, shards."""
+"""The shard stage: chunks of the sources into parts, a plan, and shards."""
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
@@ -30,23 +30,23 @@ from pipeline.shards.manifest import Ledger, Manifest
 from pipeline.shards.third_party.indexing import Run
 from pipeline.shards.writer import ShardReport
 
-_NAMED = 5
+_MAX_NAMED = 5
 """Failures that a message names."""
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UnfinishedError(RuntimeError):
-    """Parts or shards failed though their inputs may be well; what was finished stays."""
+    """Parts or shards failed, perhaps not because of their inputs; finished ones are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardProgress:
-    """How far the stage is, in images."""
+    """Progress of the stage, in images."""
 
     phase: Literal["examine", "plan", "write"]
     done: int
     total: int | None
-    """None while it is not known: only reading tells what an archive holds."""
+    """None while unknown: some archives must be read first."""
     accepted: int
     quarantined: int
     filtered: int
@@ -58,18 +58,18 @@ Progress = Callable[[ShardProgress], None]
 
 
 def make_shards(job: ShardRequest, run: Run, *, resume: bool, on_progress: Progress) -> Manifest:
-    """Turn sources into shards; the bytes do not depend on how `run` works.
+    """Turn sources into shards, whose bytes do not depend on `run`.
 
-    Stopped at any moment, it leaves only whole parts and shards, and `resume` goes on.
+    Stopped at any moment, it leaves only complete parts and shards, and `resume` continues.
 
     Args:
-        job: What is made, and where.
-        run: How parts and shards are made: `run_here`, or on more processes.
+        job: What to make, and where.
+        run: Executes tasks: `run_here`, or on several processes.
         resume: Whether the folder may hold an earlier run with equal settings.
         on_progress: Called after every part and shard.
 
     Raises:
-        ConfigError: A source or the folder cannot be used as it is, or no image is usable.
+        ConfigError: A source or the folder cannot be used, or no image is usable.
         UnfinishedError: Parts or shards failed for another reason; names them.
         OSError: The disk is full.
     """
@@ -84,7 +84,7 @@ def make_shards(job: ShardRequest, run: Run, *, resume: bool, on_progress: Progr
 def shard_chunks(
     chunks: Sequence[Chunk], job: ShardRequest, run: Run, on_progress: Progress
 ) -> Manifest:
-    """Make the shards of `chunks`, whose order and number do not matter; the folder is locked."""
+    """Make the shards of `chunks`, in any order; the folder must be locked."""
     start_folder(job)
     try:
         require_disk_space(job.out, chunks, job.config)
@@ -103,25 +103,25 @@ def shard_chunks(
 def _examine(
     chunks: Sequence[Chunk], job: ShardRequest, run: Run, on_progress: Progress
 ) -> tuple[int, list[PartSpec]]:
-    """Make the parts; return the number of inputs, and what was made."""
+    """Make the parts; returns the number of inputs, and the parts."""
     specs = [PartSpec(job.parts, chunk, job.config) for chunk in chunks]
     remove_others(job, parts=[spec.id for spec in specs])
     known = [chunk.num_inputs for chunk in chunks]
     total = None if None in known else sum(number or 0 for number in known)
-    sofar = ShardProgress("examine", 0, total, 0, 0, 0, 0)
+    progress = ShardProgress("examine", 0, total, 0, 0, 0, 0)
     names = [f"{spec.chunk.source} {spec.id}" for spec in specs]
     for report in _run_all(make_part, specs, run, job, ("parts", names)):
         assert isinstance(report, PartReport)
-        sofar = replace(
-            sofar,
-            done=sofar.done + report.inputs,
-            accepted=sofar.accepted + report.accepted,
-            quarantined=sofar.quarantined + report.quarantined,
-            filtered=sofar.filtered + report.filtered,
+        progress = replace(
+            progress,
+            done=progress.done + report.inputs,
+            accepted=progress.accepted + report.accepted,
+            quarantined=progress.quarantined + report.quarantined,
+            filtered=progress.filtered + report.filtered,
         )
-        on_progress(sofar)
-    on_progress(replace(sofar, phase="plan", total=sofar.done))
-    return sofar.done, specs
+        on_progress(progress)
+    on_progress(replace(progress, phase="plan", total=progress.done))
+    return progress.done, specs
 
 
 def _write(plan: Plan, job: ShardRequest, run: Run, on_progress: Progress) -> list[ShardReport]:
@@ -129,11 +129,11 @@ def _write(plan: Plan, job: ShardRequest, run: Run, on_progress: Progress) -> li
     names = [spec.stem for spec in specs]
     remove_others(job, shards=names)
     reports: list[ShardReport] = []
-    sofar = _written(plan.ledger)
+    progress = _written(plan.ledger)
     for report in _run_all(make_shard, specs, run, job, ("shards", names)):
         reports.append(report)
-        sofar = replace(sofar, done=sofar.done + report.num_samples)
-        on_progress(sofar)
+        progress = replace(progress, done=progress.done + report.num_samples)
+        on_progress(progress)
     return reports
 
 
@@ -162,7 +162,7 @@ def _run_all(
     job: ShardRequest,
     named: tuple[str, Sequence[str]],
 ) -> Iterator[Any]:
-    """Yield what `call` returns for each of `specs`; raise for those that failed in the end."""
+    """Yield the results of `call` for `specs`, then raise if any has failed."""
     what, names = named
     failed = _Failures()
     with closing(run(call, specs)) as ended:
@@ -172,16 +172,16 @@ def _run_all(
                 continue
             if isinstance(result, ConfigError | DamageError):
                 raise result
-            if isinstance(result, OSError) and result.errno in _NO_ROOM:
+            if isinstance(result, OSError) and result.errno in _DISK_FULL:
                 raise OSError(result.errno, result.strerror, str(job.out))
             failed.causes.append(result)
             failed.names.append(names[position])
     if failed.causes:
         first = failed.causes[0]
         listed = sorted(failed.names)
-        more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+        more = f" and {len(listed) - _MAX_NAMED} more" if len(listed) > _MAX_NAMED else ""
         raise UnfinishedError(
-            f"{len(listed)} of {len(specs)} {what} failed: {', '.join(listed[:_NAMED])}{more} "
+            f"{len(listed)} of {len(specs)} {what} failed: {', '.join(listed[:_MAX_NAMED])}{more} "
             f"({type(first).__name__}: {first}). "
             "Run the same command again with --resume; what is finished is kept."
         ) from first

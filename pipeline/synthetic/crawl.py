@@ -1,7 +1,7 @@
-"""A small crawl of rendered pictures, for trying the whole chain without any download.
+"""A small synthetic crawl, for trying the whole pipeline without a download.
 
-The pictures are synthetic; the heap is as untidy as a real one: hosts and dates as folders, three
-formats, endings in capitals or plainly wrong, duplicates under other names, broken files.
+The files are as messy as a real crawl: hosts and dates as folders, three formats, upper-case or
+wrong extensions, duplicates under other names, broken files.
 """
 
 import concurrent.futures
@@ -39,13 +39,13 @@ class CrawledFile:
     """One file of the crawl, before it is rendered."""
 
     path: str
-    """Relative to the crawl, POSIX; the last folder is the class."""
+    """POSIX path relative to the crawl; the last folder is the class."""
     index: int
-    """The picture in it; files with the same index have the same bytes."""
+    """Number of its picture; files with the same index have the same bytes."""
     format: Format
-    """How the bytes are encoded, whatever the ending of the path says."""
+    """Actual encoding, whatever the extension says."""
     damage: Damage | None = None
-    """What is wrong with the file, None for a whole picture."""
+    """What is wrong with the file; None for an intact picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +58,13 @@ class CrawlSummary:
     """Names of the last folder level, in alphabetical order."""
     num_files: int
     num_images: int
-    """Whole pictures, all different."""
+    """Intact pictures, all different."""
     num_duplicates: int
-    """Whole pictures that are byte for byte one of `num_images`."""
+    """Intact pictures that are byte-identical to one of the `num_images`."""
     broken: dict[str, int]
-    """Files that are no whole picture, by kind of damage."""
+    """Numbers of other files, by kind of damage."""
     formats: dict[str, int]
-    """Encodings of the `num_images` pictures: JPEG, PNG, WEBP."""
+    """Numbers of the `num_images` pictures by encoding: JPEG, PNG, WEBP."""
 
 
 def render_crawl(
@@ -74,16 +74,16 @@ def render_crawl(
 
     Duplicates (1%) and broken files (0.6%, at least one of each kind) come on top. The bytes
     depend on (seed, index) and the versions of Pillow and NumPy, not on the number of processes.
-    The folder gets its final name when it is complete.
+    The folder gets its final name once it is complete.
 
     Args:
-        out: Folder that receives the crawl; made if missing.
+        out: Folder for the crawl; made if missing.
         num_images: At least one per class.
         seed: Not negative.
-        on_progress: Called with (files written, files in all) several times a second.
+        on_progress: Called with (files written, total files) several times a second.
 
     Raises:
-        ConfigError: `num_images` is too small, or the crawl is already there.
+        ConfigError: `num_images` is too small, or the crawl already exists.
     """
     if num_images < len(CLASSES):
         raise ConfigError(
@@ -98,7 +98,7 @@ def render_crawl(
         folder.mkdir(parents=True, exist_ok=True)
     try:
         _write_all(partial, files, seed, on_progress)
-    except BaseException:  # Ctrl-C as well: leave nothing half-written.
+    except BaseException:  # Includes Ctrl-C: leave nothing half-written.
         shutil.rmtree(partial, ignore_errors=True)
         raise
     partial.replace(root)
@@ -114,7 +114,7 @@ def render_crawl(
 
 
 def plan_crawl(num_images: int, seed: int) -> list[CrawledFile]:
-    """Decide path, format and damage of every file; the first `num_images` are all different."""
+    """Plan path, format and damage of every file; the first `num_images` are all different."""
     files = [_plan_file(seed, index) for index in range(num_images)]
     rng = np.random.default_rng((seed, num_images))
     for index in rng.choice(num_images, _num_duplicates(num_images), replace=False):
@@ -157,7 +157,9 @@ def _class_name(index: int) -> str:
 
 def _plan_file(seed: int, index: int) -> CrawledFile:
     rng = np.random.default_rng((seed, index, 0))
-    share = (index * _GOLDEN + seed * 0.1) % 1.0  # Evenly spread, so small crawls have all formats.
+    share = (
+        index * _GOLDEN + seed * 0.1
+    ) % 1.0  # Evenly spread, so that small crawls have all formats.
     kind: Format = "PNG" if share < 0.05 else "WEBP" if share > 0.95 else "JPEG"
     endings = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
     ending, luck = endings[kind], rng.random()
@@ -213,7 +215,7 @@ def _write_all(
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is gone, even killed."""
+    """Leave Ctrl-C to the parent, and exit when the parent is gone, even if killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Ten kinds of objects whose identity lies in the arrangement of their parts."""
+"""Ten classes of objects that differ in the arrangement of their parts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Polygon:
-    """A filled polygon; parts of one object with the same `paint` share colour and texture."""
+    """A filled polygon; parts of an object with the same `paint` share colour and texture."""
 
     paint: str
     points: Points
@@ -22,7 +22,7 @@ class Polygon:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Points:
-    """Approximate an ellipse, turned by `turn` degrees clockwise, by 28 points."""
+    """Approximate an ellipse, rotated by `turn` degrees clockwise, by 28 points."""
     angle = np.linspace(0, 2 * math.pi, 28, endpoint=False)
     c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
     u, v = rx * np.cos(angle), ry * np.sin(angle)
@@ -30,12 +30,12 @@ def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Poin
 
 
 def box(x0: float, y0: float, x1: float, y1: float, inset: float = 0.0) -> Points:
-    """Return a rectangle whose upper side is `inset` shorter at either end."""
+    """Return a rectangle whose upper side is shorter by `inset` at either end."""
     return np.array([[x0 + inset, y0], [x1 - inset, y0], [x1, y1], [x0, y1]])
 
 
 def stroke(path: Points | Sequence[tuple[float, float]], start: float, stop: float) -> Points:
-    """Thicken a path into a polygon whose width goes from `start` to `stop`."""
+    """Thicken a path into a polygon of a width that goes from `start` to `stop`."""
     line = np.asarray(path, dtype=np.float64)
     along = np.gradient(line, axis=0)
     along /= np.maximum(np.hypot(along[:, 0], along[:, 1])[:, None], 1e-9)
@@ -53,7 +53,7 @@ def bend(*controls: tuple[float, float]) -> Points:
 
 
 def ring(x: float, y: float, radius: float, width: float) -> Points:
-    """Return an annulus; its two rims are joined by a seam of no width."""
+    """Return an annulus; its two rims are joined by a seam of zero width."""
     outer = ellipse(x, y, radius, radius)
     inner = ellipse(x, y, radius - width, radius - width)
     return np.concatenate([outer, outer[:1], inner[:1], inner[::-1]])
@@ -63,8 +63,8 @@ def draw_object(name: str, rng: Generator) -> list[Polygon]:
     """Build an object of random proportions.
 
     Returns:
-        Parts from back to front; their common bounding box is centred on 0 and its longer side
-        is 1.
+        Parts from back to front; their common bounding box is centred on the origin and its longer
+        side is 1.
     """
     parts = _DRAW[name](rng)
     corners = np.concatenate([part.points for part in parts])

@@ -1,6 +1,6 @@
-"""One synthetic picture: an object in random pose and paint amid clutter, before a background.
+"""Render one picture: an object in random pose and colours, with clutter, on a background.
 
-Paint, background and clutter are drawn alike for every class: only the shape tells the class.
+Colours, background and clutter have the same distribution for every class: only shape tells.
 """
 
 import colorsys
@@ -15,11 +15,11 @@ from PIL import Image, ImageDraw, ImageFilter
 from pipeline.synthetic.objects import Points, Polygon, draw_object, ellipse, stroke
 
 _TILE_PX = 1024
-_SHADE = 0  # The row of the texture tiles that is a plain ramp.
+_SHADE = 0  # Index of the texture tile that is a plain gradient.
 
 
 def render_picture(rng: Generator, class_name: str) -> Image.Image:
-    """Draw one RGB picture with 200 to 600 pixels per side; consumes only `rng`."""
+    """Draw one RGB picture of 200 to 600 px per side; a pure function of `rng` and class."""
     width, height = _size(rng)
     image = _background(rng, width, height)
     ground = np.asarray(image.reduce(8), dtype=np.float64).mean(axis=(0, 1))
@@ -35,7 +35,7 @@ def render_picture(rng: Generator, class_name: str) -> Image.Image:
 
 
 def _size(rng: Generator) -> tuple[int, int]:
-    """Draw width and height: the usual aspect ratios, more landscape than portrait."""
+    """Draw width and height: common aspect ratios, more landscape than portrait."""
     ratio = float(rng.choice([1.0, 1.2, 4 / 3, 4 / 3, 1.5, 1.5, 16 / 9]))
     long = int(rng.integers(280, 601)) if rng.random() < 0.6 else int(rng.integers(280, 401))
     short = max(200, round(long / ratio))
@@ -43,10 +43,10 @@ def _size(rng: Generator) -> tuple[int, int]:
 
 
 def _pose(rng: Generator, parts: list[Polygon], width: int, height: int) -> list[Polygon]:
-    """Warp, mirror, turn, scale and place an object.
+    """Warp, mirror, rotate, scale and place an object.
 
-    Objects stand upright more often than not (turned by 15 degrees rms, 40 at most): the
-    arrangement of parts in the picture is something to learn.
+    Objects are roughly upright (15 degrees rms, 40 at most), so that the arrangement of parts can
+    be learned.
     """
     turn = math.radians(float(np.clip(rng.normal(0, 15), -40, 40)))
     stretch, shear = rng.uniform(0.85, 1.18), rng.normal(0, 0.08)
@@ -64,8 +64,8 @@ def _pose(rng: Generator, parts: list[Polygon], width: int, height: int) -> list
     low, high = corners.min(axis=0), corners.max(axis=0)
     frame_px = np.array([width, height])
     scale = rng.uniform(0.55, 0.97) * float((frame_px / (high - low)).min())
-    room = frame_px - (high - low) * scale
-    origin = room * rng.beta(2, 2, 2) - low * scale
+    slack = frame_px - (high - low) * scale
+    origin = slack * rng.beta(2, 2, 2) - low * scale
     return [
         Polygon(part.paint, points * scale + origin, part.outlined)
         for part, points in zip(parts, moved, strict=True)
@@ -75,7 +75,7 @@ def _pose(rng: Generator, parts: list[Polygon], width: int, height: int) -> list
 def _draw_parts(
     rng: Generator, image: Image.Image, parts: list[Polygon], ground: NDArray[np.float64]
 ) -> None:
-    """Paint the parts from back to front; some objects get a contour."""
+    """Paint the parts from back to front; some objects are outlined."""
     lined = rng.random() < 0.45
     ink = tuple(int(v) for v in (rng.uniform(0, 50, 3) if rng.random() < 0.7 else [235] * 3))
     weight = int(rng.integers(1, 4))
@@ -110,7 +110,7 @@ def _fill(rng: Generator, image: Image.Image, points: Points, ramp: NDArray[np.u
 
 
 def _clutter(rng: Generator, width: int, height: int, share: float) -> Points:
-    """Draw the outline of a nameless thing: a blob, a polygon or a bar."""
+    """Draw the outline of some clutter: a blob, a polygon or a bar."""
     size = min(width, height) * share * rng.uniform(0.3, 1.0)
     centre = rng.uniform(0, 1, 2) * [width, height]
     kind = rng.integers(3)
@@ -148,7 +148,7 @@ def _background(rng: Generator, width: int, height: int) -> Image.Image:
 
 
 def _shadow(rng: Generator, image: Image.Image, parts: list[Polygon]) -> None:
-    """Darken where a soft shadow of the object falls."""
+    """Add a soft shadow of the object."""
     shape = Image.new("L", (image.width // 4, image.height // 4))
     draw = ImageDraw.Draw(shape)
     offset = rng.uniform(-0.05, 0.07, 2) * min(image.size)
@@ -178,7 +178,7 @@ def _photograph(rng: Generator, image: Image.Image) -> Image.Image:
 
 
 def _ramp(rng: Generator, avoid: list[NDArray[np.float64]]) -> NDArray[np.uint8]:
-    """Draw a scale of 256 colours between two random ones, away from the colours of `avoid`.
+    """Draw a gradient of 256 colours between two random ones, away from the colours of `avoid`.
 
     Returns:
         uint8 (256, 3).
@@ -197,7 +197,7 @@ def _ramp(rng: Generator, avoid: list[NDArray[np.float64]]) -> NDArray[np.uint8]
 
 
 def _texture(rng: Generator, width: int, height: int, ramp: NDArray[np.uint8]) -> Image.Image:
-    """Cut a turned and scaled window out of a random tile and colour it."""
+    """Cut a rotated and scaled window out of a random tile and colour it."""
     tiles = _texture_tiles()
     kind = int(rng.integers(len(tiles))) if rng.random() < 0.75 else _SHADE
     reach = math.hypot(width, height)
@@ -219,7 +219,7 @@ def _texture(rng: Generator, width: int, height: int, ramp: NDArray[np.uint8]) -
 
 @functools.cache
 def _texture_tiles() -> tuple[Image.Image, ...]:
-    """Build the gray tiles that textures are cut from; the same in every process."""
+    """Build the gray tiles that textures are cut from, the same in every process."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:_TILE_PX, 0:_TILE_PX]
     ramp = x * 256 // _TILE_PX
@@ -237,7 +237,7 @@ def _texture_tiles() -> tuple[Image.Image, ...]:
 
 
 def _cloud(rng: Generator, gain: float) -> NDArray[np.float64]:
-    """Add octaves of random grids; each has twice the frequency and `gain` times the height.
+    """Add octaves of random grids, each of twice the frequency and `gain` times the amplitude.
 
     Pillow resizes 8-bit images in integers, so the tile is the same on every processor.
     """

@@ -21,7 +21,7 @@ from cluster.tasks import run_tasks
 from pipeline.config import ConfigError
 from pipeline.ingest import parts
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.parts import close_examiner
+from pipeline.ingest.parts import close_sandbox
 from pipeline.ingest.stage import ShardProgress
 
 pytestmark = [pytest.mark.ray]
@@ -55,7 +55,7 @@ def expected(crawl, tmp_path_factory):
     """The shards as one process without Ray writes them."""
     out = tmp_path_factory.mktemp("expected") / "out"
     build(crawl, out, CONFIG)
-    close_examiner()
+    close_sandbox()
     return contents(out)
 
 

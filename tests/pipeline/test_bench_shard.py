@@ -23,7 +23,7 @@ from pipeline.bench.shard_measures import measure_growth
 from pipeline.bench.shard_peers import Name, contend, open_maker
 from pipeline.bench.worker import answers
 from pipeline.config import ConfigError
-from pipeline.ingest.parts import close_examiner
+from pipeline.ingest.parts import close_sandbox
 
 ROOT = Path(__file__).parents[2]
 EXCLUDED = {"tessera", "tessera_444", "tessera_shards", "webdataset"}  # Of quick runs.
@@ -94,7 +94,7 @@ def test_every_contender_stores_all_images_at_the_size_asked(folders, tmp_path, 
         maker = open_maker(name, folders[kind])
         maker.make(tmp_path)
     finally:
-        close_examiner()
+        close_sandbox()
     wanted = stored_sizes(folders[kind])
     assert maker.images == len(wanted)
     assert complaint(tmp_path, wanted) is None

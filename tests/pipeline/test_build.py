@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.dali.decode import decode_rgb
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.folder import start_folder
-from pipeline.ingest.parts import PartSpec, close_examiner, make_part
+from pipeline.ingest.parts import PartSpec, close_sandbox, make_part
 from pipeline.ingest.plan import make_plan
 from pipeline.ingest.stage import shard_chunks
 from pipeline.ingest.write import make_shard, shard_specs
@@ -27,7 +27,7 @@ from pipeline.shards.third_party.indexing import run_here
 @pytest.fixture(scope="module", autouse=True)
 def _no_process_is_left():
     yield
-    close_examiner()
+    close_sandbox()
 
 
 @pytest.fixture

@@ -99,17 +99,17 @@ def test_no_bytes_raise(start, rest):
 @pytest.mark.skipif(not ODD.is_dir(), reason="the odd images are not here")
 def test_the_odd_images_end_in_a_verdict_and_what_is_accepted_trains():
     accepted, slowest = [], 0.0
-    with Sandbox(WIDE) as examiner:
-        examiner.examine([b""])
-        pid = examiner.pid
+    with Sandbox(WIDE) as sandbox:
+        sandbox.examine([b""])
+        pid = sandbox.pid
         for file in sorted(path for path in ODD.rglob("*") if path.is_file()):
             data, started = file.read_bytes(), time.monotonic()
-            (judged,) = examiner.examine([data])
+            (judged,) = sandbox.examine([data])
             slowest = max(slowest, time.monotonic() - started)
             assert judged.reason not in ("decoder_crash", "timeout"), file
             if judged.outcome == "accepted":
                 accepted.append(judged)
-        assert examiner.pid == pid  # No death at all.
+        assert sandbox.pid == pid  # No death at all.
         peak_mib = memory_mib(pid, "VmHWM")
     assert slowest <= 5
     assert peak_mib <= 1024

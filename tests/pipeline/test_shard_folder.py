@@ -15,7 +15,7 @@ from pipeline.config import ConfigError
 from pipeline.ingest import folder as room
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.folder import lock_folder
-from pipeline.ingest.parts import close_examiner
+from pipeline.ingest.parts import close_sandbox
 from pipeline.ingest.stage import UnfinishedError
 from pipeline.shards.manifest import Ledger, Manifest, read_manifest, write_manifest
 
@@ -33,7 +33,7 @@ with lock_folder(Path(sys.argv[1])):
 @pytest.fixture(scope="module", autouse=True)
 def _no_process_is_left():
     yield
-    close_examiner()
+    close_sandbox()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""An image on its way through the gate, decoded."""
+"""A decoded image on its way through the gate, its orientation, and its refusal."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ _SHORT, _LONG = 3, 4
 
 
 def exif_orientation(tiff: bytes) -> int | None:
-    """Read the orientation, 1 to 8; 1 where there is none, None where the block is broken.
+    """Read the orientation, 1 to 8, of an EXIF block; 1 if there is none, None if it is broken.
 
     >>> exif_orientation(bytes.fromhex("4d4d002a00000008 0001 0112000300000001 00060000"))
     6
@@ -38,7 +38,7 @@ def exif_orientation(tiff: bytes) -> int | None:
 
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Turn an image (H, W, C) as its orientation says, 1 to 8; C is 1 or 3."""
+    """Make an image (H, W, C), C 1 or 3, upright by its EXIF orientation, 1 to 8."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -59,30 +59,30 @@ class RefusedError(Exception):
 
 @dataclass(slots=True)
 class Decoded:
-    """The pixels of an accepted decode; of a JPEG that stays as it is, its luma, often small."""
+    """A decoded image; for a JPEG that is stored unchanged, only its luma, usually reduced."""
 
     pixels: NDArray[np.uint8]
-    """(H, W, C), upright; C is 1 or 3. At least as large as what is encoded, often reduced."""
+    """(H, W, C), upright; C is 1 or 3. Often reduced, but no smaller than what is encoded."""
     width: int
     """px, upright, before any reduction."""
     height: int
     """px, upright, before any reduction."""
     notes: list[str] = field(default_factory=list)
-    """As in `Judged`."""
+    """As in `Verdict`."""
     verbatim: bytes = b""
-    """A JPEG that a shard stores as it is; empty where `pixels` are encoded again."""
+    """A JPEG that is stored unchanged; empty where `pixels` are encoded again."""
     decode_colours: Callable[[], NDArray[np.uint8]] | None = None
-    """Where `pixels` are the luma of a picture in colour: gives the image, (H, W, 3), or raises
+    """Where `pixels` are the luma of a colour image: decodes the image, (H, W, 3), or raises
     RefusedError."""
     scale: int = 1
-    """px of the image along a side of a pixel of `pixels`, where those are means of blocks of luma;
-    the last blocks may reach beyond the image."""
+    """Where `pixels` are means of blocks of luma: px per side of a block; the last blocks may reach
+    beyond the image."""
 
     def in_colour(self) -> NDArray[np.uint8]:
         """Return the image, (H, W, C).
 
         Raises:
-            RefusedError: It is decoded again for its colours, and does not decode.
+            RefusedError: It has to be decoded again for its colours, and fails to.
         """
         if self.decode_colours is None:
             return self.pixels

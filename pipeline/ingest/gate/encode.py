@@ -1,4 +1,4 @@
-"""From decoded pixels to what a shard stores: sizes, reduction, encoding."""
+"""Decoded pixels into what a shard stores: sizes, reduction, encoding."""
 
 import io
 
@@ -45,11 +45,11 @@ def encoded(pixels: NDArray[np.uint8], config: ShardConfig) -> bytes:
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode a small JPEG, 96 px on the long side at most."""
+    """Encode a JPEG of at most 96 px on the long side."""
     height, width = pixels.shape[:2]
     scale = max(1.0, max(width, height) / _THUMBNAIL_SIDE)
     size = max(1, round(width / scale)), max(1, round(height / scale))
-    some = pixels[:: int(scale)]  # Rows are left out: it is to be recognised, no more.
+    some = pixels[:: int(scale)]  # Rows are skipped: it need only be recognisable.
     if size == some.shape[1::-1]:
         return _jpeg(some, _THUMBNAIL_QUALITY, "420")
     small = _image(some).resize(size, Image.Resampling.BOX)
@@ -57,7 +57,7 @@ def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def thumbnail_of(image: bytes) -> bytes:
-    """Make a thumbnail of an encoded image that decodes; one that is a thumbnail stays."""
+    """Make a thumbnail of an encoded image; a thumbnail stays unchanged."""
     with Image.open(io.BytesIO(image), formats=["JPEG", "WEBP"]) as opened:
         if opened.format == "JPEG" and max(opened.size) <= _THUMBNAIL_SIDE:
             return image

@@ -1,14 +1,14 @@
-"""The gate's fast lane: a JPEG decoded once, strictly, by the library that trains.
+"""The gate's fast path: a JPEG decoded once, strictly, by the library used in training.
 
-simplejpeg is libjpeg-turbo, as is the CPU backend of nvImageCodec, with the same pixels bit by bit.
-nvImageCodec delivers damaged pictures and says so on stderr only, Pillow delivers them in silence;
-simplejpeg turns each warning into an error, is a fifth faster than either (0.90 ms against 1.09 and
-1.12 for 500 x 375 px), and decodes at a fraction of the size. It is given what a shard would store,
-stripped of metadata and junk, so that the trainer has nothing else to read.
+simplejpeg wraps libjpeg-turbo, as does the CPU backend of nvImageCodec, with bit-identical pixels.
+nvImageCodec delivers damaged pictures with a note on stderr, Pillow without any; simplejpeg turns
+each warning into an error, is a fifth faster than either (0.90 ms against 1.09 and 1.12 for
+500 x 375 px), and decodes at reduced size. Its input is what a shard would store, stripped of
+metadata and junk, so that the trainer reads nothing that was not checked.
 
-Of a JPEG that is stored as it is, luma is decoded alone, at an eighth of the size: all coded data
-of all components is read and checked as ever, and the third of the time that goes into colours and
-pixels is saved.
+Of a JPEG that is stored unchanged, only luma is decoded, at an eighth of the size: the coded data
+of all components are still read and checked, and the third of the time that colour and pixels take
+is saved.
 """
 
 import io
@@ -35,18 +35,28 @@ _OTHER_FRAMES = frozenset([0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _JFIF = b"\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
 _EXIF = b"Exif\0\0"
+_EIGHTHS = (1, 2, 3, 4)
+"""Scales that decode faster than full size; 5/8 to 7/8 are slower."""
+_MODES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
+_SAFE_BLOCKS = 2**16
+"""Blocks of 8 x 8 px in a component whose means, coded as differences below 2**15, cannot overflow;
+in components that are not requested the decoder would not notice."""
+_SCALES = (8, 4, 2)
+"""px per side of the blocks whose means are decoded."""
+_LEAST_BLOCKS = 24
+"""Along the short side, for `near.hash`: half as many again as the 16 frequencies it keeps."""
 
 
 @dataclass(slots=True)
-class JpegHeader:
-    """What a JPEG declares, and what of it a shard may store."""
+class _Header:
+    """What a JPEG declares, and the part of it that a shard may store."""
 
     width: int = 0
     """px, as stored."""
     height: int = 0
     """px, as stored."""
     components: bytes = b""
-    """Their numbers; one is gray, three are colour, four are CMYK."""
+    """Component ids: one for gray, three for colour, four for CMYK."""
     progressive: bool = False
     scans: list[bytes] = field(default_factory=list)
     """The parameters of each scan."""
@@ -54,20 +64,20 @@ class JpegHeader:
     exif: bytes | None = None
     """The first EXIF block, a TIFF."""
     multiple: bool = False
-    """Whether more pictures are announced to follow (MPO)."""
+    """Whether it declares further pictures (MPO)."""
     dropped: bool = False
     """Whether `plain` lacks metadata."""
     junk: bool = False
-    """Whether bytes between markers belonged to none of them."""
+    """Whether there are stray bytes between segments."""
     ended: bool = False
-    """Whether the end was marked; `plain` always is."""
+    """Whether there is an end marker; `plain` always has one."""
     trailing: bool = False
-    """Whether bytes follow the end."""
+    """Whether bytes follow the end marker."""
     plain: bytes = b""
-    """The image data, byte for byte, from start to end; of APP segments only JFIF and Adobe."""
+    """The image data, byte for byte; of the APP segments only JFIF and Adobe."""
 
     def is_complete(self) -> bool:
-        """Tell whether the scans announce each coefficient of each component, with all its bits."""
+        """Tell whether the scans declare every coefficient of every component to full precision."""
         missing = {(component, k) for component in self.components for k in range(64)}
         for scan in self.scans:
             first, last, bits = scan[-3:]
@@ -77,16 +87,130 @@ class JpegHeader:
         return not missing
 
 
-def read_jpeg_header(data: bytes, config: ShardConfig) -> JpegHeader:
-    """Walk all markers of a JPEG that starts at the first byte; no pixel is decoded.
+def decode_jpeg(data: bytes, config: ShardConfig) -> Decoded:
+    """Decode a JPEG that starts at the first byte, at the smallest size that suffices.
 
     Raises:
-        RefusedError: It is cut before its first scan, malformed, of a kind that the trainer does
-            not decode, or exceeds a limit of `config`.
+        RefusedError: It does not decode strictly, or is of an unsupported kind or size.
+    """
+    header = _read_jpeg_header(data, config)
+    turn = 1 if header.exif is None else exif_orientation(header.exif)
+    notes = _notes(header, turn)
+    size = header.width, header.height
+    try:
+        if turn in (None, 1) and _is_verbatim(header, config):
+            return _decode_verbatim(header, notes)
+        pixels = _decode_strictly(header, stored_size(*size, config.max_side))
+    except RefusedError as error:
+        if not (config.accept_partial and error.reason == "truncated"):
+            raise
+        pixels = _decode_partial(header, config)
+        notes = [*(note for note in notes if note != "missing_end"), "partial"]
+    if turn is not None and turn != 1:
+        pixels = upright(pixels, turn)
+        size = size[::-1] if turn >= 5 else size
+    return Decoded(pixels, *size, notes)
+
+
+def _notes(header: _Header, turn: int | None) -> list[str]:
+    found = (
+        ("metadata_dropped", header.dropped),
+        ("metadata_broken", header.junk or turn is None),
+        ("trailing_bytes", header.trailing),
+        ("missing_end", not header.ended),
+        ("first_frame", header.multiple),
+        ("cmyk", len(header.components) == 4),
+        ("oriented", turn not in (None, 1)),
+    )
+    return [note for note, is_true in found if is_true]
+
+
+def _is_verbatim(header: _Header, config: ShardConfig) -> bool:
+    """Tell whether an upright JPEG is stored unchanged if it decodes."""
+    size = header.width, header.height
+    if stored_size(*size, config.max_side) != size:
+        return False
+    try:
+        # GPU decoders treat three channels as YCbCr, whatever the file says.
+        colours = simplejpeg.decode_jpeg_header(header.plain)[2]
+    except ValueError:  # For example, an unknown sampling.
+        return False
+    declared = decoded_size(np.frombuffer(header.plain, np.uint8))
+    return colours in ("Gray", "YCbCr") and declared == (header.height, header.width)
+
+
+def _decode_verbatim(header: _Header, notes: list[str]) -> Decoded:
+    """Decode what is stored unchanged; in colour only where chroma could hide damage."""
+    width, height = size = header.width, header.height
+    blocks = (width // 8 + 4) * (height // 8 + 4)  # Padding adds up to 32 px.
+    if len(header.components) == 1 or blocks > _SAFE_BLOCKS:
+        return Decoded(_decode_strictly(header, size), *size, notes, header.plain)
+    scale = next((scale for scale in _SCALES if min(size) >= _LEAST_BLOCKS * scale), 1)
+    luma = _decode_strictly(header, (-(-width // scale), -(-height // scale)), "GRAY")
+    in_colour = partial(_decode_strictly, header, size)
+    return Decoded(luma, *size, notes, header.plain, in_colour, scale)
+
+
+def _decode_strictly(
+    header: _Header, size: tuple[int, int], mode: str | None = None
+) -> NDArray[np.uint8]:
+    """Decode to at least `size` (width, height), in colour unless `mode` is GRAY."""
+    if not (header.ended or header.is_complete()):
+        raise RefusedError("truncated")
+    try:
+        return _pixels(header, size, mode, strict=True)
+    except ValueError as error:
+        if "subsampling" in str(error) and header.ended:
+            return _decode_odd_sampling(header)
+        raise RefusedError("undecodable" if header.ended else "truncated") from None
+    except MemoryError:
+        raise RefusedError("undecodable") from None
+
+
+def _decode_partial(header: _Header, config: ShardConfig) -> NDArray[np.uint8]:
+    size = stored_size(header.width, header.height, config.max_side)
+    try:
+        return _pixels(header, size, strict=False)
+    except (ValueError, MemoryError):
+        raise RefusedError("truncated") from None
+
+
+def _pixels(
+    header: _Header, size: tuple[int, int], mode: str | None = None, *, strict: bool
+) -> NDArray[np.uint8]:
+    mode = mode or _MODES[len(header.components)]
+    scaled = 0, 0
+    if size != (header.width, header.height):
+        sides = ((-(-header.width * n // 8), -(-header.height * n // 8)) for n in _EIGHTHS)
+        scaled = next((side for side in sides if side[0] >= size[0] and side[1] >= size[1]), (0, 0))
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+        header.plain, mode, min_width=scaled[0], min_height=scaled[1], strict=strict
+    )
+    if mode == "CMYK":  # Stored inverted, by Adobe's convention.
+        size = pixels.shape[1], pixels.shape[0]
+        return np.asarray(Image.frombytes("CMYK", size, (255 - pixels).tobytes()).convert("RGB"))
+    return pixels
+
+
+def _decode_odd_sampling(header: _Header) -> NDArray[np.uint8]:
+    """Decode a chroma subsampling that simplejpeg does not know; rare, and not strict."""
+    try:
+        with Image.open(io.BytesIO(header.plain), formats=["JPEG"]) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, MemoryError):
+        raise RefusedError("undecodable") from None
+
+
+def _read_jpeg_header(data: bytes, config: ShardConfig) -> _Header:
+    """Walk all segments of a JPEG that starts at the first byte, without decoding a pixel.
+
+    Raises:
+        RefusedError: It is truncated before its first scan, malformed, of a kind that the trainer
+            does not decode, or exceeds a limit of `config`.
     """
     from pipeline.ingest.gate.kernels import find_segments  # Numba takes half a second to load.
 
-    header, position = JpegHeader(), len(_START)
+    header, position = _Header(), len(_START)
     kept: list[bytes | slice] = [_START]
     segments, is_malformed = find_segments(data)
     for marker, start, body_end, end in segments:
@@ -115,7 +239,7 @@ def read_jpeg_header(data: bytes, config: ShardConfig) -> JpegHeader:
     return header
 
 
-def _read_segment(header: JpegHeader, marker: int, body: bytes, config: ShardConfig) -> None:
+def _read_segment(header: _Header, marker: int, body: bytes, config: ShardConfig) -> None:
     if marker in _OTHER_FRAMES:
         raise RefusedError("unsupported_codec")
     if marker in _FRAMES:
@@ -129,7 +253,7 @@ def _read_segment(header: JpegHeader, marker: int, body: bytes, config: ShardCon
             raise RefusedError("too_many_scans")
 
 
-def _read_frame(header: JpegHeader, body: bytes, config: ShardConfig) -> None:
+def _read_frame(header: _Header, body: bytes, config: ShardConfig) -> None:
     if header.components or len(body) < 9 or len(body) != 6 + 3 * body[5]:
         raise RefusedError("undecodable")
     header.height = int.from_bytes(body[1:3], "big")
@@ -138,13 +262,13 @@ def _read_frame(header: JpegHeader, body: bytes, config: ShardConfig) -> None:
     if header.width * header.height > config.max_pixels:
         raise RefusedError("too_many_pixels")
     if body[0] != 8 or len(header.components) not in (1, 3, 4) or header.height == 0:
-        raise RefusedError("unsupported_codec")  # 12 bit; or its height stands behind the pixels.
+        raise RefusedError("unsupported_codec")  # 12 bit; or the height follows the pixels (DNL).
     if header.width == 0:
         raise RefusedError("undecodable")
 
 
-def _read_metadata(header: JpegHeader, marker: int, body: bytes, config: ShardConfig) -> bytes:
-    """Note what training needs of it, and return what stays: what tells the meaning of channels."""
+def _read_metadata(header: _Header, marker: int, body: bytes, config: ShardConfig) -> bytes:
+    """Note what matters of a segment; returns what is kept: the meaning of the channels."""
     header.metadata_bytes += len(body)
     if header.metadata_bytes > config.max_metadata_bytes:
         raise RefusedError("metadata_too_big")
@@ -153,134 +277,8 @@ def _read_metadata(header: JpegHeader, marker: int, body: bytes, config: ShardCo
     if marker == _APP2 and body.startswith(b"MPF\0"):
         header.multiple = True
     if marker == _APP0 and body.startswith(b"JFIF\0") and len(body) >= 14:
-        plain = body[5] == 1 and len(body) == 14  # Else of no known version, or with a thumbnail.
+        plain = body[5] == 1 and len(body) == 14  # Else of an unknown version, or with a thumbnail.
         return b"\xff\xe0\0\x10" + body if plain else _JFIF
     if marker == _APP14 and body.startswith(b"Adobe") and len(body) >= 12:
         return b"\xff\xee" + (len(body) + 2).to_bytes(2, "big") + body
     return b""
-
-
-_EIGHTHS = (1, 2, 3, 4)
-"""Scales that are decoded faster than full size; 5/8 to 7/8 take longer."""
-_MODES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
-_SAFE_BLOCKS = 2**16
-"""Blocks of 8 x 8 px in a component whose means, told by differences below 2**15, cannot overflow;
-of components that are not asked for the decoder does not notice it."""
-_SCALES = (8, 4, 2)
-"""Sides of the blocks whose means are decoded, px."""
-_LEAST_BLOCKS = 24
-"""Along the short side, for `near_hash`: half as much again as the 16 frequencies that it keeps."""
-
-
-def decode_jpeg(data: bytes, config: ShardConfig) -> Decoded:
-    """Decode a JPEG that starts at the first byte, as small as what is stored allows.
-
-    Raises:
-        RefusedError: It does not decode strictly, or is of a kind or size that is not taken.
-    """
-    header = read_jpeg_header(data, config)
-    turn = 1 if header.exif is None else exif_orientation(header.exif)
-    notes = _notes(header, turn)
-    size = header.width, header.height
-    try:
-        if turn in (None, 1) and _stays(header, config):
-            return _as_it_is(header, notes)
-        pixels = _decode_strictly(header, stored_size(*size, config.max_side))
-    except RefusedError as error:
-        if not (config.accept_partial and error.reason == "truncated"):
-            raise
-        pixels = _decode_what_is_there(header, config)
-        notes = [*(note for note in notes if note != "missing_end"), "partial"]
-    if turn is not None and turn != 1:
-        pixels = upright(pixels, turn)
-        size = size[::-1] if turn >= 5 else size
-    return Decoded(pixels, *size, notes)
-
-
-def _notes(header: JpegHeader, turn: int | None) -> list[str]:
-    found = (
-        ("metadata_dropped", header.dropped),
-        ("metadata_broken", header.junk or turn is None),
-        ("trailing_bytes", header.trailing),
-        ("missing_end", not header.ended),
-        ("first_frame", header.multiple),
-        ("cmyk", len(header.components) == 4),
-        ("oriented", turn not in (None, 1)),
-    )
-    return [note for note, is_true in found if is_true]
-
-
-def _stays(header: JpegHeader, config: ShardConfig) -> bool:
-    """Tell whether an upright JPEG is stored as it is, if it decodes."""
-    size = header.width, header.height
-    if stored_size(*size, config.max_side) != size:
-        return False
-    try:
-        # GPU decoders take three channels for YCbCr, whatever the file says.
-        colours = simplejpeg.decode_jpeg_header(header.plain)[2]
-    except ValueError:  # Among others: its sampling is not known.
-        return False
-    declared = decoded_size(np.frombuffer(header.plain, np.uint8))
-    return colours in ("Gray", "YCbCr") and declared == (header.height, header.width)
-
-
-def _as_it_is(header: JpegHeader, notes: list[str]) -> Decoded:
-    """Decode what is stored as it is; with its colours only where they could hide damage."""
-    width, height = size = header.width, header.height
-    blocks = (width // 8 + 4) * (height // 8 + 4)  # Up to 32 px are filled up.
-    if len(header.components) == 1 or blocks > _SAFE_BLOCKS:
-        return Decoded(_decode_strictly(header, size), *size, notes, header.plain)
-    scale = next((scale for scale in _SCALES if min(size) >= _LEAST_BLOCKS * scale), 1)
-    luma = _decode_strictly(header, (-(-width // scale), -(-height // scale)), "GRAY")
-    in_colour = partial(_decode_strictly, header, size)
-    return Decoded(luma, *size, notes, header.plain, in_colour, scale)
-
-
-def _decode_strictly(
-    header: JpegHeader, size: tuple[int, int], mode: str | None = None
-) -> NDArray[np.uint8]:
-    """Decode to at least `size` (width, height), in colour unless `mode` is GRAY."""
-    if not (header.ended or header.is_complete()):
-        raise RefusedError("truncated")
-    try:
-        return _pixels(header, size, mode, strict=True)
-    except ValueError as error:
-        if "subsampling" in str(error) and header.ended:
-            return _decode_odd_sampling(header)
-        raise RefusedError("undecodable" if header.ended else "truncated") from None
-    except MemoryError:
-        raise RefusedError("undecodable") from None
-
-
-def _decode_what_is_there(header: JpegHeader, config: ShardConfig) -> NDArray[np.uint8]:
-    size = stored_size(header.width, header.height, config.max_side)
-    try:
-        return _pixels(header, size, strict=False)
-    except (ValueError, MemoryError):
-        raise RefusedError("truncated") from None
-
-
-def _pixels(
-    header: JpegHeader, size: tuple[int, int], mode: str | None = None, *, strict: bool
-) -> NDArray[np.uint8]:
-    mode = mode or _MODES[len(header.components)]
-    scaled = 0, 0
-    if size != (header.width, header.height):
-        sides = ((-(-header.width * n // 8), -(-header.height * n // 8)) for n in _EIGHTHS)
-        scaled = next((side for side in sides if side[0] >= size[0] and side[1] >= size[1]), (0, 0))
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-        header.plain, mode, min_width=scaled[0], min_height=scaled[1], strict=strict
-    )
-    if mode == "CMYK":  # Stored inverted, as Adobe began to.
-        size = pixels.shape[1], pixels.shape[0]
-        return np.asarray(Image.frombytes("CMYK", size, (255 - pixels).tobytes()).convert("RGB"))
-    return pixels
-
-
-def _decode_odd_sampling(header: JpegHeader) -> NDArray[np.uint8]:
-    """Decode chroma of a resolution that simplejpeg does not know; rare, and not strictly."""
-    try:
-        with Image.open(io.BytesIO(header.plain), formats=["JPEG"]) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, MemoryError):
-        raise RefusedError("undecodable") from None

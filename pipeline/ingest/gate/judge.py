@@ -1,8 +1,8 @@
 """The gate: one verdict for the bytes of one image, and what a shard stores of it.
 
-In order: limits on size; format by content; limits by the header, before a pixel is allocated; one
-strict decode; filters; encoding, unless the image is stored as it is. Runs where a decoder may
-crash or hang: see `examiner`.
+In order: size limits; format by content; limits on what the header declares, before a pixel is
+allocated; one strict decode; filters; encoding, unless the image is stored unchanged. Runs where a
+decoder may crash or hang: see `sandbox`.
 """
 
 import numpy as np
@@ -17,17 +17,17 @@ from pipeline.ingest.gate.jpeg import decode_jpeg
 from pipeline.ingest.gate.pillow import decode_by_pillow
 from pipeline.ingest.item import Reason, Verdict
 
-_MAX_SPREAD = 2  # of 255, in every channel of an image that counts as one colour
+_MAX_SPREAD = 2  # of 255, in every channel of an image of one colour
 _MAX_LUMA_SPREAD = 81
-"""Of a JPEG in one colour by that rule: at most this, as colours beyond RGB's bounds are cut off
-(a green of 255 may have a luma of 134 or less), but never luma."""
-_STEPS = (16, 1)  # px between the pixels that are looked at, first to last
+"""Upper bound for the luma of a JPEG of one colour by that rule: colours beyond RGB's bounds are
+clipped (a green of 255 may have a luma of 134 or less), luma never is."""
+_STEPS = (16, 1)  # px between sampled pixels, in the order tried
 
 
 def judge(data: bytes, config: ShardConfig) -> Verdict:
-    """Judge the bytes of an input; never raises for what they hold.
+    """Judge the bytes of an input; never raises because of their content.
 
-    Equal bytes give an equal verdict.
+    Equal bytes give equal verdicts.
     """
     if len(data) > config.max_bytes:
         return Verdict("quarantined", "too_big")
@@ -58,15 +58,15 @@ def judge(data: bytes, config: ShardConfig) -> Verdict:
 
 
 def hash_content(data: bytes) -> str:
-    """Name the content of a file: xxh3 (128 bit), hex."""
+    """Return the xxh3 (128 bit) of an input's bytes, hex."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def decode(data: bytes, config: ShardConfig) -> Decoded:
-    """Decode an image of any format of the allow-list, strictly and upright.
+    """Decode an image of any allowed format, strictly and upright.
 
     Raises:
-        RefusedError: It is none, or does not decode.
+        RefusedError: It is no image, or does not decode.
     """
     image_format, junk = sniff(data)
     if not image_format:
@@ -95,7 +95,7 @@ def _filter_reason(decoded: Decoded, config: ShardConfig) -> Reason | None:
 
 
 def _is_plain(pixels: NDArray[np.uint8], max_spread: int) -> bool:
-    """Tell whether no channel spreads further; as a rule a few pixels show that one does."""
+    """Tell whether no channel varies by more; usually a few pixels show that one does."""
     for step in _STEPS:
         samples = pixels[::step, ::step].reshape(-1, pixels.shape[2])
         if (samples.max(axis=0) - samples.min(axis=0)).max() > max_spread:
@@ -108,7 +108,7 @@ def _accepted(
 ) -> Verdict:
     size = decoded.width, decoded.height
     width, height = stored_size(*size, config.max_side)
-    # Of what is stored as it is, pixels are only looked at, at the size they have.
+    # Where the image is stored unchanged, the pixels only feed the near-duplicate hash.
     pixels = decoded.pixels if decoded.verbatim else resized(decoded.pixels, (width, height))
     if (width, height) != size:
         decoded.notes.append("reduced")

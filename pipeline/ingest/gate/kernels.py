@@ -1,4 +1,4 @@
-"""Compiled loops of the gate, apart since Numba takes half a second to load."""
+"""Compiled loops of the gate; a module of its own because Numba takes half a second to load."""
 
 from typing import Any
 
@@ -16,15 +16,15 @@ _CUT, _MALFORMED = -1, -2
 
 
 def find_segments(data: bytes) -> tuple[list[list[int]], bool]:
-    """Find the segments of a JPEG that starts at the first byte, up to its end or where it is cut.
+    """Find the segments of a JPEG that starts at the first byte, up to its end or truncation.
 
     A marker is 0xFF and a byte that is no stuffed zero, no fill (0xFF) and no restart (0xD0 to
-    0xD7). What lies between segments belongs to none.
+    0xD7). Bytes between segments belong to none.
 
     Returns:
-        Of each its marker's second byte, its start, the end of its body, and the end of the coded
-        data behind that; EOI, where it is found, is the last. And whether they end because what
-        follows is malformed: a second start, or a length that is none.
+        For each segment the second byte of its marker, its start, the end of its body, and the end
+        of the coded data after that; EOI, if found, is the last. And whether they end because what
+        follows is malformed: a second SOI, or an impossible length.
     """
     array, words = np.frombuffer(data, np.uint8), np.frombuffer(data, "<u8", count=len(data) // 8)
     found = np.empty((_FEW, 4), np.int64)
@@ -37,30 +37,30 @@ def find_segments(data: bytes) -> tuple[list[list[int]], bool]:
 
 @njit(cache=True)
 def _find(data: Any, words: Any, start: Any) -> Any:
-    """Find where the next marker begins, from `start` on; -1 where there is none."""
+    """Find the next marker from `start` on; -1 if there is none."""
     position = start
     while position < len(data) - 1:
         if position % 8 == 0:
             word = position // 8
-            # As strlen finds a zero, here among the complements.
+            # strlen's test for a zero byte, here among the complements.
             while word < len(words) and not (~words[word] - _ONES) & words[word] & _HIGH:
                 word += 1
             position = max(position, word * 8)
         end = min(position - position % 8 + 8, len(data) - 1)
         for at in range(position, end):
-            follow = data[at + 1]
-            if data[at] == 0xFF and 0 < follow < 0xFF and not 0xD0 <= follow <= 0xD7:
+            second = data[at + 1]
+            if data[at] == 0xFF and 0 < second < 0xFF and not 0xD0 <= second <= 0xD7:
                 return at
         position = end
     return -1
 
 
 @njit(cache=True)
-def _behind_coded(data: Any, words: Any, start: Any) -> Any:
+def _coded_end(data: Any, words: Any, start: Any) -> Any:
     """Find the end of the coded data from `start` on, without the fills before the next marker."""
     following = _find(data, words, start)
     end = len(data) if following < 0 else following
-    while end > start and data[end - 1] == _FILL:  # In coded data a zero stands behind it.
+    while end > start and data[end - 1] == _FILL:  # In coded data a zero follows it.
         end -= 1
     return end
 
@@ -81,17 +81,17 @@ def _segment(data: Any, words: Any, position: Any) -> Any:
     start = _find(data, words, position)
     if start < 0:
         return np.int64(0), start, _CUT, start
-    marker, behind = np.int64(data[start + 1]), start + 2
+    marker, body = np.int64(data[start + 1]), start + 2
     if marker == SOI:
         return marker, start, _MALFORMED, start
     if marker == EOI:
-        return marker, start, behind, behind
-    body_end = _body_end(data, behind)
-    end = _behind_coded(data, words, body_end) if marker == SOS and body_end >= 0 else body_end
+        return marker, start, body, body
+    body_end = _body_end(data, body)
+    end = _coded_end(data, words, body_end) if marker == SOS and body_end >= 0 else body_end
     return marker, start, body_end, end
 
 
-# Compiled when it is loaded.
+# Explicit signatures compile at import.
 _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _WORDS = types.Array(types.uint64, 1, "C", readonly=True)
 _NUMBER_AND_FLAG = types.Tuple((types.int64, types.boolean))
@@ -99,7 +99,7 @@ _NUMBER_AND_FLAG = types.Tuple((types.int64, types.boolean))
 
 @njit(_NUMBER_AND_FLAG(_BYTES, _WORDS, types.int64[:, ::1]), cache=True)
 def _walk(data: Any, words: Any, found: Any) -> Any:
-    """Write segments to `found`, (N, 4), as far as it has room; returns how many there are."""
+    """Write segments to `found`, (N, 4), as far as they fit; returns how many there are."""
     number, position, marker = 0, 2, np.int64(0)
     while marker != EOI:
         marker, start, body_end, position = _segment(data, words, position)
@@ -113,7 +113,7 @@ def _walk(data: Any, words: Any, found: Any) -> Any:
 
 
 def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Make an image, uint8 (H, W, C), C 1 or 3, gray as Pillow does: uint8 (H, W)."""
+    """Convert an image, uint8 (H, W, C), C 1 or 3, to gray as Pillow does: uint8 (H, W)."""
     if pixels.shape[2] == 1:
         return pixels[:, :, 0]
     gray = np.empty(pixels.shape[:2], np.uint8)
@@ -121,7 +121,7 @@ def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return gray
 
 
-# Compiled when it is loaded, for arrays that may be written to and others.
+# Compiled at import, for writable and read-only arrays.
 _RGB = types.Array(types.uint8, 1, "C", readonly=True)
 
 
@@ -134,7 +134,7 @@ def _mix(gray: Any, pixels: Any) -> None:
         np.uint32(0x8000),
     )
     for n in range(gray.size):
-        place = np.uint64(3 * n)  # A signed one is tested for counting from the end.
+        place = np.uint64(3 * n)  # A signed index would be tested for being negative.
         value = red * np.uint32(pixels[place]) + half
         value += green * np.uint32(pixels[place + np.uint64(1)])
         value += blue * np.uint32(pixels[place + np.uint64(2)])
@@ -150,12 +150,12 @@ _ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 
 
 def shrink(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """Reduce an image to the means of equal areas; on any machine to the same bytes.
+    """Reduce an image to the means of equal areas; the bytes are the same on any machine.
 
     Args:
         pixels: uint8 (H, W, C), C 1 or 3.
-        width: Of the result, at most W, px.
-        height: Of the result, at most H, px.
+        width: Width of the result, at most W, px.
+        height: Height of the result, at most H, px.
     """
     tall, wide, channels = pixels.shape
     out = np.empty((height, width, channels), np.uint8)
@@ -165,12 +165,12 @@ def shrink(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uin
 
 def _areas(size: int, smaller: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Find the first pixel of each area (N,) and the weights (N, K), which sum to 2**_BITS."""
-    ends = np.arange(smaller + 1) * size  # in 1 / smaller px
+    ends = np.arange(smaller + 1) * size  # in units of 1 / smaller px
     first = ends[:-1] // smaller
     taps = int((-(-ends[1:] // smaller) - first).max())
     pixels = first[:, None] + np.arange(taps + 1)
     edges = np.clip(pixels * smaller, ends[:-1, None], ends[1:, None]) - ends[:-1, None]
-    # Rounded where they add up, so that the sum is exact.
+    # Cumulative sums are rounded, so that the total is exact.
     steps = (edges * 2**_BITS + size // 2) // size
     weights = np.diff(steps, axis=1).astype(np.int32)
     inside = np.minimum(first, size - taps)
@@ -178,7 +178,7 @@ def _areas(size: int, smaller: int) -> tuple[NDArray[np.int64], NDArray[np.int32
 
 
 def _shifted(weights: NDArray[np.int32], places: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Move each row of weights to the right by its number of places; what leaves it is zero."""
+    """Shift each row of weights right by its number of places, filling with zeros."""
     columns = np.arange(weights.shape[1]) - places[:, None]
     moved = np.take_along_axis(weights, np.maximum(columns, 0), axis=1)
     return np.where(columns >= 0, moved, 0).astype(np.int32)
@@ -186,7 +186,7 @@ def _shifted(weights: NDArray[np.int32], places: NDArray[np.int64]) -> NDArray[n
 
 @njit(inline="always")
 def _mix_colours(out: Any, line: Any, columns: Any, weights: Any) -> None:
-    """Mix the columns of one row; unsigned indices are not tested for counting from the end."""
+    """Mix the columns of one row; unsigned indices are not tested for being negative."""
     for x in range(len(columns)):
         red, green, blue = _HALF, _HALF, _HALF
         place = np.uint64(columns[x] * 3)
@@ -208,7 +208,7 @@ def _mix_gray(out: Any, line: Any, columns: Any, weights: Any) -> None:
         out[x] = gray >> _SHIFT
 
 
-# Compiled when it is loaded, for arrays that may be written to and others.
+# Compiled at import, for writable and read-only arrays.
 _PIXELS = types.Array(types.uint8, 3, "C", readonly=True)
 _AREAS = (types.int64[::1], types.int32[:, ::1])
 

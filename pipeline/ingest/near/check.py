@@ -1,7 +1,7 @@
-"""The test of one pair: is this image that one, or a window of at least about 93 % of its sides?
+"""Compare a pair: is this image that one, or a window of it of at least 93 % per side?
 
-The thumbnails are aligned by Gauss-Newton steps from a few starts, and what still differs is
-held against the contrast and against how much the alignment could spoil.
+The thumbnails are aligned by Gauss-Newton steps from the best of a few starts; the residual is
+compared with the contrast and with the error that the alignment itself may cause.
 """
 
 import math
@@ -14,29 +14,29 @@ from numpy.typing import NDArray
 from pipeline.ingest.near.hash import SIDE, cosines
 
 GRID = 24
-"""Pixels per side at which thumbnails are compared; finer than SIDE, so that cubics do."""
+"""Pixels per side at which thumbnails are compared; finer than SIDE, so that cubics suffice."""
 WINDOWS = np.array(
     [(0.0, 0.0, 1.0), *((x, y, 0.95) for y in (0.0, 0.025, 0.05) for x in (0.0, 0.025, 0.05))]
 )
-"""(10, 3): left, top and side of the windows tried first, as parts of the image's sides; the first
-is the whole."""
+"""(10, 3): left, top and side of the starting windows, as fractions of the image's sides; the first
+is the whole image."""
 LOW = 8
-"""Frequencies per axis, from zero on, of a window's spectrum."""
+"""Frequencies per axis of a window's spectrum, from zero up."""
 
-_EDGE = 2  # pixels of the grid left out of a comparison: what lies beyond an edge is not known
+_EDGE = 2  # grid pixels excluded along each edge: what lies beyond it is unknown
 _STEPS = 4
-_FAR = 15.0**2  # squared luma levels; no start that is farther off comes near
-_FLAT = 4.0**2  # squared luma levels; what varies less has no look of its own
+_FAR = 15.0**2  # squared luma levels; no start with a larger residual converges
+_FLAT = 4.0**2  # squared luma levels; an image that varies less is not distinctive
 _LEAST_SIDE = 0.93
 
-# What may differ, as a variance in squared luma levels and as a part of the contrast: of an image
-# in full, and of a window of 95 %, whose resampling and lost edges cost accuracy.
+# Largest residual variance, in squared luma levels and as a fraction of the contrast: for the
+# whole image, and for a window of 95 %, whose resampling and lost edges cost accuracy.
 _REST_FULL, _REST_CROP = 10.0, 40.0
 _PART_FULL, _PART_CROP = 0.025, 0.065
 
 
 def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Round to 2**-20, so that no machine's cosines differ."""
+    """Round to 2**-20, so that cosines are equal on all machines."""
     rounded: NDArray[np.float64] = np.rint(values * 2**20) / 2**20
     return rounded
 
@@ -44,7 +44,7 @@ def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _projections() -> NDArray[np.float64]:
     """A thumbnail's rows or columns -> low frequencies of a window: (4, LOW, SIDE), integers.
 
-    The first is of the whole, the others of a window that starts at 0, 0.025 and 0.05.
+    The first is for the whole image, the others for windows that start at 0, 0.025 and 0.05.
     """
     centres = (np.arange(SIDE) + 0.5) / SIDE
     power = np.where(np.arange(SIDE) == 0, 1.0, np.sqrt(2.0))
@@ -93,7 +93,7 @@ def _spectrum(rows: Any, projection: Any, out: Any) -> None:
 def spectra(thumb: Any, out: Any) -> None:
     """Write the low frequencies of each of WINDOWS to `out`, (10, LOW, LOW).
 
-    They are in units of 2**-32 luma levels: integers below 2**53, exact on every machine.
+    In units of 2**-32 luma levels: integers below 2**53, exact on every machine.
     """
     _spectrum(_low_rows(thumb, 0), _PROJECTIONS_T[0], out[0])
     for top in range(3):
@@ -104,7 +104,7 @@ def spectra(thumb: Any, out: Any) -> None:
 
 @njit(cache=True)
 def refine(thumb: Any, out: Any) -> None:
-    """Interpolate a thumbnail (SIDE, SIDE) to `out` (GRID, GRID), without loss."""
+    """Interpolate a thumbnail (SIDE, SIDE) to `out` (GRID, GRID), losslessly."""
     rows = np.zeros((GRID, SIDE))
     for i in range(GRID):
         for k in range(SIDE):
@@ -120,7 +120,7 @@ def refine(thumb: Any, out: Any) -> None:
 
 @njit(cache=True)
 def _taps(start: Any, side: Any, pixel: Any, weights: Any) -> Any:
-    """Fill in the four weights of a Catmull-Rom cubic; returns the pixel behind the first."""
+    """Fill in the four weights of a Catmull-Rom cubic; returns the index of its second pixel."""
     at = (start + (pixel + 0.5) / GRID * side) * GRID - 0.5
     base = math.floor(at)
     t = at - base
@@ -163,7 +163,7 @@ def _cut(image: Any, window: Any, out: Any) -> None:
 
 @njit(cache=True)
 def _rest(one: Any, other: Any) -> Any:
-    """Variance of the difference of two images (GRID, GRID), edges left out."""
+    """Return the variance of the difference of two images (GRID, GRID), edges excluded."""
     total = squares = 0.0
     for i in range(_EDGE, GRID - _EDGE):
         for j in range(_EDGE, GRID - _EDGE):
@@ -178,7 +178,7 @@ def _rest(one: Any, other: Any) -> Any:
 def _solve(a: Any) -> None:
     """Solve normal equations (4, 5) in place; the last column becomes the solution."""
     for m in range(4):
-        a[m, m] = a[m, m] * 1.001 + 1e-3  # The matrix is positive, so there is no pivoting.
+        a[m, m] = a[m, m] * 1.001 + 1e-3  # Positive definite: no pivoting needed.
     for m in range(4):
         a[m, m:] /= a[m, m]
         for n in range(4):
@@ -188,8 +188,8 @@ def _solve(a: Any) -> None:
 
 @njit(cache=True)
 def _step(cut: Any, small: Any, window: Any, out: Any) -> None:
-    """Write to `out` the window that one Gauss-Newton step from `window` leads to."""
-    # Normal equations of left, top, side and a common brightness.
+    """Write to `out` the window after one Gauss-Newton step from `window`."""
+    # Normal equations for left, top, side and a brightness offset.
     a = np.zeros((4, 5))
     v = np.empty(5)
     v[3] = 1.0
@@ -210,10 +210,10 @@ def _step(cut: Any, small: Any, window: Any, out: Any) -> None:
 
 @njit(cache=True)
 def _start(large: Any, small: Any) -> Any:
-    """Choose the window of a thumbnail whose low frequencies are nearest to those of another.
+    """Choose the window of a thumbnail whose low frequencies are closest to those of another.
 
     Returns:
-        Its row in WINDOWS; -1 where even that is far off.
+        Its row in WINDOWS; -1 if even that is too far off.
     """
     views = np.empty((len(WINDOWS), LOW, LOW))
     whole = np.empty((LOW, LOW))
@@ -231,10 +231,10 @@ def _start(large: Any, small: Any) -> Any:
 
 @njit(cache=True)
 def _align(large: Any, small: Any, best: Any) -> Any:
-    """Move the window `best` of `large` to what `small` shows, both (GRID, GRID).
+    """Align the window `best` of `large` with `small`, both (GRID, GRID).
 
     Returns:
-        The variance of what still differs, squared luma levels.
+        The residual variance, squared luma levels.
     """
     cut = np.empty((GRID, GRID))
     _cut(large, best, cut)
@@ -253,14 +253,14 @@ def _align(large: Any, small: Any, best: Any) -> Any:
 
 @njit(cache=True)
 def is_flat(thumb: Any) -> Any:
-    """Whether a thumbnail (SIDE, SIDE) varies too little to be told from others: paper, sky."""
+    """Tell whether a thumbnail (SIDE, SIDE) varies too little to be distinctive: paper, sky."""
     mean = thumb.mean()
     return (thumb * thumb).mean() - mean * mean < _FLAT
 
 
 @njit(cache=True)
 def shows(large: Any, small: Any) -> Any:
-    """Whether `small` is `large` or a window of it, both thumbnails (SIDE, SIDE)."""
+    """Tell whether `small` is `large` or a window of it, both thumbnails (SIDE, SIDE)."""
     start = _start(large, small)
     if start < 0:
         return False

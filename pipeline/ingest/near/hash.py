@@ -1,8 +1,8 @@
-"""What an image looks like, in 256 bytes: a thumbnail of its luma that any machine computes alike.
+"""A perceptual hash of 256 bytes: a luma thumbnail that every machine computes identically.
 
 The thumbnail is band-limited: it holds the lowest 16 x 16 frequencies of the image and no aliases
-of higher ones. So it can be shifted and zoomed by fractions of a pixel, which is how
-`near_check` finds that one image is a crop of another; a thumbnail of box means can not.
+of higher ones. So it can be shifted and zoomed by fractions of a pixel, which is how `check` finds
+that one image is a crop of another; a thumbnail of box means cannot.
 
 All arithmetic is on integers, so equal pixels give equal words everywhere.
 """
@@ -18,8 +18,8 @@ SIDE = 16
 WORDS = SIDE * SIDE // 8
 """uint64 words of a hash."""
 
-_CELLS = 48  # per side; fine enough that their own aliases do not matter
-_CELL_BITS = 8  # below the point, of a cell's mean
+_CELLS = 48  # per side; fine enough for their own aliases not to matter
+_CELL_BITS = 8  # fractional bits of a cell's mean
 _WEIGHT_BITS = 14
 
 
@@ -53,9 +53,9 @@ def near_words(
 
     Args:
         gray: uint8 (H, W), luma of the upright image, at least 1 x 1; or means of its blocks of
-            `scale` by `scale` pixels, of which the last ones may reach beyond it.
-        size: (height, width) of the image, px; None where it is that of `gray`.
-        scale: Pixels of the image along a side of a pixel of `gray`.
+            `scale` by `scale` pixels, the last of which may reach beyond it.
+        size: (height, width) of the image, px; None for that of `gray`.
+        scale: Image pixels per side of a pixel of `gray`.
 
     Returns:
         uint64 (WORDS,); as little-endian bytes, the thumbnail's pixels row by row.
@@ -67,7 +67,7 @@ def near_words(
 
 @njit(inline="always")
 def _mix_cells(cells: Any, area: Any, pixels: Any) -> None:
-    """Make pixels of the sums of cells. Numbers are whole and below 2**53: float64 is exact."""
+    """Turn sums of cells into pixels. Values are integers below 2**53: float64 is exact."""
     rows = np.zeros((SIDE, _CELLS))
     means = np.empty(_CELLS)
     whole, half = float(area), float(area // np.uint64(2))
@@ -94,20 +94,22 @@ def _mix_rows(rows: Any, pixels: Any) -> None:
             pixels[v, h] = np.uint8(min(max(np.floor(totals[h] / one + 0.5), 0.0), 255.0))
 
 
-@njit(inline="always")  # NumPy's sums along rows take more than twice the time.
+@njit(inline="always")  # NumPy's sums along rows take over twice as long.
 def _add_cells(gray: Any, height: Any, width: Any, scale: Any, cells: Any) -> None:
-    """Sum luma over a grid of equal cells; a pixel on an edge counts in both by its overlap.
+    """Sum luma over a grid of equal cells; a pixel on an edge is split by its overlap.
 
     Lengths are in units of 1 / (_CELLS * scale) pixel of `gray`, so that overlaps are integers and
-    a cell's area is that of the image in pixels. A cell is what is summed up to its end less that
-    up to its start.
+    a cell's area is that of the image in pixels. A cell is the cumulative sum at its end less that
+    at its start.
     """
     unit = _CELLS * scale
     num_rows, num_columns = gray.shape
     ends = (np.arange(_CELLS) + 1) * width // unit  # whole pixels up to the end of each column
     parts = ((np.arange(_CELLS) + 1) * width - ends * unit).astype(np.uint64)
-    whole = np.zeros(num_columns, np.uint32)  # all rows so far; at most 255 * num_rows
-    above = np.zeros(num_columns, np.uint32)  # `unit` times that; differences stay right
+    whole = np.zeros(num_columns, np.uint32)  # sum of all rows so far; at most 255 * num_rows
+    above = np.zeros(
+        num_columns, np.uint32
+    )  # `unit` times that, modulo 2**32; differences are exact
     line = np.empty(num_columns, np.uint32)
     y = 0
     for i in range(_CELLS):
@@ -140,7 +142,7 @@ def _cut_line(line: Any, ends: Any, parts: Any, unit: Any, cells: Any) -> None:
         before = upto
 
 
-# Compiled when it is loaded, for arrays that may be written to and others.
+# Compiled at import, for writable and read-only arrays.
 _GRAY = types.Array(types.uint8, 2, "C", readonly=True)
 _SIZES = (types.int64,) * 3
 

@@ -1,14 +1,14 @@
-"""Near duplicates: of images that look alike, the best-ranked is kept.
+"""Near duplicates: of images that look alike, the best-ranked one is kept.
 
-An image loses to a better-ranked one where either shows a window of the other (`near.check`) and
-both are found under one key (`near.keys`). Keys are searched one partition at a time; neither the
-order of the rows nor the partitions matter.
+An image loses to a better-ranked one if either shows a window of the other (`check`) and they
+share a key (`keys`). Keys are searched one partition at a time; the result depends neither on the
+order of rows nor on the partitions.
 
-A key that many share (scans, drawings on white) costs no more than in proportion: under one key an
-image is compared with the BUCKET best-ranked images at most, by signs, and with the first TESTS of
-those that pass in full.
+The cost of a key that many share (scans, drawings on white) stays linear: under one key an image
+is compared by signs with the BUCKET best-ranked images at most, and in full with the first TESTS
+that pass.
 
-Measured on 2026-11-24; 1,000 copies of Caltech-101 and 500 of VOC animals for each change:
+Measured on 2026-11-24; 1,000 copies from Caltech-101 and 500 from VOC animals for each change:
 
 | change | Caltech-101 | VOC |
 | --- | --- | --- |
@@ -20,16 +20,17 @@ Measured on 2026-11-24; 1,000 copies of Caltech-101 and 500 of VOC animals for e
 | crop anywhere, resized, quality | 99.3 % | 100 % |
 
 Of the 9,144 images of Caltech-101, 69 lose to another: 64 are the same picture, 5 (0.05 %) are
-not: a face a moment later, a motorbike in another colour (only luma is looked at). Of VOC's 500
-none does. The tolerances were set on other copies of Caltech-101, none of VOC.
+not: a face a moment later, a motorbike in another colour (only luma is compared). Of VOC's 500
+none does. The thresholds were set on other copies of Caltech-101, and none of VOC.
 
-Since unchanged JPEGs are compared by the means of their blocks (2026-11-27): of seven changes of
-1,016 images of Caltech-101, 99.5 % or more of each as JPEGs, 99.0 % or more as PNGs (compared in
-full), and all of VOC's. 71 lose: the same 69, and two more that are the same picture.
+Since JPEGs that are stored unchanged are hashed from block means (2026-11-27): of 1,016 images of
+Caltech-101 and seven changes, at least 99.5 % of the copies are found when stored as JPEG, 99.0 %
+as PNG, which is hashed in full, and all of VOC's. 71 lose: the same 69, and two more that are the
+same picture.
 
-Ten million synthetic inputs (`tessera bench shard --plan 10000000`), beside a test suite, when the
-plan sorted by hand: 40 minutes, 0.25 GB of memory besides the mapped files, at least 16 GB of disk;
-every planted copy found, nothing else.
+Ten million synthetic inputs (`tessera bench shard --plan 10000000`) alongside a test suite, when
+the plan was still sorted by hand: 40 minutes, 0.25 GB of memory besides the mapped files, at least
+16 GB of disk; every planted copy is found, and nothing else.
 """
 
 import mmap
@@ -57,33 +58,33 @@ TESTS = 16
 _ROWS_AT_ONCE = 2**12  # entered together
 _PARTITION = 2**21  # entries, on average
 _MAX_APART = 9  # of 63 signs; unrelated images differ in about half
-_PLACE = np.uint64(2 ** (64 - KEY_BITS) - 1)
+_RANK = np.uint64(2 ** (64 - KEY_BITS) - 1)
 _ONE = np.uint64(1)
 _MEMO_BITS = 20
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # spreads pairs over the memo
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # hashes pairs into the memo
 
 
 def find_near(words: Words, order: NDArray[np.int64], folder: Path) -> NDArray[np.int64]:
-    """Find the images that a better-ranked image makes superfluous.
+    """Find the images that are near duplicates of a better-ranked image.
 
-    Flat images (paper, sky) have nothing to compare: they are always kept.
+    Flat images (paper, sky) are not distinctive, and always kept.
 
     Args:
-        words: uint64 (N, WORDS), from `near.hash.near_words`; may be in a file.
+        words: uint64 (N, WORDS), of `hash.near_words`; may be memory-mapped.
         order: int64 (M,), rows of `words`, each at most once, best first: of two images the better
             is kept. Other rows take no part.
-        folder: Takes near.npy, and meanwhile 2.4 kB per image.
+        folder: Receives near.npy, and temporarily 2.4 kB per image.
 
     Returns:
         int64 (N,), in near.npy: the row of the image each one loses to, chains followed to their
-        end; -1 where it is kept or takes no part.
+        end; -1 if it is kept or takes no part.
     """
     _check(words, order)
     near = new_array(folder / "near.npy", np.int64, words.shape[:1])
     near[:] = -1
     with TemporaryDirectory(dir=folder, prefix="near-") as made:
         winners = new_array(Path(made) / "winners.npy", np.int64, order.shape)
-        _stand_alone(winners)
+        _reset(winners)
         _search(words, order, winners, Path(made))
         _follow(winners)
         _name_rows(order, winners, near)
@@ -129,7 +130,7 @@ def _check(words: Words, order: NDArray[np.int64]) -> None:
 def _search(
     words: Words, order: NDArray[np.int64], winners: NDArray[np.int64], folder: Path
 ) -> None:
-    """Write to `winners` the best-ranked image that each image is near to, by place."""
+    """Write to `winners` the best-ranked image that each image is near to, by rank."""
     signs = new_array(folder / "signs.npy", np.uint64, (len(order), len(WINDOWS)))
     memo = np.full(2**_MEMO_BITS, ~np.uint64(0))  # no pair
     for entries in _partitions(words, order, signs, folder):
@@ -141,7 +142,7 @@ def _search(
 def _partitions(
     words: Words, order: NDArray[np.int64], signs: Words, folder: Path
 ) -> Iterator[Words]:
-    """Enter all images, then yield their entries, all of a key together."""
+    """Enter all images; then yield their entries, all those of a key together."""
     parts = -(-len(order) * ENTRIES // _PARTITION)
     prefix_bits = max(parts - 1, 0).bit_length()
     paths: set[Path] = set()
@@ -162,7 +163,7 @@ def _runs(
     """Enter the images in order of rank, piece by piece.
 
     Yields:
-        A band, the first bits of a key, and entries that have them.
+        A band, a key prefix, and the entries with that prefix.
     """
     for first in range(0, len(order), _ROWS_AT_ONCE):
         rows = order[first : first + _ROWS_AT_ONCE]
@@ -181,7 +182,7 @@ def _runs(
 
 @njit(cache=True)
 def _group(entries: Any, prefix_bits: int, out: Any, ends: Any) -> None:
-    """Group `entries` into `out` by their first bits; write where each group ends to `ends`."""
+    """Write `entries` to `out` grouped by their first bits, and the end of each group to `ends`."""
     shift = np.uint64(63 - prefix_bits)
     ends[:] = 0
     for entry in entries:
@@ -205,7 +206,7 @@ def _bits(word: Any) -> Any:
 
 @njit(cache=True)
 def _alike(large: Any, small: Any) -> Any:
-    """Whether some window's signs, (10,), are close to those of the other image as a whole."""
+    """Tell whether the signs of some window, (10,), nearly match the other image's as a whole."""
     apart = 64
     for window in large:
         apart = min(apart, _bits(window ^ small[0]))
@@ -213,16 +214,16 @@ def _alike(large: Any, small: Any) -> Any:
 
 
 @njit(cache=True)
-def _is_known(place: Any, better: Any, kind: Any, memo: Any) -> Any:
-    """Whether a pair was compared before; notes it. An old pair may be forgotten."""
-    pair = np.uint64(place) << np.uint64(32) | np.uint64(better) << _ONE | np.uint64(kind)
+def _is_known(rank: Any, better: Any, kind: Any, memo: Any) -> Any:
+    """Tell whether a pair was compared before, and remember it; old pairs may be forgotten."""
+    pair = np.uint64(rank) << np.uint64(32) | np.uint64(better) << _ONE | np.uint64(kind)
     slot = np.int64((pair * _GOLDEN) >> np.uint64(64 - _MEMO_BITS))
     known = memo[slot] == pair
     memo[slot] = pair
     return known
 
 
-@njit(cache=True)  # Numba's cache checks this file alone: touch it after a change of check.py.
+@njit(cache=True)  # Numba's cache checks this file only: touch it when check.py changes.
 def _shows(words: Any, large: Any, small: Any) -> Any:
     thumbs = np.empty((2, SIDE, SIDE))
     open_words(words[large], thumbs[0])
@@ -231,25 +232,25 @@ def _shows(words: Any, large: Any, small: Any) -> Any:
 
 
 @njit(cache=True)
-def _winner(place: Any, kind: Any, others: Any, arrays: Any, memo: Any) -> Any:
-    """The best-ranked image that `place` is near to, `others` included; or `place`."""
+def _winner(rank: Any, kind: Any, others: Any, arrays: Any, memo: Any) -> Any:
+    """Return the best-ranked image that `rank` is near to, `others` included; or `rank`."""
     words, order, signs, winners = arrays
     tests = 0
     for better in others:
-        if better >= winners[place] or tests == TESTS:
+        if better >= winners[rank] or tests == TESTS:
             break
-        large, small = (place, better) if kind else (better, place)
+        large, small = (rank, better) if kind else (better, rank)
         if _alike(signs[large], signs[small]):
             tests += 1
-            known = _is_known(place, better, kind, memo)
+            known = _is_known(rank, better, kind, memo)
             if not known and _shows(words, order[large], order[small]):
                 return better
-    return winners[place]
+    return winners[rank]
 
 
 @njit(cache=True)
 def _compare(entries: Any, arrays: Any, memo: Any) -> None:
-    """Lower winners to the best-ranked image that each is found near to; entries are sorted."""
+    """Lower winners to the best-ranked image each is found near to; entries are sorted."""
     winners = arrays[-1]
     best = np.empty((2, BUCKET), np.int64)  # of this key: shown, large
     nums = np.zeros(2, np.int64)
@@ -257,33 +258,33 @@ def _compare(entries: Any, arrays: Any, memo: Any) -> None:
     for entry in entries:
         if entry == last:  # Windows of one image can share a key.
             continue
-        if (entry ^ last) & ~_PLACE:
+        if (entry ^ last) & ~_RANK:
             nums[:] = 0
         last = entry
-        place, kind = np.int64((entry & _PLACE) >> _ONE), np.int64(entry & _ONE)
-        winners[place] = _winner(place, kind, best[1 - kind, : nums[1 - kind]], arrays, memo)
+        rank, kind = np.int64((entry & _RANK) >> _ONE), np.int64(entry & _ONE)
+        winners[rank] = _winner(rank, kind, best[1 - kind, : nums[1 - kind]], arrays, memo)
         if nums[kind] < BUCKET:
-            best[kind, nums[kind]] = place
+            best[kind, nums[kind]] = rank
             nums[kind] += 1
 
 
 @njit(cache=True)
-def _stand_alone(winners: Any) -> None:
-    """Make each place its own winner."""
-    for place in range(len(winners)):
-        winners[place] = place
+def _reset(winners: Any) -> None:
+    """Make every image its own winner."""
+    for rank in range(len(winners)):
+        winners[rank] = rank
 
 
 @njit(cache=True)
 def _follow(winners: Any) -> None:
-    """Replace each winner by the winner's own; winners stand before those they beat."""
-    for place in range(len(winners)):
-        winners[place] = winners[winners[place]]
+    """Replace each winner by its own winner; winners rank before those they beat."""
+    for rank in range(len(winners)):
+        winners[rank] = winners[winners[rank]]
 
 
 @njit(cache=True)
 def _name_rows(order: Any, winners: Any, near: Any) -> None:
     """Write winners by row; rows that stand alone keep their -1."""
-    for place in range(len(winners)):
-        if winners[place] < place:
-            near[order[place]] = order[winners[place]]
+    for rank in range(len(winners)):
+        if winners[rank] < rank:
+            near[order[rank]] = order[winners[rank]]

@@ -1,4 +1,4 @@
-"""Sources into chunks, which one task reads each, and chunks into items."""
+"""Sources into chunks, each read by one task, and chunks into items."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,8 @@ from typing_extensions import assert_never
 from pipeline.config import ConfigError
 from pipeline.ingest.item import Item
 from pipeline.ingest.sources.files import read_files
-from pipeline.ingest.sources.find import FoundSource, ask, find, list_tree, pattern_base
-from pipeline.ingest.sources.inputs import Chunk, File, PackedFiles
+from pipeline.ingest.sources.find import FoundSource, find, list_tree, on_filesystem, pattern_base
+from pipeline.ingest.sources.inputs import Chunk, CompressedFiles, File
 from pipeline.ingest.sources.names import escape, is_wanted
 from pipeline.ingest.sources.source_list import SourceConfig, SourceList, name_sources
 from pipeline.ingest.sources.table import (
@@ -28,8 +28,6 @@ from pipeline.ingest.sources.warc import read_warc
 from pipeline.ingest.sources.zip import cut_zip, read_zip
 from pipeline.remote.location import HTTP, is_remote, local_path, redact_url, scheme_of
 
-__all__ = ["Chunk", "list_chunks", "read_chunk"]
-
 
 class _Listed(NamedTuple):
     source: SourceConfig
@@ -38,32 +36,32 @@ class _Listed(NamedTuple):
 
 
 def list_chunks(sources: SourceList, *, chunk_inputs: int = 256) -> list[Chunk]:
-    """Find the inputs of all sources and cut them into chunks, in an order that is always the same.
+    """Find the inputs of all sources and cut them into chunks, in a deterministic order.
 
-    A folder gives every regular file below it as an input; an archive or a table is taken apart
-    only where it is a source itself or matches its pattern. Files are not read, but local tars,
-    zips and JSON lines are, to know their members.
+    Every regular file below a folder is an input; an archive or a table is opened only where it is
+    a source itself or matches its pattern. Files are not read, except local tars, zips and JSON
+    lines, whose members must be known.
 
     Args:
         sources: Those without a name get one.
-        chunk_inputs: Inputs of a chunk, about. A WARC, a compressed tar, an Arrow file and a
+        chunk_inputs: Approximate inputs per chunk. A WARC, a compressed tar, an Arrow file and a
             remote archive are one chunk each.
 
     Raises:
-        ConfigError: A source is missing, cannot be read, is of no known kind, lies in another
-            one, or has no column of images; or there is no input at all.
+        ConfigError: A source is missing, unreadable, of an unknown kind, inside another one, or
+            without a column of images; or there is no input at all.
     """
     listed = [
         _Listed(source, _root(source.path), find(source.path))
         for source in name_sources(sources).sources
     ]
-    _check_apart([found for one in listed for found in one.found])
+    _check_disjoint([found for one in listed for found in one.found])
     others = {found.location for one in listed for found in one.found if found.kind}
     chunks = [chunk for one in listed for chunk in _cut_source(one, others, chunk_inputs)]
     if all(chunk.num_inputs == 0 for chunk in chunks):
         names = ", ".join(escape(redact_url(one.source.path)) for one in listed)
         raise ConfigError(
-            f"sources (={names}) hold no file that is wanted; give a folder of images or an "
+            f"sources (={names}) have no matching file; give a folder of images or an "
             "archive, or other patterns to include."
         )
     return chunks
@@ -74,7 +72,7 @@ def read_chunk(chunk: Chunk, *, max_bytes: int) -> Iterator[Item]:
 
     Args:
         chunk: One of `list_chunks`.
-        max_bytes: Inputs that are larger come without bytes.
+        max_bytes: Larger inputs come without bytes.
     """
     for item in _read(chunk, max_bytes):
         yield item if chunk.labels or item.label is None else replace(item, label=None)
@@ -105,7 +103,7 @@ def _cut_source(one: _Listed, others: set[str], chunk_inputs: int) -> Iterator[C
     plain = Chunk(source.name or "", "files", root, (), labels=source.labels)
     files = _list_files(one, others)
     while run := tuple(islice(files, chunk_inputs)):
-        yield replace(plain, files=PackedFiles(run), num_inputs=len(run))
+        yield replace(plain, files=CompressedFiles(run), num_inputs=len(run))
     for found in one.found:
         if found.file is None or found.kind in (None, "files"):
             continue
@@ -117,21 +115,6 @@ def _cut_source(one: _Listed, others: set[str], chunk_inputs: int) -> Iterator[C
             exclude=source.exclude,
         )
         yield from _cut_archive(archive, chunk_inputs)
-
-
-def _list_files(one: _Listed, others: set[str]) -> Iterator[File]:
-    """List what is an input each: images that were named, and the files of folders."""
-    source, root = one.source, one.root
-    for found in one.found:
-        path = found.given[len(root) :]
-        if found.file is None:
-            yield from _list_folder(one, found, path, others)
-        elif found.kind == "files" and is_wanted(
-            path[1:] or os.path.basename(root),  # noqa: PTH119
-            source.include,
-            source.exclude,
-        ):
-            yield found.file._replace(path=path)
 
 
 def _cut_archive(whole: Chunk, chunk_inputs: int) -> Sequence[Chunk]:
@@ -149,6 +132,21 @@ def _cut_archive(whole: Chunk, chunk_inputs: int) -> Sequence[Chunk]:
     return [whole]
 
 
+def _list_files(one: _Listed, others: set[str]) -> Iterator[File]:
+    """List the inputs that are files: images given by name, and the files of folders."""
+    source, root = one.source, one.root
+    for found in one.found:
+        path = found.given[len(root) :]
+        if found.file is None:
+            yield from _list_folder(one, found, path, others)
+        elif found.kind == "files" and is_wanted(
+            path[1:] or os.path.basename(root),  # noqa: PTH119
+            source.include,
+            source.exclude,
+        ):
+            yield found.file._replace(path=path)
+
+
 def _list_folder(one: _Listed, found: FoundSource, path: str, others: set[str]) -> Iterator[File]:
     def wants(below: str) -> bool:
         return is_wanted(f"{escape(path)}/{below}"[1:], one.source.include, one.source.exclude)
@@ -158,22 +156,22 @@ def _list_folder(one: _Listed, found: FoundSource, path: str, others: set[str]) 
 
 
 def _root(path: str) -> str:
-    """What the files of a source stand behind: its path, or the folder above its pattern."""
+    """Return the common prefix of a source's files: its path, or the folder above its pattern."""
     base = pattern_base(path)
     if not is_remote(base):
         return os.path.abspath(local_path(base)).rstrip("/")  # noqa: PTH100 - keeps links.
     if scheme_of(base) in HTTP:
         return base
-    return str(ask(base, lambda system, path: system.unstrip_protocol(path))).rstrip("/")
+    return str(on_filesystem(base, lambda system, path: system.unstrip_protocol(path))).rstrip("/")
 
 
-def _check_apart(found: Sequence[FoundSource]) -> None:
-    """Refuse what would be read twice; an archive in a folder is left out of the folder instead."""
+def _check_disjoint(found: Sequence[FoundSource]) -> None:
+    """Refuse what would be read twice; an archive in a folder is excluded from that instead."""
     folders = {one.location for one in found if one.kind is None}
     seen: set[str] = set()
     for one in found:
-        inside = one.kind in (None, "files")
-        above = _parents(one.location) if inside else ()
+        is_inside = one.kind in (None, "files")
+        above = _parents(one.location) if is_inside else ()
         clash = next((folder for folder in above if folder in folders), None)
         if one.location in seen:
             clash = one.location

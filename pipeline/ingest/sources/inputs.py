@@ -1,5 +1,6 @@
-"""Where inputs lie: files as they were when they were listed, and runs of them for one task."""
+"""Where inputs lie: files as they were listed, and the chunks of them that tasks read."""
 
+import functools
 import json
 import re
 import zlib
@@ -9,7 +10,8 @@ from typing import Literal, NamedTuple, overload
 
 import xxhash
 
-from pipeline.ingest.sources.names import escape, is_wanted
+from pipeline.ingest.item import Item, Reason
+from pipeline.ingest.sources.names import escape, is_wanted, member_name, place_name
 from pipeline.remote.location import HTTP, redact_url, scheme_of
 
 Kind = Literal["files", "tar", "zip", "warc", "parquet", "arrow", "jsonl"]
@@ -19,46 +21,46 @@ class File(NamedTuple):
     """A file as it was when it was listed."""
 
     path: str
-    """Behind the chunk's root, a slash first; empty where the root is the file."""
+    """Relative to the chunk's root, with a leading slash; empty where the root is the file."""
     size: int | None
-    """Bytes; None where a server does not tell."""
+    """Bytes; None where the server does not report it."""
     stamp: str
-    """Time of the last change, or the store's tag; empty where there is none."""
+    """Modification time or the store's ETag; empty where there is none."""
 
 
-class PackedFiles(Sequence[File]):
-    """A run of files in a tenth of the memory: a crawl has millions, and its driver knows all."""
+class CompressedFiles(Sequence[File]):
+    """A run of files in a tenth of the memory: the driver holds all the millions of a crawl."""
 
-    __slots__ = ("_number", "_packed")
+    __slots__ = ("_compressed", "_num_files")
 
     def __init__(self, files: Sequence[File]) -> None:
-        self._number = len(files)
-        self._packed = zlib.compress(json.dumps(files).encode(), 1)
+        self._num_files = len(files)
+        self._compressed = zlib.compress(json.dumps(files).encode(), 1)
 
-    def _unpack(self) -> tuple[File, ...]:
-        return tuple(File(*file) for file in json.loads(zlib.decompress(self._packed)))
+    def _load(self) -> tuple[File, ...]:
+        return tuple(File(*file) for file in json.loads(zlib.decompress(self._compressed)))
 
     def __len__(self) -> int:
-        return self._number
+        return self._num_files
 
     def __iter__(self) -> Iterator[File]:
-        return iter(self._unpack())
+        return iter(self._load())
 
     @overload
     def __getitem__(self, key: int) -> File: ...
     @overload
     def __getitem__(self, key: slice) -> tuple[File, ...]: ...
     def __getitem__(self, key: int | slice) -> File | tuple[File, ...]:
-        return self._unpack()[key]
+        return self._load()[key]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PackedFiles) and self._packed == other._packed
+        return isinstance(other, CompressedFiles) and self._compressed == other._compressed
 
     def __hash__(self) -> int:
-        return hash(self._packed)
+        return hash(self._compressed)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chunk:
     """What one task reads: a run of files, or an archive or a part of one."""
 
@@ -66,30 +68,30 @@ class Chunk:
     """Name of the source."""
     kind: Kind
     root: str
-    """Path or URL that the files' paths stand behind; holds surrogates where it is not UTF-8."""
+    """Path or URL prefix of the files; holds surrogates where it is not UTF-8."""
     files: Sequence[File]
-    """One where the kind is not `files`."""
+    """Exactly one, the archive or table, unless the kind is `files`."""
     first: int = 0
-    """Of an archive: first byte of a tar or of lines, first member of a zip, first row group."""
+    """Start of the part: byte of a tar or of JSON lines, member of a zip, row group of a table."""
     stop: int | None = None
-    """Where the part ends, likewise; None: with the archive."""
+    """End of the part, exclusive; None for the end of the archive."""
     row: int = 0
-    """Number of the first row, of tables."""
+    """Number of the first row of a table."""
     names: tuple[tuple[int, str], ...] = ()
-    """Names of inputs that differ from their member's, by position in the chunk: another part of
-    the archive holds a member of that name."""
+    """(position in the chunk, name) of inputs renamed because an earlier part of the archive has
+    a member of the same name."""
     include: tuple[str, ...] = ()
-    """Which members of an archive; all where it is empty."""
+    """Globs for members of an archive; empty for all members."""
     exclude: tuple[str, ...] = ()
     labels: bool = True
     """Whether labels are kept."""
     num_inputs: int | None = None
-    """None where only reading tells."""
+    """None where it is known only after reading."""
 
     @property
     def id(self) -> str:
-        """Hex name of what is read, 32 digits; another one when a listed file has changed."""
-        files = [(below(self.root, file.path), file.size, file.stamp) for file in self.files]
+        """32 hex digits that identify what is read; they change when a listed file changes."""
+        files = [(self._path(file), file.size, file.stamp) for file in self.files]
         part = (
             self.source,
             self.kind,
@@ -102,19 +104,41 @@ class Chunk:
         what = (self.names, self.include, self.exclude, self.labels)
         return xxhash.xxh3_128_hexdigest(repr((part, what)).encode("utf-8", "surrogatepass"))
 
-    def location(self, file: File) -> str:
-        """Path or URL of a file."""
-        return self.root + file.path
+    @property
+    def file(self) -> File:
+        """The archive or table."""
+        return self.files[0]
+
+    @functools.cached_property
+    def archive(self) -> str:
+        """Name of the archive or table, the prefix of its members' names."""
+        return self.name(self.file)
+
+    def location(self, file: File | None = None) -> str:
+        """Path or URL of a file, by default of the archive."""
+        return self.root + (file or self.file).path
 
     def name(self, file: File) -> str:
-        """Name of a file as an input, without what may be secret."""
-        return self.source + escape(below(self.root, file.path))
+        """Name of a file as an input, without secrets."""
+        return self.source + escape(self._path(file))
 
-    def wants(self, member: str) -> bool:
-        """Tell whether a member of the archive is an input."""
-        return is_wanted(member, self.include, self.exclude)
+    def member(self, path: str) -> str:
+        """Name of a member as an input."""
+        return member_name(self.archive, path)
 
+    def wants(self, name: str) -> bool:
+        """Tell whether the globs select the member that is named `name` as an input."""
+        return is_wanted(self.path_of(name), self.include, self.exclude)
 
-def below(root: str, path: str) -> str:
-    """Path of a file behind its root, without the query of a URL."""
-    return re.split(r"[?#]", path, maxsplit=1)[0] if scheme_of(root) in HTTP else path
+    def path_of(self, name: str) -> str:
+        """Path in the archive of the member that is named `name` as an input."""
+        return name.removeprefix(f"{self.archive}!")
+
+    def problem(self, place: int, reason: Reason) -> Item:
+        """Make the item of a place in the archive: a byte, a member's number or a row."""
+        return Item(place_name(self.archive, place), problem=reason)
+
+    def _path(self, file: File) -> str:
+        """Path of a file below the root, without the query of a URL."""
+        is_http = scheme_of(self.root) in HTTP
+        return re.split(r"[?#]", file.path, maxsplit=1)[0] if is_http else file.path

@@ -1,8 +1,8 @@
-"""Names of inputs: unique among all, and plain Unicode."""
+"""Names of inputs, unique and plain Unicode, and the globs that select them."""
 
 import fnmatch
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from pipeline.shards.samples import plain_key
@@ -11,9 +11,9 @@ from pipeline.shards.samples import plain_key
 def is_wanted(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
     """Tell whether `path` matches one of `include`, where there are any, and none of `exclude`.
 
-    A `*` stays within a folder, `**` does not, `?` is one character, `[ab]` one of several. A
-    pattern without a slash is about the last part of the path, one that ends in a slash about
-    everything below.
+    `*` does not match a slash, `**` does, `?` is one character, `[ab]` one of several. A pattern
+    without a slash matches the last component of the path; one that ends in a slash, everything
+    below that folder.
 
     >>> is_wanted("a/b/1.jpg", ["*.jpg"], ["thumbs/"]), is_wanted("a/b/1.jpg", ["a/*.jpg"], [])
     (True, False)
@@ -43,7 +43,7 @@ def _translate(piece: str) -> str:
 
 
 def escape(path: str) -> str:
-    r"""Write a path as plain Unicode, reversibly: other bytes become \xNN, a backslash doubles.
+    r"""Write a path as plain Unicode, reversibly: non-UTF-8 bytes as \xNN, backslashes doubled.
 
     >>> escape("caf\udce9/1.jpg") == r"caf\xe9/1.jpg"
     True
@@ -52,9 +52,9 @@ def escape(path: str) -> str:
 
 
 def member_name(archive: str, member: str) -> str:
-    r"""Name a member behind its archive.
+    r"""Name a member after its archive.
 
-    No member's name begins with @: that is how places in an archive are named.
+    A leading @ is escaped: it is reserved for places in an archive, see `place_name`.
 
     >>> member_name("a.tar", "./x/1.jpg"), member_name("a.tar", "@5")
     ('a.tar!x/1.jpg', 'a.tar!\\x405')
@@ -64,12 +64,12 @@ def member_name(archive: str, member: str) -> str:
 
 
 def place_name(archive: str, offset: int) -> str:
-    """Name what lies at a place of an archive and has no name: a byte, a row, a member's number."""
+    """Name what has no name by its place in the archive: a byte, a row, a member's number."""
     return f"{archive}!@{offset}"
 
 
 def is_unsafe(member: str) -> bool:
-    """Tell whether a member's name leads out of a folder it would be extracted to.
+    """Tell whether a member would be extracted outside the target folder.
 
     >>> [is_unsafe(name) for name in ("a/../../b.jpg", "/etc/passwd", "a/..b.jpg")]
     [True, True, False]
@@ -78,7 +78,7 @@ def is_unsafe(member: str) -> bool:
 
 
 def folder_label(path: str) -> str | None:
-    """Name of the last folder of an escaped path below a source, None where there is none.
+    """Return the last folder of an escaped path below a source, None where there is none.
 
     >>> folder_label("site/cat/1.jpg"), folder_label("1.jpg")
     ('cat', None)
@@ -87,13 +87,22 @@ def folder_label(path: str) -> str | None:
 
 
 class Names:
-    """Hands out names and never one twice: the second x becomes x#2."""
+    """Makes names unique: the second x becomes x#2.
 
-    def __init__(self) -> None:
+    Args:
+        fixed: Names already decided, by number of the call to `take`.
+    """
+
+    def __init__(self, fixed: Iterable[tuple[int, str]] = ()) -> None:
         self._counts: dict[str, int] = {}
+        self._fixed = dict(fixed)
+        self._num_taken = 0
 
     def take(self, name: str) -> str:
-        """Return `name` where it is free, else with the smallest number behind it that is."""
+        """Return `name` if it is free, else `name` with the smallest free number as a suffix."""
+        self._num_taken += 1
+        if (fixed := self._fixed.get(self._num_taken - 1)) is not None:
+            return fixed
         if name not in self._counts:
             self._counts[name] = 1
             return name
@@ -106,7 +115,7 @@ class Names:
 
 
 def shortest_tails(paths: Sequence[str]) -> list[str]:
-    """Name each path by its shortest tail that tells it from the others; equal ones get numbers.
+    """Name each path by its shortest unique tail; equal paths are numbered.
 
     >>> shortest_tails(["/x/images", "/y/images"]), shortest_tails(["/x", "/x"])
     (['x/images', 'y/images'], ['x', 'x#2'])

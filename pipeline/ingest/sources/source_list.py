@@ -1,4 +1,4 @@
-"""Which sources a crawl is sharded from, as given on the command line or in a YAML file."""
+"""The sources of a crawl, as given on the command line or in a YAML file."""
 
 import os
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ class SourceConfig(Config):
     """One source."""
 
     name: str | None = None
-    """In the ledger and in the names of inputs; default: the shortest unique tail of the path."""
+    """Prefix of its inputs' names, also in the ledger; default: the shortest unique path tail."""
     path: str
     """A folder, an archive, an image, or a pattern for several of them ({000..099}, *.tar); a
-    local path or a URL. Relative paths begin in the working directory."""
+    local path or a URL. Relative paths start at the working directory."""
     include: tuple[str, ...] = ()
-    """Globs; only what matches one is an input. They are about the path below the source, and in
-    an archive about the path there; no rows of tables. See pipeline/crawl/globs.py."""
+    """Globs, see `is_wanted` in pipeline/ingest/sources/names.py; only what matches one is an
+    input. They match the path below the source or inside an archive, and no rows of tables."""
     exclude: tuple[str, ...] = ()
-    """Globs; what matches one is no input."""
+    """Globs; what matches one is excluded."""
     weight: int = Field(1, ge=1)
-    """How often its images count in a mixture for training; only recorded."""
+    """Weight of its images in a training mixture; only recorded."""
     labels: bool = True
     """Whether its labels are kept."""
 
@@ -61,15 +61,15 @@ def parse_sources(
     """Read the arguments of a command: paths and URLs, or YAML files that hold `sources: [...]`.
 
     Args:
-        arguments: What ends in .yaml or .yml is read, anything else is a source.
-        include: Globs for every source that has none of its own.
+        arguments: Those ending in .yaml or .yml are read, all others are sources.
+        include: Globs for every source without globs of its own.
         exclude: Likewise.
 
     Returns:
         The sources, each with a name.
 
     Raises:
-        ConfigError: There is no source, a YAML file is wrong, or two sources have one name.
+        ConfigError: There is no source, a YAML file is invalid, or two sources share a name.
     """
     found: list[SourceConfig] = []
     for text in arguments:
@@ -92,10 +92,10 @@ def parse_sources(
 
 
 def name_sources(sources: SourceList) -> SourceList:
-    """Give every source that has no name the shortest tail of its path that tells it apart.
+    """Name every unnamed source by the shortest unique tail of its path.
 
     Raises:
-        ConfigError: Two names are equal, or one is the beginning of another one's path.
+        ConfigError: Two names are equal, or one is a path prefix of another.
     """
     unnamed = [source for source in sources.sources if source.name is None]
     tails = iter(shortest_tails([_absolute(source.path) for source in unnamed]))
@@ -107,9 +107,7 @@ def name_sources(sources: SourceList) -> SourceList:
     for name in sorted(names):
         above = [name[:i] for i, letter in enumerate(name) if letter in "/!" and name[:i] in names]
         if above:
-            raise ConfigError(
-                f"source names (={above[0]}, {name}) must not lie in each other; rename one."
-            )
+            raise ConfigError(f"source names (={above[0]}, {name}) must not be nested; rename one.")
     if len(names) < len(named):
         listed = sorted(source.name or "" for source in named)
         twice = next(a for a, b in pairwise(listed) if a == b)
@@ -118,7 +116,7 @@ def name_sources(sources: SourceList) -> SourceList:
 
 
 def _absolute(path: str) -> str:
-    """Write where a source lies in one way, without what may be secret."""
+    """Return the canonical location of a source, without secrets."""
     check_scheme(path)
     base = pattern_base(path)
     if is_remote(base):

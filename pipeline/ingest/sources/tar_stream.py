@@ -1,58 +1,172 @@
-"""Walk a tar in passing, whatever state it is in: members that are whole, places that are not."""
+"""Walk a tar as a stream, compressed or not and in any state: intact members, damaged places."""
 
+import bz2
+import gzip
+import lzma
+import os
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import IO
+
+import zstandard
 
 from pipeline.ingest.item import Reason
-from pipeline.ingest.sources.decompress import DecompressError, Unpacked
+from pipeline.ingest.sources.files import InputError
 from pipeline.ingest.sources.names import is_unsafe
 from pipeline.shards.tar import decode_name, parse_pax
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
-_MAX_EXTENSION = 2**20  # bytes; real ones have some hundred
+_MAX_EXTENSION = 2**20  # bytes; real ones have a few hundred
 _PAX, _LONG_NAME = tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME
 _EXTENSIONS = (_PAX, tarfile.XGLTYPE, _LONG_NAME, tarfile.GNUTYPE_LONGLINK, tarfile.SOLARIS_XHDTYPE)
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_NO_BODY = (b"1", b"2", b"3", b"4", b"5", b"6", b"V")  # links, devices, folders, pipes, the label
+_NO_BODY = (b"1", b"2", b"3", b"4", b"5", b"6", b"V")  # links, devices, folders, FIFOs, the label
 _SILENT = (tarfile.DIRTYPE, b"V")
+
+_MAX_WINDOW = 2**27  # bytes of memory for a zstd stream, the limit of its command line, too
+_STEP = 2**16
+_BOMB_BYTES, _BOMB_RATIO = 2**28, 900
+"""A stream of more bytes at a higher ratio is a bomb: deflate reaches 1032 on zeros, and archives
+of images hardly 2."""
+_DECOMPRESS_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
 @dataclass(frozen=True, slots=True)
 class StreamMember:
-    """A member of an archive, or a damaged place of it."""
+    """A member of an archive, or a damaged place in it."""
 
     name: str | None
-    """As it stands in the archive; None for a place."""
+    """As the archive has it; None for a damaged place."""
     offset: int
-    """First byte of it, unpacked."""
+    """First byte, decompressed."""
     data: bytes = b""
     problem: Reason | None = None
 
 
+class DecompressError(Exception):
+    """Bytes are missing: how many are there, and whether the stream is broken for good."""
+
+    def __init__(self, num_bytes: int, *, is_broken: bool) -> None:
+        super().__init__(num_bytes)
+        self.num_bytes = num_bytes
+        self.is_broken = is_broken
+
+
+class Decompressed:
+    """Reads a file from an offset on: plain, or through gzip, bzip2, xz or zstd.
+
+    Args:
+        file: The whole file; its first bytes tell the compression.
+        first: Where to begin; only for an uncompressed file.
+        stop: Where to end; None for the end of the file.
+    """
+
+    def __init__(self, file: IO[bytes], first: int = 0, stop: int | None = None) -> None:
+        self.offset = first
+        """Offset of the next byte, decompressed."""
+        self._file = file
+        self._stop = stop
+        magic = file.read(6)
+        file.seek(first)
+        self._stream = _decompress(file, magic)
+        self._size = os.fstat(file.fileno()).st_size if self._stream is file else None
+
+    def is_at_stop(self) -> bool:
+        """Tell whether the part has been read."""
+        return self._stop is not None and self.offset >= self._stop
+
+    def read(self, num_bytes: int) -> bytes:
+        """Read exactly `num_bytes`.
+
+        Raises:
+            DecompressError: The file ends early or is damaged.
+            InputError: It cannot be read at present.
+        """
+        pieces: list[bytes] = []
+        missing = num_bytes
+        while missing:
+            piece = self._read_some(missing)
+            if not piece:
+                raise DecompressError(num_bytes - missing, is_broken=False)
+            pieces.append(piece)
+            missing -= len(piece)
+            self.offset += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def skip(self, num_bytes: int) -> None:
+        """Skip bytes; raises as `read` does."""
+        if self._size is not None:
+            self.require(num_bytes)
+            self.offset += num_bytes
+            self._stream.seek(self.offset)
+            return
+        while num_bytes:
+            num_bytes -= len(self.read(min(num_bytes, _STEP)))
+
+    def require(self, num_bytes: int) -> None:
+        """Raise DecompressError if the file is known to end before `num_bytes` more."""
+        if self._size is not None and self.offset + num_bytes > self._size:
+            raise DecompressError(max(0, self._size - self.offset), is_broken=False)
+
+    def rewind(self, offset: int, error: DecompressError) -> bool:
+        """Go back to an offset to search for members after damage; False if that is impossible."""
+        if error.is_broken or self._size is None:
+            return False
+        self.offset = offset
+        self._stream.seek(offset)
+        return True
+
+    def _read_some(self, num_bytes: int) -> bytes:
+        try:
+            piece: bytes = self._stream.read(min(num_bytes, 2**20))
+        except _DECOMPRESS_ERRORS as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise InputError("unreadable") from None
+            raise DecompressError(0, is_broken=True) from None
+        is_compressed = self._size is None
+        if is_compressed and self.offset > max(_BOMB_BYTES, _BOMB_RATIO * self._file.tell()):
+            raise DecompressError(0, is_broken=True)
+        return piece
+
+
+def _decompress(file: IO[bytes], magic: bytes) -> IO[bytes]:
+    if magic.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+    if magic.startswith(b"BZh"):
+        return bz2.BZ2File(file)
+    if magic.startswith(b"\xfd7zXZ\0"):
+        return lzma.LZMAFile(file)
+    if magic.startswith(b"\x28\xb5\x2f\xfd"):
+        zstd = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+        return zstd.stream_reader(file, read_across_frames=True, closefd=False)
+    return file
+
+
 @dataclass(slots=True)
 class _State:
-    """What the walk has seen."""
+    """State of the walk."""
 
     wants: Callable[[str], bool]
     max_bytes: int
     extra: dict[str, str] = field(default_factory=dict)
     """What extension headers say of the next member: path, size, sparse, broken."""
     start: int = 0
-    """Of the next member: its first header."""
+    """Offset of the next member's first header."""
     is_lost: bool = False
-    """Whether the last block was none that a header could be."""
+    """Whether the last block could not be a header."""
     has_ended: bool = False
     """Whether the last block was the end mark."""
 
     def begin(self, offset: int) -> None:
-        """Come to the next header, which may be the first of a member."""
+        """Arrive at the next header, which may be the first of a member."""
         if not self.extra:
             self.start = offset
 
     def miss(self, block: bytes) -> bool:
-        """Take in a block that is no header; tells whether that is damage, not named yet."""
+        """Note a block that is no header; returns whether that is damage not yet reported."""
         is_damage = bool(self.extra) if block == _ZEROS else not self.is_lost
         self.has_ended = self.has_ended or block == _ZEROS
         self.is_lost = self.is_lost or block != _ZEROS
@@ -60,24 +174,24 @@ class _State:
         return is_damage
 
     def is_cut(self, error: DecompressError) -> bool:
-        """Tell whether the end of the bytes is damage, not named yet."""
+        """Tell whether the end of the bytes is damage not yet reported."""
         is_early = error.is_broken or error.num_bytes or not self.has_ended
         return bool(is_early) and not self.is_lost
 
 
 def read_members(
-    tar: Unpacked, wants: Callable[[str], bool], max_bytes: int
+    tar: Decompressed, wants: Callable[[str], bool], max_bytes: int
 ) -> Iterator[StreamMember]:
-    """Yield the regular files of a tar in order, and what is wrong with it in between.
+    """Yield the regular files of a tar in order, and the damaged places between them.
 
-    Behind a damaged place the next header that is right is looked for. Links, devices, sparse
-    files and names that lead out of the folder are members with a problem; folders are none. A
-    tar behind the end of another one is read on.
+    After damage the walk resumes at the next valid header. Links, devices, sparse files and names
+    that lead out of the folder are members with a problem; folders are skipped. A tar appended to
+    another one is read on.
 
     Args:
-        tar: At its first header.
-        wants: Tells by its name whether a member's data are read; others come without.
-        max_bytes: Members that are larger are passed over.
+        tar: Positioned at its first header.
+        wants: Tells by name whether a member's data are read; others come without.
+        max_bytes: The data of larger members are skipped.
     """
     state = _State(wants, max_bytes)
     while not tar.is_at_stop():
@@ -88,7 +202,7 @@ def read_members(
             if state.is_cut(error):
                 yield StreamMember(None, state.start, problem="bad_record")
             return
-        info, behind = _parse(block, strict=state.is_lost), tar.offset
+        info, after = _parse(block, strict=state.is_lost), tar.offset
         if info is None:
             if state.miss(block):
                 yield StreamMember(None, state.start, problem="bad_record")
@@ -99,12 +213,12 @@ def read_members(
         except DecompressError as error:
             yield StreamMember(None, state.start, problem="bad_record")
             state.extra, state.is_lost = {}, True
-            if not tar.rewind(behind, error):
+            if not tar.rewind(after, error):
                 return
 
 
 def _parse(block: bytes, *, strict: bool) -> tarfile.TarInfo | None:
-    """Read a header; None where it is none. Behind damage only what calls itself one is taken."""
+    """Parse a header, None if it is none; `strict`, after damage, requires the ustar magic."""
     if strict and block[257:262] != b"ustar":
         return None
     try:
@@ -115,21 +229,21 @@ def _parse(block: bytes, *, strict: bool) -> tarfile.TarInfo | None:
 
 
 def _read_one(
-    tar: Unpacked, info: tarfile.TarInfo, block: bytes, state: _State
+    tar: Decompressed, info: tarfile.TarInfo, block: bytes, state: _State
 ) -> Iterator[StreamMember]:
-    """Take in a header and what belongs to it; raises DamageError where that is cut."""
+    """Read a header and its body; raises DecompressError where that is cut."""
     if info.type in _EXTENSIONS:
         _read_extension(tar, info, state)
         return
     extra, state.extra = state.extra, {}
     name = extra.get("path", info.name)
     if info.type not in _FILES:
-        _pass_over(tar, info, block)
+        _skip_special(tar, info, block)
         if info.type not in _SILENT:
             yield StreamMember(name, state.start, problem="bad_record")
         return
     size = int(extra.get("size", info.size))
-    tar.check_room(size)
+    tar.require(size)
     if "broken" in extra or "sparse" in extra or is_unsafe(name):
         tar.skip(_padded(size))
         yield StreamMember(name, state.start, problem="bad_record")
@@ -145,7 +259,7 @@ def _read_one(
         yield StreamMember(name, state.start, data, None if size else "empty")
 
 
-def _pass_over(tar: Unpacked, info: tarfile.TarInfo, block: bytes) -> None:
+def _skip_special(tar: Decompressed, info: tarfile.TarInfo, block: bytes) -> None:
     is_extended = info.type == tarfile.GNUTYPE_SPARSE and block[482]
     while is_extended:
         is_extended = tar.read(_BLOCK)[504]
@@ -153,8 +267,8 @@ def _pass_over(tar: Unpacked, info: tarfile.TarInfo, block: bytes) -> None:
         tar.skip(_padded(info.size))
 
 
-def _read_extension(tar: Unpacked, info: tarfile.TarInfo, state: _State) -> None:
-    tar.check_room(info.size)
+def _read_extension(tar: Decompressed, info: tarfile.TarInfo, state: _State) -> None:
+    tar.require(info.size)
     if info.size > _MAX_EXTENSION:
         tar.skip(_padded(info.size))
         state.extra["broken"] = ""

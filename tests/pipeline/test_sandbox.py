@@ -22,7 +22,7 @@ from made_images import (
 from pipeline.bench.machine import memory_mib
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.gate.judge import judge
-from pipeline.ingest.gate.sandbox import Sandbox, judged_from_bytes, judged_to_bytes
+from pipeline.ingest.gate.sandbox import Sandbox, decode_verdict, encode_verdict
 
 CONFIG = ShardConfig(near_duplicates=False, max_seconds=5)
 MIB = 2**20
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def examiner():
+def sandbox():
     with Sandbox(CONFIG) as one:
         yield one
 
@@ -42,8 +42,8 @@ def hostile():
         yield one
 
 
-def ask(examiner, data):
-    (judged,) = examiner.examine([data])
+def ask(sandbox, data):
+    (judged,) = sandbox.examine([data])
     return judged
 
 
@@ -66,16 +66,16 @@ def ends(pid):
     return not is_alive(pid)
 
 
-def test_the_verdict_is_that_of_the_function(examiner):
-    assert ask(examiner, JPEG) == judge(JPEG, CONFIG)
-    assert ask(examiner, b"") == judge(b"", CONFIG)
+def test_the_verdict_is_that_of_the_function(sandbox):
+    assert ask(sandbox, JPEG) == judge(JPEG, CONFIG)
+    assert ask(sandbox, b"") == judge(b"", CONFIG)
 
 
 @pytest.mark.parametrize(("data", "is_sent_back"), [(b"input", True), (b"stored", False)])
 def test_a_verdict_survives_the_way(data, is_sent_back):
     before = hostile_judges.ACCEPTED
-    answer = judged_to_bytes(before, data)
-    after = judged_from_bytes(answer, data)
+    answer = encode_verdict(before, data)
+    after = decode_verdict(answer, data)
     np.testing.assert_array_equal(after.near_words, before.near_words)
     assert (after.outcome, after.stored, after.notes) == ("accepted", b"stored", ())
     assert answer.count(b"stored") - answer.count(b'"stored_') == is_sent_back
@@ -86,14 +86,14 @@ def test_a_verdict_survives_the_way(data, is_sent_back):
     [
         b"",
         b"\xff" * 100,
-        judged_to_bytes(hostile_judges.ACCEPTED, b"")[:-1],
+        encode_verdict(hostile_judges.ACCEPTED, b"")[:-1],
         struct.pack("<4I", 2, 0, 0, 0) + b"[]",
         struct.pack("<4I", 12, 0, 0, 0) + b"[{}, [], {}]",
     ],
 )
 def test_what_is_no_verdict_is_refused(answer):
     with pytest.raises(ValueError, match="verdict"):
-        judged_from_bytes(answer, b"input")
+        decode_verdict(answer, b"input")
 
 
 def test_more_than_the_limit_is_not_sent(hostile):
@@ -160,7 +160,7 @@ def test_a_child_that_only_says_it_goes_on_is_late():
         assert time.monotonic() - started < 60  # Of which starting it twice takes most.
 
 
-def test_many_are_judged_as_one_by_one(examiner):
+def test_many_are_judged_as_one_by_one(sandbox):
     config = CONFIG.model_copy(update={"max_bytes": 10 * MIB})
     images = [JPEG, b"", b"x" * (10 * MIB + 1), JPEG + bytes(MIB), PNG, JPEG * 40, b"<html>"]
     with Sandbox(config) as one:
@@ -208,8 +208,8 @@ def test_a_judge_that_cannot_be_imported_is_an_error(capfd):
 PARENT = """
 import sys, hostile_judges
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.gate.sandbox import Examiner
-with Examiner(ShardConfig(near_duplicates=False, max_seconds={seconds}), hostile_judges.judge) as e:
+from pipeline.ingest.gate.sandbox import Sandbox
+with Sandbox(ShardConfig(near_duplicates=False, max_seconds={seconds}), hostile_judges.judge) as e:
     e.examine([b"well"])
     print(e.pid, flush=True)
     e.examine([b"sleep"])
@@ -249,13 +249,13 @@ def test_the_child_ends_with_its_parent(number, seconds):
         (lambda: jpeg_of_many_scans(10_000), "too_many_scans"),
     ],
 )
-def test_bombs_are_refused_without_memory_or_time(examiner, make, reason):
+def test_bombs_are_refused_without_memory_or_time(sandbox, make, reason):
     data = make()
-    ask(examiner, JPEG)
-    before, started = peak_mib(examiner.pid), time.monotonic()
-    assert ask(examiner, data).reason == reason
+    ask(sandbox, JPEG)
+    before, started = peak_mib(sandbox.pid), time.monotonic()
+    assert ask(sandbox, data).reason == reason
     assert time.monotonic() - started < 5
-    assert peak_mib(examiner.pid) - before < 64
+    assert peak_mib(sandbox.pid) - before < 64
 
 
 def test_the_set_up_is_plain_data():

@@ -30,8 +30,8 @@ _BOUNDS = {
     limits.Gt: ("gt", "> {:,}"),
     limits.Le: ("le", "≤ {:,}"),
     limits.Lt: ("lt", "< {:,}"),
-    limits.MinLen: ("min_length", "at least {} entries"),
-    limits.MaxLen: ("max_length", "at most {} entries"),
+    limits.MinLen: ("min_length", "{} or more entries"),
+    limits.MaxLen: ("max_length", "{} or fewer entries"),
 }
 _Titles = Mapping[type[BaseModel], str]
 

@@ -76,6 +76,8 @@ def clear_errors() -> Iterator[None]:
     """
     try:
         yield
+    except typer.Exit:  # A RuntimeError, too.
+        raise
     except ConfigError as error:
         _end(str(error), 2)
     except IncompleteError as error:

@@ -196,7 +196,7 @@ def test_without_network_it_says_what_to_get_and_where_to_put_it(tmp_path, conso
     text = r"cifar10 cannot be downloaded \(HTTP Error 404.*get cifar-10-python.tar.gz from https"
     with pytest.raises(ConfigError, match=text) as caught:
         get_data("cifar10", tmp_path / "out", console)
-    assert f"put what you got into {tmp_path / 'out-files'}, and run" in str(caught.value)
+    assert f"put the files into {tmp_path / 'out-files'}, and run" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out-files" / datasets.CIFAR10.filename).write_bytes(cifar)

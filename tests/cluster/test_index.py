@@ -101,7 +101,7 @@ def test_a_damaged_shard_ends_the_command_with_one_line_and_is_left_out_on_deman
     assert not (out / "manifest.json").exists()
     result = tessera(theirs, "--out", out, "--skip-damaged", "--fast")
     assert result.returncode == 0, result.stderr
-    assert "2 damaged shards are left out" in result.stdout
+    assert "2 damaged shards are excluded" in result.stdout
     rows = list(map(json.loads, (out / "ledger.jsonl").read_text().splitlines()))
     assert [row["verdict"] for row in rows].count("damaged") == 2
     assert len(read_manifest(out).shards) == 4

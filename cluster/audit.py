@@ -3,37 +3,76 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.audit_page import write_page
-from cluster.screen import bar
-from pipeline.atomic import write_json
-from pipeline.audit.audit import Audit, ShortcutVerdict, run_audit
-from pipeline.audit.evidence import ProbeScore
-from pipeline.audit.gather import Progress, Source
-from pipeline.audit.limits import Shortcut
-from pipeline.audit.planted import PlantedBug, listed, prove
-from pipeline.config import ConfigError, load
-from pipeline.pretext.multitask import tasks_of
-from pipeline.pretext.supervised import SupervisedConfig
-from pipeline.remote.location import is_remote, local_path
-from pipeline.shards.manifest import FILE_NAME
-from training.run import RunConfig
+from cluster.screen import ConfigFile, JsonFile, Manifest, Overrides, bar, load_run, say
+from pipeline.atomic import write_atomic, write_json
+from pipeline.config import ConfigError
+from pipeline.remote.location import is_remote, local_path, redact_url
+
+if TYPE_CHECKING:
+    from pipeline.audit.audit import Audit, ShortcutVerdict
+    from pipeline.audit.evidence import ProbeScore
+    from pipeline.audit.gather import Progress, Source
+    from pipeline.audit.limits import Shortcut
+    from pipeline.audit.planted import PlantedBug
+    from training.report.charts import Box, Tick
 
 WIDTH = 100
-"""Columns that the tables fit into."""
+"""Columns of the tables."""
 PAGE, JSON = "audit.html", "audit.json"
+
+_CHART_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 460.0, 150.0, 16.0, 8.0, 24.0
+_ROW, _THICKNESS, _SPACING = 40.0, 9.0, 13.0
+_MIN_REACH = 0.3
+
+
+def audit(  # noqa: PLR0913 - one for each option
+    config: ConfigFile,
+    manifest: Manifest,
+    overrides: Overrides = None,
+    images: Annotated[
+        int, typer.Option(min=1, help="Maximum number of images; each is shown once.")
+    ] = 2000,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for audit.html and audit.json.")
+    ] = Path("audit"),
+    prove: Annotated[
+        bool,
+        typer.Option(
+            "--prove",
+            help="Also plant known bugs, turn countermeasures off, and show that each is caught.",
+        ),
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Test whether low-level statistics alone solve the pretext, without the picture.
+
+    Simple probes look at what the loader really emits, on images of the shards and on images
+    without content. The exit code is 1 if a shortcut is open, or if the pipeline itself gives
+    answers away.
+
+    Example: tessera audit configs/demo/pretrain.yaml shards/ --images 500
+    """
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    wanted = AuditRequest(images=images, prove=prove, out=out, json_file=json_file)
+    if not audit_shards(source_of(config, manifest, overrides), wanted, console):
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRequest:
-    """What a person asks for."""
+    """Options of an audit."""
 
     images: int
-    """At most."""
+    """Maximum."""
     prove: bool
     """Whether bugs are planted, too."""
     out: Path
@@ -41,18 +80,23 @@ class AuditRequest:
     json_file: Path | None
 
 
-def source_of(config: Path, manifest: str, overrides: Sequence[str]) -> Source:
-    """Take pretext and seed of a run, and the shards of a manifest.
+def source_of(config: Path, manifest: str, overrides: Sequence[str] | None) -> "Source":
+    """Combine the pretext and seed of a run with the shards of a manifest.
 
     Raises:
         ConfigError: The config has no pretext, or there are no shards.
     """
-    run = load(RunConfig, config, overrides)
+    run = load_run(config, overrides)
+    from pipeline.audit.gather import Source
+    from pipeline.pretext.multitask import tasks_of
+    from pipeline.pretext.supervised import SupervisedConfig
+    from pipeline.shards.manifest import FILE_NAME
+
     if run.pretext is None:
         raise ConfigError(f"pretext is missing in {config}: there is nothing to audit without it.")
     if any(isinstance(task, SupervisedConfig) for task in tasks_of(run.pretext)):
         raise ConfigError(
-            f"pretext (={run.pretext.name}) asks for labels of people, which no shortcut of the "
+            f"pretext (={run.pretext.name}) predicts human labels, which no shortcut of the "
             "pipeline gives away: there is nothing to audit; give a pretext without supervised."
         )
     folder = None if is_remote(manifest) else local_path(manifest)
@@ -70,8 +114,8 @@ def source_of(config: Path, manifest: str, overrides: Sequence[str]) -> Source:
     return Source(run.data.model_copy(update=alone), run.pretext, run.seed)
 
 
-def audit_shards(source: Source, wanted: AuditRequest, console: Console) -> bool:
-    """Run the audit, print what it found, and write page and JSON.
+def audit_shards(source: "Source", wanted: AuditRequest, console: Console) -> bool:
+    """Run the audit, print its findings, and write page and JSON.
 
     Returns:
         Whether no shortcut is open, the control is at chance, and every planted bug was caught.
@@ -80,15 +124,18 @@ def audit_shards(source: Source, wanted: AuditRequest, console: Console) -> bool
         ConfigError: There are too few images, or the folder for the page is a file.
         DamageError: A sample is damaged, and the run's policy is to stop.
     """
+    from pipeline.audit.audit import run_audit
+    from pipeline.audit.planted import listed, prove
+
     if wanted.out.exists() and not wanted.out.is_dir():
         raise ConfigError(f"out (={wanted.out}) is a file; give a folder for the page.")
     with bar(console, "audit", counts=False) as progress:
-        found = run_audit(source, wanted.images, _shown(progress.update))
+        found = run_audit(source, wanted.images, _in_percent(progress.update))
     console.print(table_of(found))
     catches: tuple[PlantedBug, ...] = ()
     if wanted.prove:
         with bar(console, "prove", counts=False) as progress:
-            catches = prove(source, wanted.images, _shown(progress.update))
+            catches = prove(source, wanted.images, _in_percent(progress.update))
         console.print(catch_table(catches))
     missed = [catch for catch in catches if not catch.caught]
     ok = found.ok and not missed
@@ -100,13 +147,13 @@ def audit_shards(source: Source, wanted: AuditRequest, console: Console) -> bool
     for path in (wanted.out / JSON, wanted.json_file):
         if path is not None:
             write_json(path, result)
-    console.print(Text(f"page: {wanted.out / PAGE}, figures: {wanted.out / JSON}"), soft_wrap=True)
+    say(console, f"page: {wanted.out / PAGE}, figures: {wanted.out / JSON}")
     console.print(Text(last_line(found, missed, len(catches)), "" if ok else "red"), soft_wrap=True)
     return ok
 
 
-def table_of(found: Audit) -> Table:
-    """List the shortcuts."""
+def table_of(found: "Audit") -> Table:
+    """Return the table of shortcuts."""
     table = Table(width=WIDTH, caption=_caption(found))
     table.add_column("shortcut", overflow="fold")
     for name in ("score", "95 %", "control", "95 %", "limit"):
@@ -121,13 +168,13 @@ def table_of(found: Audit) -> Table:
             _figure(control.value) if control else "",
             _interval(control, verdict.shortcut) if control else "",
             f"{verdict.shortcut.limit:g}",
-            Text(said(verdict), "green" if verdict.ok else "bold red"),
+            Text(verdict_words(verdict), "green" if verdict.ok else "bold red"),
         )
     return table
 
 
-def catch_table(catches: Sequence[PlantedBug]) -> Table:
-    """List the planted bugs."""
+def catch_table(catches: Sequence["PlantedBug"]) -> Table:
+    """Return the table of planted bugs."""
     table = Table(width=WIDTH, caption="score of the named probe, without and with the bug")
     table.add_column("planted", overflow="fold")
     table.add_column("probe")
@@ -147,15 +194,15 @@ def catch_table(catches: Sequence[PlantedBug]) -> Table:
     return table
 
 
-def said(verdict: ShortcutVerdict) -> str:
-    """Say a verdict in a word or two."""
+def verdict_words(verdict: "ShortcutVerdict") -> str:
+    """Return a verdict in a word or two."""
     if verdict.is_bug:
         return "pipeline bug"
     return "open" if verdict.is_open else "closed"
 
 
-def last_line(found: Audit, missed: Sequence[PlantedBug], planted: int) -> str:
-    """Say in one line what was found."""
+def last_line(found: "Audit", missed: Sequence["PlantedBug"], planted: int) -> str:
+    """Return the findings as one line."""
     named = list(zip(found.names(), found.verdicts, strict=True))
     parts = []
     is_open = [
@@ -174,20 +221,157 @@ def last_line(found: Audit, missed: Sequence[PlantedBug], planted: int) -> str:
     return f"no shortcut is open: {len(named)} probes on {found.images:,} images{proof}"
 
 
-def _caption(found: Audit) -> str:
+def _caption(found: "Audit") -> str:
     return (
         f"0 is a blind guess, 1 always right; {found.images:,} images of {found.fingerprint}, "
         f"{found.control_images:,} without content"
     )
 
 
-def _figure(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _interval(score: ProbeScore, shortcut: Shortcut) -> str:
+def _interval(score: "ProbeScore", shortcut: "Shortcut") -> str:
     return f"{score.low:.3f} .. {score.high:.3f}" if shortcut.sampled else "exact"
 
 
-def _shown(update: Callable[[float, float, str], None]) -> Progress:
+def _in_percent(update: Callable[[float, float, str], None]) -> "Progress":
     return lambda share, note: update(100 * share, 100, note)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreBar:
+    """One score: a bar from 0, and its interval."""
+
+    kind: str
+    """Class in the style sheet: now or beside."""
+    y: float
+    """Centre of the bar."""
+    left: float
+    width: float
+    low: float
+    high: float
+    end: float
+    """x coordinate of the score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One shortcut."""
+
+    label: str
+    y: float
+    """Centre of the row."""
+    beams: tuple[ScoreBar, ...]
+    limit: float
+    """x coordinate."""
+    is_bad: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Bars of several shortcuts on one scale."""
+
+    title: str
+    box: "Box"
+    x_ticks: tuple["Tick", ...]
+    zero: float
+    """x coordinate of a blind guess."""
+    rows: tuple[Row, ...]
+    thick: float
+    words: str
+    """Text alternative."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    label: str
+    now: "ProbeScore"
+    beside: "ProbeScore | None"
+    limit: float
+    is_bad: bool
+
+
+def write_page(
+    path: Path, found: "Audit", catches: Sequence["PlantedBug"], source: "Source"
+) -> None:
+    """Write the page of an audit, and of its planted bugs if there are any."""
+    from pipeline.audit.limits import CONTROL_TOLERANCE
+    from pipeline.pretext.multitask import tasks_of
+    from training.report.charts import number
+    from training.report.templates import page_environment
+
+    environment = page_environment(Path(__file__).parent)
+    environment.filters["number"] = number
+    page = environment.get_template("audit.html").render(
+        audit=found,
+        named=list(zip(found.names(), found.verdicts, strict=True)),
+        charts=[_task_chart(found, task.name) for task in tasks_of(source.pretext)],
+        catches=catches,
+        catch_chart=_catch_chart(catches) if catches else None,
+        pretext=source.pretext,
+        manifest=redact_url(source.data.manifest or ""),
+        tolerance=CONTROL_TOLERANCE,
+    )
+    write_atomic(path, page.encode("utf-8", "xmlcharrefreplace"))
+
+
+def chart_of(title: str, lines: Sequence[_Line]) -> Chart:
+    """Lay out the bars of some shortcuts."""
+    from training.report.charts import Box, Tick, number, ticks
+    from training.report.templates import figure
+
+    scores = [s for line in lines for s in (line.now, line.beside) if s is not None]
+    reach = max(_MIN_REACH, *(s.high for s in scores), *(line.limit for line in lines))
+    low = min(0.0, *(s.low for s in scores))
+    x_values = [v for v in ticks(low, reach, at_most=6) if v >= low - 0.05]
+    low, reach = min(low, x_values[0]), max(reach, x_values[-1])
+    box = Box(
+        _CHART_WIDTH,
+        _TOP + _ROW * len(lines) + _BOTTOM,
+        _LEFT,
+        _TOP,
+        _CHART_WIDTH - _RIGHT,
+        _TOP + _ROW * len(lines),
+    )
+
+    def x(value: float) -> float:
+        return box.left + (box.right - box.left) * (value - low) / (reach - low)
+
+    def beam(kind: str, score: "ProbeScore", y: float) -> ScoreBar:
+        start, end = sorted((x(0), x(score.value)))
+        return ScoreBar(kind, y, start, end - start, x(score.low), x(score.high), x(score.value))
+
+    rows = []
+    for position, line in enumerate(lines):
+        y = box.top + _ROW * (position + 0.5)
+        shift = _SPACING / 2 if line.beside else 0
+        beams = [beam("now", line.now, y - shift)]
+        if line.beside:
+            beams.append(beam("beside", line.beside, y + shift))
+        rows.append(Row(line.label, y, tuple(beams), x(line.limit), line.is_bad))
+    marks = tuple(Tick(x(v), number(v)) for v in x_values)
+    words = "; ".join(
+        f"{line.label}: {figure(line.now.value)}, limit {line.limit:g}" for line in lines
+    )
+    return Chart(title, box, marks, x(0), tuple(rows), _THICKNESS, words)
+
+
+def _task_chart(found: "Audit", task: str) -> Chart:
+    return chart_of(
+        task,
+        [
+            _Line(v.shortcut.title, v.score, v.control, v.shortcut.limit, not v.ok)
+            for v in found.verdicts
+            if v.task == task
+        ],
+    )
+
+
+def _catch_chart(catches: Sequence["PlantedBug"]) -> Chart:
+    lines = [
+        _Line(f"{n}. {c.shortcut.name}", c.planted, c.without, c.limit, not c.caught)
+        for n, c in enumerate(catches, start=1)
+    ]
+    return chart_of("planted bugs", lines)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}"

@@ -1,29 +1,23 @@
-"""The whole chain with the settings of configs/demo: crawl, shards, trunk, score, report."""
+"""`tessera demo`: the whole chain with the settings of configs/demo."""
 
 import shlex
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import torch
+import typer
 from rich.console import Console
 
-from cluster.screen import bar
-from cluster.shard_stage import ledger_json, run_shard
-from cluster.stages import (
-    add_results,
-    read_results,
-    require_all,
-    run_pretrain,
-    run_report,
-    run_transfer,
-)
-from cluster.transfer_table import layer_table
+from cluster.pretrain import run_pretrain
+from cluster.report import add_results, read_results, run_report
+from cluster.screen import Resume, bar, say
+from cluster.shard import ledger_json, run_shard
+from cluster.transfer import layer_table, require_all, run_transfer
 from pipeline.config import ConfigError, load, override
-from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.folder import ShardRequest
-from pipeline.ingest.sources.source_list import parse_sources
-from pipeline.synthetic.crawl import FOLDER_NAME, render_crawl
-from training.run import RunConfig, pretraining_of
+
+if TYPE_CHECKING:
+    from pipeline.ingest.config import ShardConfig
+    from training.run import RunConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
 _NUM_IMAGES = 4000
@@ -31,27 +25,49 @@ _SEED = 0
 
 
 def demo(
+    out: Annotated[Path, typer.Option(help="New folder for everything.")] = Path("runs/demo"),
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder tree of your own images; default a rendered crawl."),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Limit of the pretraining.", min=0.01)
+    ] = None,
+    resume: Resume = False,
+) -> None:
+    """Run the whole chain on this machine: crawl, shards, trunk, score, report.
+
+    Example: tessera demo --images ~/pictures --out runs/pictures
+    """
+    run_demo(out, images, minutes, Console(), resume=resume)
+
+
+def run_demo(
     out: Path, images: Path | None, minutes: float | None, console: Console, *, resume: bool
 ) -> None:
-    """Run every stage into `out`; a resumed demo goes on where it stopped.
+    """Run every stage into `out`; a resumed demo continues where it stopped.
 
     Args:
-        out: New folder, or that of a demo to go on with.
+        out: New folder, or that of a demo to continue.
         images: Folder tree of images; None renders a synthetic crawl.
-        minutes: Bound of the pretraining; None takes that of configs/demo/pretrain.yaml.
+        minutes: Limit of the pretraining; None takes that of configs/demo/pretrain.yaml.
         console: Where progress goes.
         resume: Whether `out` may hold an earlier demo.
 
     Raises:
-        ConfigError: The input does not allow a stage; where only the labels for the transfer are
-            missing, everything else is done before.
+        ConfigError: The input does not allow a stage; if only the labels for the transfer are
+            missing, every other stage is done first.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not resume:
         raise ConfigError(
-            f"out (={out}) is not empty; use --resume to go on or choose another folder."
+            f"out (={out}) is not empty; use --resume to continue or choose another folder."
         )
     if images is not None and not images.is_dir():
         raise ConfigError(f"images (={images}) is no folder; give one that holds images.")
+    from pipeline.ingest.config import ShardConfig
+    from pipeline.synthetic.crawl import FOLDER_NAME
+    from training.run import RunConfig
+
     shard_config = load(ShardConfig, CONFIGS / "shard.yaml")
     overrides = _overrides(out, minutes)
     config = load(RunConfig, CONFIGS / "pretrain.yaml", overrides)
@@ -70,6 +86,10 @@ def demo(
 
 def _overrides(out: Path, minutes: float | None) -> list[str]:
     """Point the demo's config at `out` and at this machine."""
+    import torch
+
+    from training.run import RunConfig, pretraining_of
+
     found = [override("out", str(out)), override("data.manifest", str(out / "shards"))]
     if minutes is not None:
         found.append(override("train.max_minutes", minutes))
@@ -80,6 +100,8 @@ def _overrides(out: Path, minutes: float | None) -> list[str]:
 
 
 def _render(out: Path, console: Console) -> None:
+    from pipeline.synthetic.crawl import render_crawl
+
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     with bar(console, "render", counts=True) as line:
@@ -90,26 +112,29 @@ def _render(out: Path, console: Console) -> None:
             on_progress=lambda done, total: line.update(done, total, "synthetic pictures"),
         )
     add_results(out, "render", started)
-    console.print(
+    say(
+        console,
         f"render: {summary.num_files} files of a synthetic crawl in {summary.root}: "
         f"{len(summary.classes)} classes, {summary.num_duplicates} duplicates, "
         f"{sum(summary.broken.values())} broken",
-        highlight=False,
     )
 
 
 def _shard(
-    images: Path, out: Path, config: ShardConfig, console: Console, *, commands: list[str]
+    images: Path, out: Path, config: "ShardConfig", console: Console, *, commands: list[str]
 ) -> None:
+    from pipeline.ingest.folder import ShardRequest
+    from pipeline.ingest.sources.source_list import parse_sources
+
     started = time.monotonic()
     shards = out / "shards"
-    job = ShardRequest(shards, parse_sources([str(images)], (), ()), config)
-    manifest = run_shard(job, console, resume=shards.exists())
+    request = ShardRequest(shards, parse_sources([str(images)], (), ()), config)
+    manifest = run_shard(request, console, resume=shards.exists())
     add_results(out, "shard", started, ledger=ledger_json(manifest.ledger), commands=commands)
 
 
-def _transfer_or_reason(config: RunConfig, console: Console) -> str | None:
-    """Transfer, or return why the images allow none: no labels, or too few of each."""
+def _transfer_or_reason(config: "RunConfig", console: Console) -> str | None:
+    """Transfer, or return why the images do not allow it: no labels, or too few of each."""
     started = time.monotonic()
     try:
         require_all(run_transfer(config, console, local=True))
@@ -120,7 +145,7 @@ def _transfer_or_reason(config: RunConfig, console: Console) -> str | None:
 
 
 def _commands(images: Path, out: Path, overrides: list[str]) -> list[str]:
-    """Return the single commands that do what the demo does."""
+    """Return the single commands that the demo amounts to."""
     config = shlex.join(["configs/demo/pretrain.yaml", *overrides])
     return [
         shlex.join(["tessera", "shard", str(images), "--out", str(out / "shards")])
@@ -138,7 +163,7 @@ def _last_screen(out: Path, console: Console) -> None:
     if "skipped" not in scores:
         console.print(layer_table(scores))
     seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in results["seconds"].items())
-    console.print(f"time      {seconds}", highlight=False)
+    say(console, f"time      {seconds}")
     for name, path in (
         ("report", out / "report.html"),
         ("results", out / "results.json"),
@@ -146,4 +171,4 @@ def _last_screen(out: Path, console: Console) -> None:
         ("shards", out / "shards"),
         ("curves", f"tensorboard --logdir {out / 'tensorboard'}"),
     ):
-        console.print(f"{name:<9} {path}", highlight=False, soft_wrap=True)
+        say(console, f"{name:<9} {path}")

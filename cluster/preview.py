@@ -5,51 +5,50 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
-from rich.text import Text
 
+from cluster.screen import ConfigFile, Manifest, Overrides, say
 from pipeline.atomic import write_atomic
-from pipeline.config import Config, ConfigError, load, parse
-from pipeline.explain.pictures.countermeasures import (
-    Drawing,
-    PreviewSection,
-    image_parts,
-    measure_parts,
-)
-from pipeline.explain.step import Explained, Subject, explain_step, open_subject
-from pipeline.loading.data import DataConfig
-from pipeline.loading.mixture import RankInfo
-from pipeline.loading.order import OrderConfig
-from pipeline.pretext.multitask import PretextConfig, tasks_of
-from pipeline.remote.location import redact_url as without_secrets
-from training.report.templates import page_environment
+from pipeline.config import Config, ConfigError, parse, read_yaml
+from pipeline.remote.location import redact_url
+
+if TYPE_CHECKING:
+    from pipeline.explain.pictures.countermeasures import Drawing, PreviewSection
+    from pipeline.explain.step import Explained, Subject
+    from pipeline.loading.mixture import RankInfo
+    from pipeline.loading.order import OrderConfig
 
 PAGE = "preview.html"
 
 _PLANNED = 32
-"""Images that are planned at least, so that what is drawn for a few of them is among them."""
+"""Minimum number of images planned, so that draws made for a few images appear among them."""
 
 
-class PreviewConfig(Config):
-    """The sections of a run's YAML that say what is seen; the others are let pass."""
+def preview(
+    config: ConfigFile,
+    manifest: Manifest,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for page and pictures.")],
+    overrides: Overrides = None,
+    images: Annotated[int, typer.Option(min=1, help="How many images are drawn.")] = 4,
+) -> None:
+    """Draw what the network sees of some images, and what each countermeasure does.
 
-    seed: int
-    order: OrderConfig
-    pretext: PretextConfig
-    data: dict[str, Any] | None = None
-    """Cache and threads; its manifest is not looked at."""
-    out: Any = None
-    trunk: Any = None
-    optim: Any = None
-    train: Any = None
-    transfer: Any = None
+    The loader makes epoch 0, step 0 of a run with this config on these shards. Of the config,
+    pretext, order, seed and data are read.
+
+    Example: tessera preview configs/demo/pretrain.yaml runs/demo/shards --out preview/
+    """
+    page = run_preview(config, overrides, manifest, out, images)
+    count = sum(1 for _ in page.parent.glob("*.png"))
+    say(Console(), f"page: {page}, and its {count} pictures beside it")
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture that the page holds in itself."""
+    """A picture embedded in the page."""
 
     uri: str
     """data: URI."""
@@ -72,7 +71,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class TaskBlocks:
-    """A task's part of the page."""
+    """The page's part for one task."""
 
     name: str
     images: tuple[Block, ...]
@@ -80,13 +79,13 @@ class TaskBlocks:
 
 
 def run_preview(
-    config: Path, overrides: Sequence[str], manifest: str, out: Path, num_images: int
+    config: Path, overrides: Sequence[str] | None, manifest: str, out: Path, num_images: int
 ) -> Path:
     """Draw the first images of epoch 0, step 0 into a new folder.
 
     Args:
         config: A run's YAML.
-        overrides: Of its keys.
+        overrides: Overrides of its keys.
         manifest: The shards whose images are drawn.
         out: New folder.
         num_images: How many.
@@ -95,12 +94,16 @@ def run_preview(
         The page.
 
     Raises:
-        ConfigError: The config says no such thing, or the folder is not empty.
+        ConfigError: The config does not allow it, or the folder is not empty.
         DamageError: A sample is damaged, and the run's policy is to stop.
     """
-    run = load(PreviewConfig, config, overrides)
+    raw = read_yaml(config, overrides or ())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out (={out}) is not a new folder; give one that is empty or not there.")
+    from pipeline.explain.step import explain_step, open_subject
+    from pipeline.loading.data import DataConfig
+
+    run = parse(_preview_config(), raw, str(config))
     if not 1 <= num_images <= run.order.global_batch:
         raise ConfigError(
             f"images (={num_images}) must be in 1..{run.order.global_batch}, the samples of a step."
@@ -108,33 +111,50 @@ def run_preview(
     alone = {"manifest": manifest, "mixture": None, "stream": None}
     data = parse(DataConfig, (run.data or {}) | alone, f"{config}: data")
     with closing(open_subject(data, run.order, run.pretext, seed=run.seed)) as subject:
-        explained = explain_step(subject, 0, 0, _place(run.order, num_images))
+        explained = explain_step(subject, 0, 0, _rank_info(run.order, num_images))
         out.mkdir(parents=True, exist_ok=True)
         blocks = _blocks(subject, explained, out, num_images)
-    about = (
-        f"{without_secrets(manifest)} ({explained.fingerprint}), seed {run.seed}, epoch 0, step 0"
-    )
+    about = f"{redact_url(manifest)} ({explained.fingerprint}), seed {run.seed}, epoch 0, step 0"
     page = out / PAGE
     html = _render(pretext=run.pretext, config=config.name, about=about, tasks=blocks)
     write_atomic(page, html.encode("utf-8", "xmlcharrefreplace"))
     return page
 
 
-def print_page(page: Path, console: Console) -> None:
-    """Name the page, as the last line."""
-    count = sum(1 for _ in page.parent.glob("*.png"))
-    console.print(Text(f"page: {page}, and its {count} pictures beside it"), soft_wrap=True)
+def _preview_config() -> Any:
+    """Return the model of the sections that decide what is seen; the others are let pass."""
+    from pipeline.loading.order import OrderConfig
+    from pipeline.pretext.multitask import PretextConfig
+
+    class PreviewConfig(Config):
+        seed: int
+        order: OrderConfig
+        pretext: PretextConfig
+        data: dict[str, Any] | None = None
+        """Cache and threads; its manifest is ignored."""
+        out: Any = None
+        trunk: Any = None
+        optim: Any = None
+        train: Any = None
+        transfer: Any = None
+
+    return PreviewConfig
 
 
-def _place(order: OrderConfig, num_images: int) -> RankInfo:
-    """Choose a rank whose share of a step is no larger than it must be: all show the same step."""
+def _rank_info(order: "OrderConfig", num_images: int) -> "RankInfo":
+    """Choose a rank with the smallest sufficient share of a step; all ranks show the same step."""
+    from pipeline.loading.mixture import RankInfo
+
     num_lanes = -(-max(_PLANNED, num_images) // order.lane_share)
     return RankInfo(rank=0, world_size=max(1, order.num_lanes // num_lanes))
 
 
 def _blocks(
-    subject: Subject, explained: Explained, out: Path, num_images: int
+    subject: "Subject", explained: "Explained", out: Path, num_images: int
 ) -> tuple[TaskBlocks, ...]:
+    from pipeline.explain.pictures.countermeasures import image_parts, measure_parts
+    from pipeline.pretext.multitask import tasks_of
+
     found = []
     for task in tasks_of(subject.pretext):
         images = image_parts(subject.pretext, task, explained, num_images)
@@ -149,11 +169,11 @@ def _blocks(
     return tuple(found)
 
 
-def _block(part: PreviewSection, out: Path) -> Block:
+def _block(part: "PreviewSection", out: Path) -> Block:
     return Block(part.title, part.text, tuple(_figure(one, out) for one in part.drawings))
 
 
-def _figure(drawing: Drawing, out: Path) -> Figure:
+def _figure(drawing: "Drawing", out: Path) -> Figure:
     path = out / drawing.name
     drawing.image.save(path)
     data = base64.b64encode(path.read_bytes()).decode()
@@ -162,5 +182,7 @@ def _figure(drawing: Drawing, out: Path) -> Figure:
 
 
 def _render(**parts: Any) -> str:
+    from training.report.templates import page_environment
+
     environment = page_environment(Path(__file__).parent)
     return environment.get_template("preview.html").render(**parts)

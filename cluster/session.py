@@ -17,10 +17,10 @@ _OBJECT_STORE_BYTES = 128 * 2**20  # Images never go through it, only paths and 
 
 
 def ensure_ray(address: str | None = None) -> bool:
-    """Use the Ray that is there (initialised, or named by RAY_ADDRESS), else start a local one.
+    """Use an existing Ray (initialised, or named by RAY_ADDRESS), else start a local one.
 
     Args:
-        address: Of a cluster to use, before RAY_ADDRESS.
+        address: A cluster to use instead of RAY_ADDRESS.
 
     Returns:
         Whether this call connected or started Ray, so that the caller shuts it down.
@@ -37,7 +37,7 @@ def ensure_ray(address: str | None = None) -> bool:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
-                f"address (={address}) is no cluster that answers: "
+                f"address (={address}) is no Ray cluster that answers: "
                 f"{' '.join(str(error).split())[:200]} Start one with: ray start --head"
             ) from None
         return True
@@ -46,7 +46,7 @@ def ensure_ray(address: str | None = None) -> bool:
         return True
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # One machine, loopback only.
     ray.init(
-        "local",  # Not a cluster that happens to run on this machine.
+        "local",  # Never a cluster that happens to run on this machine.
         num_cpus=max(_MIN_CPUS, os.cpu_count() or 1),
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,

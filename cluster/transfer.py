@@ -1,129 +1,198 @@
-"""A transfer as Ray tasks: each job on each trunk by itself, and one that fails harms no other."""
+"""`tessera transfer`: what a trunk is worth, in this process or on Ray; its tables."""
 
-import json
-import logging
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
-import ray
-import torch
-from ray.exceptions import RayError, RayTaskError
+import typer
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
 
-from cluster.session import ensure_ray
-from cluster.tasks import end_tasks
-from pipeline.config import ConfigError, parse
-from training.run import RunConfig, absolute
-from training.transfer.config import ResourcesConfig
-from training.transfer.evaluate import (
-    JobOnTrunk,
-    Opened,
-    Outcome,
-    finish,
-    here,
-    make_features,
-    open_transfer,
-    run_pair,
-)
-from training.transfer.job import Progress
+from cluster.report import add_results
+from cluster.screen import ConfigFile, IncompleteError, JsonFile, Overrides, bar, load_run, say
+from pipeline.atomic import write_json
+from pipeline.config import ConfigError
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from training.run import RunConfig
+    from training.transfer.evaluate import Outcome
+
+Entry = Mapping[str, Any]
+"""One result: of a job on a layer of a trunk."""
 
 
-def transfer_on_ray(config: RunConfig, on_progress: Progress) -> Outcome:
-    """Run every job on every trunk as a Ray task, on as many nodes as there are.
+def transfer(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="One plain process, job after job, without Ray.")
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Score a run's trunk on labelled images, beside a random and a supervised trunk.
 
-    What is finished is skipped. Jobs that look at frozen features wait until those of their trunk
-    are extracted; the others start at once. OUT must be a folder that all nodes see.
+    Every job of the config on every trunk: SVMs, few labels, neighbours, probes, fine-tuning,
+    detection. Results go to OUT/transfer/JOB.json and OUT/results.csv. However it was stopped, the
+    same command runs only what is missing.
 
-    Args:
-        config: The run.
-        on_progress: Told of each part that ends.
+    Example: tessera transfer configs/demo/transfer.yaml
+    """
+    console = Console()
+    found = run_transfer(load_run(config, overrides), console, local=local)
+    if found.summary:
+        console.print(layer_table(found.summary))
+    console.print(transfer_table(found.entries))
+    if json_file:
+        write_json(json_file, found.entries)
+    require_all(found)
+
+
+def run_transfer(config: "RunConfig", console: Console, *, local: bool) -> "Outcome":
+    """Run every job on every trunk, under Ray or (`local`) in this process.
 
     Raises:
-        ConfigError: Images or trunks do not allow the transfer, or the cluster is too small.
+        ConfigError: The transfer cannot begin.
     """
-    opened = open_transfer(config, torch.device("cpu"), on_progress)
-    started = ensure_ray()
-    try:
-        return finish(opened, _run_all(opened, config, on_progress))
-    finally:
-        if started:
-            ray.shutdown()
+    started = time.monotonic()
+    with bar(console, "transfer", counts=True) as line:
+
+        def show(what: str, done: int, total: int) -> None:
+            line.update(done, total, what)
+
+        if local:
+            from training.transfer.evaluate import here
+            from training.transfer.evaluate import transfer as transfer_here
+
+            found = transfer_here(config, here(), show)
+        else:
+            from cluster.launch import transfer_on_ray
+
+            found = transfer_on_ray(config, show)
+    kept = found.summary or {"results": found.entries}
+    add_results(config.out, "transfer", started, transfer=kept)
+    for note in found.notes:
+        say(console, f"transfer: {note}")
+    for pair, count in found.overlap.items():
+        if count:
+            first, second = pair.split("/")
+            say(console, f"transfer: {count} images of {second} are in {first}, too")
+    say(console, last_line(found.entries))
+    return found
 
 
-def _run_all(opened: Opened, config: RunConfig, on_progress: Progress) -> dict[str, Exception]:
-    """Run all parts that are not finished; returns what failed, by name."""
-    start = _starter(opened, config)
-    waiting = [part for part in opened.pairs if opened.finished(part) is None]
-    frozen = [part for part in waiting if opened.is_frozen(part)]
-    names = dict.fromkeys(part.trunk for part in frozen)
-    running = {start(trunk, None): (f"features of {trunk}", trunk) for trunk in names}
-    running |= {start(p.trunk, p.job): (str(p), None) for p in waiting if p not in frozen}
-    total, done = len(running) + len(frozen), 0
-    failures: dict[str, Exception] = {}
-    try:
-        while running:
-            on_progress(", ".join(name for name, _ in running.values()), done, total)
-            (ref,), _ = ray.wait(list(running))
-            name, extracted = running.pop(ref)
-            error = _error_of(ref)
-            done += 1
-            if error is not None:
-                logger.error("%s failed: %s", name, error)
-                failures[name] = error
-                continue
-            ready = [part for part in frozen if part.trunk == extracted]
-            running |= {start(part.trunk, part.job): (str(part), None) for part in ready}
-    finally:
-        end_tasks(list(running))  # An error here, or Ctrl-C.
-    on_progress("done", total, total)
-    return failures
+def require_all(found: "Outcome") -> None:
+    """Refuse a transfer of which some jobs failed; the results of the others are kept.
+
+    Raises:
+        ConfigError: Every failure can be fixed in the config.
+        IncompleteError: Something failed for another reason.
+    """
+    failures = found.failures
+    if not failures:
+        return
+    lines = [f"{name} ({str(error) or type(error).__name__})" for name, error in failures.items()]
+    text = f"{' '.join('; '.join(lines).split())}. The results of the other jobs are kept."
+    if all(isinstance(error, ConfigError) for error in failures.values()):
+        raise ConfigError(text)
+    raise IncompleteError(f"failed: {text} The same command runs only what is missing.")
 
 
-def _starter(opened: Opened, config: RunConfig) -> Callable[[str, str | None], Any]:
-    """Return a function (trunk, job) that starts a task; without a job, features are extracted."""
-    resources = opened.config.resources
-    gpus = _gpus(resources)
-    raw = json.dumps(absolute(config).model_dump(mode="json"))
-    task: Any = ray.remote(_work).options(
-        num_cpus=resources.num_cpus, num_gpus=gpus, max_retries=resources.retries
+def transfer_table(entries: Sequence[Entry]) -> Group:
+    """Show the best layer of each job and trunk: mean, range over seeds or draws, and name.
+
+    One line per trunk: side by side, five of them do not fit into 80 columns.
+    """
+    trunks = list(dict.fromkeys(entry["trunk"] for entry in entries))
+    table = Table()
+    for name in ("job", "trunk"):
+        table.add_column(name)
+    table.add_column("score", justify="right")
+    for name in ("least to most", "layer"):
+        table.add_column(name, overflow="fold")
+    for label, ours in _rows(entries).items():
+        best = {trunk: _best(ours, trunk) for trunk in trunks}
+        highest = max(entry["score"] for entry in best.values() if entry)
+        for number, (trunk, entry) in enumerate(best.items()):
+            table.add_row("" if number else label, trunk, *_cells(entry, highest))
+        table.add_section()
+    return _titled("Transfer: the best layer of each trunk, percent", table)
+
+
+def layer_table(summary: Mapping[str, Any]) -> Group:
+    """Show every layer of the svm job; the best of each trunk in bold."""
+    layers = summary["layers"]
+    table = Table()
+    table.add_column("layer")
+    gains = {"random", "pretrained"} <= set(layers)
+    for name in (*layers, *(["gain"] if gains else [])):
+        table.add_column(name, justify="right")
+    best = {name: summary[f"best_{name}"] for name in layers}
+    for layer in next(iter(layers.values())):
+        scores = {name: by[layer]["score"] for name, by in layers.items()}
+        cells = [_bold(f"{s:.1f}", on=s == best[name]) for name, s in scores.items()]
+        table.add_row(layer, *cells, *_gain(scores, shown=gains))
+    table.add_section()
+    every = [f"{score:.1f}" for score in best.values()]
+    table.add_row("best", *every, *_gain(best, shown=gains), style="bold")
+    images = (
+        f"{summary['train_images']} training and {summary['test_images']} test images of "
+        f"{summary['classes']} classes"
     )
-    return lambda trunk, job: task.remote(raw, trunk, job)
+    return _titled(f"Transfer: {summary['metric']}\n{images}", table)
 
 
-def _gpus(resources: ResourcesConfig) -> float:
-    """Return the GPUs of a task; refuse what Ray would wait for without a word."""
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus = resources.num_gpus
-    if gpus is None:
-        gpus = 1.0 if there.get("GPU", 0) >= 1 else 0.0
-    for key, wanted in (("CPU", resources.num_cpus), ("GPU", gpus)):
-        if wanted > there.get(key, 0):
-            raise ConfigError(
-                f"transfer.resources.num_{key.lower()}s (={wanted:g}) exceeds the "
-                f"{there.get(key, 0):g} {key}s of the Ray cluster; lower it or add {key}s."
-            )
-    return gpus
+def last_line(entries: Sequence[Entry]) -> str:
+    """Return the scores of the first job, of every trunk, as one line."""
+    if not entries:
+        return "transfer: no job was finished"
+    label, ours = next(iter(_rows(entries).items()))
+    trunks = list(dict.fromkeys(entry["trunk"] for entry in ours))
+    found = [entry for entry in (_best(ours, trunk) for trunk in trunks) if entry]
+    shown = ", ".join(f"{e['trunk']} {e['score']:.1f} %{_at(e)}" for e in found)
+    return f"transfer: {label}: {shown} ({ours[0]['metric']})"
 
 
-def _work(raw: str, trunk: str, job: str | None) -> None:
-    opened = open_transfer(parse(RunConfig, json.loads(raw), "config"), here())
-    if job is None:
-        make_features(opened, trunk, _silent)
-    else:
-        run_pair(opened, JobOnTrunk(job, trunk), _silent)
+def _rows(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Group entries by what is comparable: a job, and its k if it has several."""
+    rows: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        rows.setdefault((entry["job"], entry["metric"]), []).append(entry)
+    named: dict[str, list[Entry]] = {}
+    for (job, metric), ours in rows.items():
+        details = ours[0]["details"]
+        k = details.get("shots", details.get("neighbours") if job == "knn" else None)
+        label = job if k is None else f"{job} k={k}"
+        named[label if label not in named else f"{label}: {metric}"] = ours
+    return named
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    """Tell nobody: the driver counts the parts."""
+def _best(entries: Sequence[Entry], trunk: str) -> Entry | None:
+    ours = [entry for entry in entries if entry["trunk"] == trunk]
+    return max(ours, key=lambda entry: entry["score"], default=None)
 
 
-def _error_of(ref: Any) -> Exception | None:
-    try:
-        ray.get(ref)
-    except RayTaskError as error:  # Its own text is a remote traceback.
-        cause = error.cause
-        return cause if isinstance(cause, Exception) else error
-    except RayError as error:
-        return error
-    return None
+def _cells(entry: Entry | None, highest: float) -> list[str]:
+    if entry is None:
+        return ["failed", "", ""]
+    low, high = entry["range"]
+    spread = f"{low:.1f} to {high:.1f}" if low < high else ""
+    score = _bold(f"{entry['score']:.1f}", on=entry["score"] == highest)
+    return [score, spread, entry["layer"] or ""]
+
+
+def _at(entry: Entry) -> str:
+    return f" {entry['layer']}" if entry["layer"] else ""
+
+
+def _gain(scores: Mapping[str, float], *, shown: bool) -> list[str]:
+    return [f"{scores['pretrained'] - scores['random']:+.1f}"] if shown else []
+
+
+def _titled(title: str, table: Table) -> Group:
+    """Print the title above the table: its own would be wrapped to the table's width."""
+    return Group(Text(title, style="table.title"), table)
+
+
+def _bold(text: str, *, on: bool) -> str:
+    return f"[bold]{text}[/]" if on else text

@@ -1,114 +1,175 @@
-"""The upkeep of shards as a person runs it: behind a bar, with a clear last line."""
+"""`tessera verify`, `repair`, `purge`, `merge` and `split`: the upkeep of finished shards."""
 
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 
-from cluster.index_shards import run_somewhere
-from cluster.screen import bar
+from cluster.screen import JsonFile, Manifest, bar, say
+from cluster.tasks import run_somewhere
 from pipeline.atomic import write_json
 from pipeline.config import ConfigError
-from pipeline.upkeep.combine import merge, split
-from pipeline.upkeep.purge import purge, read_hashes
-from pipeline.upkeep.repair import repair
-from pipeline.upkeep.verify import Problem, Verified, verify
+
+if TYPE_CHECKING:
+    from pipeline.upkeep.verify import Problem
 
 _SHOWN = 20
 
 
-def run_verify(manifest: str, console: Console, *, deep: bool, json_file: Path | None) -> Verified:
-    """Check shards; names the problems, at most some of them on the screen."""
+def verify(
+    manifest: Manifest,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also decode every image, as strictly as the gate does.")
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Check every byte of finished shards against manifest and indexes.
+
+    Every problem is named with shard, key and byte; the exit code is 1 if there is one.
+
+    Example: tessera verify shards/ --deep
+    """
+    from pipeline.upkeep.verify import verify as verify_shards
+
+    console = Console()
     with bar(console, "verify", counts=True) as line:
-        found = verify(manifest, run_somewhere, deep=deep, on_progress=line.update)
+        found = verify_shards(manifest, run_somewhere, deep=deep, on_progress=line.update)
     _show(found.problems, console)
     if json_file:
         write_json(json_file, found.summary())
-    asked = "sizes, hashes, indexes and images" if deep else "sizes, hashes and indexes"
-    end = f"{len(found.problems)} problems" if found.problems else f"{asked} are as written"
-    console.print(
-        f"verify: {found.shards} shards, {found.samples} samples: {end}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return found
+    checked = "sizes, hashes, indexes and images" if deep else "sizes, hashes and indexes"
+    end = f"{len(found.problems)} problems" if found.problems else f"{checked} are as written"
+    say(console, f"verify: {found.shards} shards, {found.samples} samples: {end}")
+    raise typer.Exit(0 if found.ok else 1)
 
 
-def run_repair(manifest: str, out: Path, console: Console, *, json_file: Path | None) -> None:
-    """Make a new set of what is whole."""
+def repair(
+    manifest: Manifest,
+    out: Annotated[Path, typer.Option(help="New folder for the repaired set.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Make a new set of every intact sample, and list the others.
+
+    Intact shards are linked, damaged ones rewritten without the lost samples. The old set stays
+    unchanged.
+
+    Example: tessera repair shards/ --out mended/
+    """
+    from pipeline.upkeep.repair import repair as repair_shards
+
+    console = Console()
     with bar(console, "repair", counts=True) as line:
-        done = repair(manifest, out, run_somewhere, on_progress=line.update)
+        done = repair_shards(manifest, out, run_somewhere, on_progress=line.update)
     _show(done.problems, console)
     ledger = done.manifest.ledger
     if json_file:
         lost = [{"shard": shard, "key": key} for shard, key in done.lost]
         write_json(json_file, {"mended": done.num_mended, "lost": lost, **ledger.model_dump()})
-    console.print(
+    named = f", named in {out}/ledger.jsonl" if done.lost else ""
+    say(
+        console,
         f"repair: {len(done.manifest.shards)} shards, {done.num_mended} of them mended; "
-        f"{done.manifest.num_samples} samples kept, {len(done.lost)} lost"
-        f"{f', named in {out}/ledger.jsonl' if done.lost else ''}",
-        highlight=False,
-        soft_wrap=True,
+        f"{done.manifest.num_samples} samples kept, {len(done.lost)} lost{named}",
     )
-    console.print(ledger.describe(), highlight=False, soft_wrap=True)
+    say(console, ledger.describe())
 
 
-def run_purge(manifest: str, hashes: Path, console: Console, *, json_file: Path | None) -> None:
-    """Write tombstones."""
-    asked = read_hashes(hashes)
+def purge(
+    manifest: Manifest,
+    hashes: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="One hash per line: of an original file (xxh128sum FILE), the key of a sample, "
+            "or of a stored image (xxh3, 64 bit).",
+        ),
+    ],
+    json_file: JsonFile = None,
+) -> None:
+    """Exclude samples from training for good: opt-outs and takedowns.
+
+    Writes tombstones.jsonl beside the manifest, which every run obeys from its next epoch on;
+    OUT/quarantine.jsonl of a run names each replacement. To remove the bytes, too, shard again
+    without the sources.
+
+    Example: tessera purge shards/ --hashes removed.txt
+    """
+    from pipeline.upkeep.purge import purge as purge_samples
+    from pipeline.upkeep.purge import read_hashes
+
+    console, asked = Console(), read_hashes(hashes)
     with bar(console, "purge", counts=True) as line:
-        done = purge(manifest, asked, on_progress=line.update)
+        done = purge_samples(manifest, asked, on_progress=line.update)
     if json_file:
-        write_json(
-            json_file,
-            {
-                "asked": done.asked,
-                "purged": [stone.key for stone in done.new],
-                "known": done.known,
-                "missing": list(done.missing),
-            },
-        )
-    console.print(
+        result = {
+            "asked": done.asked,
+            "purged": [stone.key for stone in done.new],
+            "known": done.known,
+            "missing": list(done.missing),
+        }
+        write_json(json_file, result)
+    say(
+        console,
         f"purge: {done.asked} hashes asked for: {len(done.new)} samples purged, {done.known} were "
-        f"before, {len(done.missing)} hashes are of no sample here",
-        highlight=False,
-        soft_wrap=True,
+        f"before, {len(done.missing)} hashes match no sample here",
     )
 
 
-def run_merge(manifests: Sequence[str], out: Path, console: Console) -> None:
-    """Make one manifest of several."""
+def merge(
+    manifests: Annotated[
+        list[str],
+        typer.Argument(metavar="MANIFEST...", help="Folders of shards, manifests, or their URLs."),
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the manifest.")],
+) -> None:
+    """Make one manifest of several; the shards stay in place.
+
+    To read sets in fixed shares instead, name them under data.mixture in a run's config.
+
+    Example: tessera merge crawl-1/ crawl-2/ --out all/
+    """
+    from pipeline.upkeep.combine import merge as merge_manifests
+
+    console = Console()
     with bar(console, "merge", counts=True) as line:
-        done = merge(manifests, out, on_progress=line.update)
+        done = merge_manifests(manifests, out, on_progress=line.update)
     made = done.manifest
     if done.repeated:
-        console.print(
+        say(
+            console,
             f"merge: {done.repeated} samples hold an image that another one holds, too; shard the "
             "sources together to keep one of each",
-            highlight=False,
-            soft_wrap=True,
         )
-    console.print(
-        f"merge: {len(made.shards)} shards, {made.num_samples} samples in {out}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(made.ledger.describe(), highlight=False, soft_wrap=True)
+    say(console, f"merge: {len(made.shards)} shards, {made.num_samples} samples in {out}")
+    say(console, made.ledger.describe())
 
 
-def run_split(manifest: str, parts: Sequence[str], out: Path, seed: int, console: Console) -> None:
-    """Give every shard to a part."""
-    shares = _parse_shares(parts)
+def split(
+    manifest: Manifest,
+    parts: Annotated[
+        list[str], typer.Argument(metavar="NAME=SHARE...", help="As train=0.9 val=0.1.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder, with a folder for each part.")],
+    seed: Annotated[int, typer.Option(help="Another seed gives other parts.")] = 0,
+) -> None:
+    """Assign every shard to one of several parts, in place.
+
+    Shards are fair samples of all images, and so are the parts; shares are met to within a shard.
+
+    Example: tessera split shards/ train=0.9 val=0.1 --out parts/
+    """
+    from pipeline.upkeep.combine import split as split_shards
+
+    console, shares = Console(), _parse_shares(parts)
     with bar(console, "split", counts=True) as line:
-        made = split(manifest, out, shares, seed=seed, on_progress=line.update)
+        made = split_shards(manifest, out, shares, seed=seed, on_progress=line.update)
     for name, part in made.items():
-        console.print(
-            f"split: {out / name}: {len(part.shards)} shards, {part.num_samples} samples",
-            highlight=False,
-            soft_wrap=True,
-        )
+        shards, samples = len(part.shards), part.num_samples
+        say(console, f"split: {out / name}: {shards} shards, {samples} samples")
 
 
 def _parse_shares(parts: Sequence[str]) -> dict[str, float]:
@@ -133,8 +194,8 @@ def _parse_shares(parts: Sequence[str]) -> dict[str, float]:
     return shares
 
 
-def _show(problems: Sequence[Problem], console: Console) -> None:
+def _show(problems: Sequence["Problem"], console: Console) -> None:
     for problem in problems[:_SHOWN]:
-        console.print(str(problem), highlight=False, soft_wrap=True)
+        say(console, str(problem))
     if len(problems) > _SHOWN:
-        console.print(f"... and {len(problems) - _SHOWN} more; --json FILE names all of them")
+        say(console, f"... and {len(problems) - _SHOWN} more; --json FILE names all of them")

@@ -30,6 +30,15 @@ def load(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     Raises:
         ConfigError: The file is unreadable, not a mapping, or breaks a law of `model`.
     """
+    return parse(model, read_yaml(path, overrides), str(path))
+
+
+def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML file and set `key.path=value` overrides, before any model checks them.
+
+    Raises:
+        ConfigError: The file is unreadable or not a mapping, or an override has another form.
+    """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -41,7 +50,7 @@ def load(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
         raise ConfigError(f"config (={path}) must be a mapping of keys, not {type(raw).__name__}.")
     for override in overrides:
         _apply(raw, override)
-    return parse(model, raw, str(path))
+    return raw
 
 
 def parse(model: type[C], raw: Mapping[str, Any], source: str) -> C:

@@ -15,8 +15,8 @@ from crawls import build, chunks_of, contents, job_of
 from PIL import Image
 from ray_nodes import ENVIRONMENT, family, lose, started_head, started_node
 
-from cluster.build_shards import build_shards
-from cluster.errors import IncompleteError
+from cluster.screen import IncompleteError
+from cluster.shard import build_shards
 from cluster.tasks import run_tasks
 from pipeline.config import ConfigError
 from pipeline.ingest import parts

@@ -9,6 +9,7 @@ import yaml
 from command import refused, started, tessera
 from PIL import Image
 
+from cluster.cli import COMMANDS, load_command
 from pipeline.config import load
 from pipeline.ingest.config import ShardConfig
 from training.run import RunConfig, pretraining_of
@@ -176,15 +177,50 @@ def test_the_configs_of_the_repository_are_valid_and_agree():
     pretraining_of(load(RunConfig, ROOT / "configs" / "pretrain" / "jigsaw_r50.yaml"))
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_the_first_line_of_each_command(name):
+    assert load_command(name).help.split("\n")[0] == COMMANDS[name].line
+
+
+def test_a_mistyped_command_names_the_nearest():
+    for arguments, nearest in ((["pretian"], "pretrain"), (["bench", "lodaer"], "loader")):
+        result = tessera(*arguments)
+        assert result.exit_code == 2
+        assert f"Did you mean '{nearest}'?" in result.stderr
+
+
+def test_help_and_refusals_do_not_wait_for_what_they_do_not_use():
+    """Each takes seconds to load; all in one process, so what one loads fails all."""
+    calls = [
+        ["--help"],
+        *([name, "--help"] for name in COMMANDS),
+        ["pretrain"],
+        ["pretrain", "nosuch.yaml"],
+        ["transfer", "nosuch.yaml"],
+        ["audit", "nosuch.yaml", "shards"],
+        ["preview", "nosuch.yaml", "shards", "--out", "page"],
+        ["submit", "nosuch.yaml"],
+        ["explain", "nosuch", "--epoch", "0", "--step", "0"],
+    ]
+    heavy = {"torch", "ray", "nvidia.dali", "numba", "pandas", "pyarrow", "aiohttp"}
+    code = (
+        "import sys\nfrom cluster.cli import app\n"
+        f"for call in {calls!r}:\n"
+        "    try: app(call)\n"
+        "    except SystemExit as end: assert end.code == (0 if '--help' in call else 2), call\n"
+        f"    assert not {heavy!r} & set(sys.modules), (call, {heavy!r} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        *((name, "torch") for name in ("shard_stage", "upkeep", "inspect_page", "cli_bench")),
-        ("stages", "torchvision"),
-        ("stages", "ray"),
+        *((name, "torch") for name in ("pipeline.ingest.stage", "pipeline.upkeep.verify")),
+        *(("cluster.launch", name) for name in ("ray.train", "pandas")),
     ],
 )
-def test_no_command_waits_for_what_it_does_not_use(module, absent):
-    """Each takes seconds to load."""
-    code = f"import sys, cluster.{module}; assert {absent!r} not in sys.modules"
+def test_no_stage_waits_for_what_it_does_not_use(module, absent):
+    code = f"import sys, {module}; assert {absent!r} not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,7 +16,7 @@ from rich.console import Console
 from scipy.io import savemat
 from torchvision import datasets
 
-from cluster.get_data import get_data
+from cluster.data import get_data
 from pipeline.config import ConfigError
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
@@ -112,7 +112,7 @@ def test_images_that_cannot_be_used_are_named(tmp_path, console):
     made = get_data("caltech101", tmp_path / "out", console, source=tmp_path / "root")
     assert made["all"].ledger.quarantined == {"truncated": 1}
     printed = console.file.getvalue()
-    assert "note: 1 images can not be used: truncated" in printed
+    assert "note: 1 images cannot be used: truncated" in printed
     assert "caltech101: 7 images of 2 classes" in printed
 
 
@@ -196,7 +196,7 @@ def test_without_network_it_says_what_to_get_and_where_to_put_it(tmp_path, conso
     text = r"cifar10 cannot be downloaded \(HTTP Error 404.*get cifar-10-python.tar.gz from https"
     with pytest.raises(ConfigError, match=text) as caught:
         get_data("cifar10", tmp_path / "out", console)
-    assert f"put what you got into {tmp_path / 'out-files'}, and run" in str(caught.value)
+    assert f"put the files into {tmp_path / 'out-files'}, and run" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out-files" / datasets.CIFAR10.filename).write_bytes(cifar)

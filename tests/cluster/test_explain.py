@@ -150,7 +150,7 @@ def test_a_sample_of_the_remainder_is_said_to_be_left_over(run, shards):
     result = explain(config.out, "--epoch", 0, "--sample", sample_id)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(
-        f"sample {sample_id} does not come in epoch 0: it falls into the remainder, the 6 samples"
+        f"sample {sample_id} does not appear in epoch 0: it falls into the remainder, the 6 samples"
     )
 
 
@@ -190,8 +190,8 @@ AT = ["--epoch", "0", "--step", "1"]
         (["--epoch", "0"], ["either --step S", "or --sample"]),
         (["--epoch", "0", "--sample", "1", "--rank", "0/2"], ["rank (=0/2) goes with --step"]),
         (["--epoch", "0", "--sample", "198"], ["sample (=198) is neither an id in 0..197 nor"]),
-        ([*AT, "--config", "any.yaml"], ["leave --config and key.path=value out"]),
-        ([*AT, "order.window=5"], ["leave --config and key.path=value out"]),
+        ([*AT, "--config", "any.yaml"], ["drop --config and key.path=value"]),
+        ([*AT, "order.window=5"], ["drop --config and key.path=value"]),
     ],
 )
 def test_a_question_without_an_answer_is_one_line(run, arguments, words):

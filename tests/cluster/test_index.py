@@ -13,7 +13,7 @@ import pytest
 from command import started
 from PIL import Image
 
-from cluster.index_shards import run_on_ray
+from cluster.tasks import run_on_ray
 from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.store import Store
@@ -101,7 +101,7 @@ def test_a_damaged_shard_ends_the_command_with_one_line_and_is_left_out_on_deman
     assert not (out / "manifest.json").exists()
     result = tessera(theirs, "--out", out, "--skip-damaged", "--fast")
     assert result.returncode == 0, result.stderr
-    assert "2 damaged shards are left out" in result.stdout
+    assert "2 damaged shards are excluded" in result.stdout
     rows = list(map(json.loads, (out / "ledger.jsonl").read_text().splitlines()))
     assert [row["verdict"] for row in rows].count("damaged") == 2
     assert len(read_manifest(out).shards) == 4
@@ -134,7 +134,7 @@ def test_help_has_an_example():
 def test_small_sets_start_neither_ray_nor_torch(theirs, tmp_path):
     code = (
         "import sys; from pathlib import Path; from rich.console import Console\n"
-        "from cluster.index_shards import run_index\n"
+        "from cluster.index import run_index\n"
         "options = dict(fast=False, skip_damaged=False)\n"
         "run_index([sys.argv[1]], Path(sys.argv[2]), Console(), **options)\n"
         "assert not {'ray', 'torch', 'nvidia'} & set(sys.modules)"

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from cluster import screen, shard_stage
+from cluster import screen, shard
 from cluster.screen import bar
 
 
@@ -45,8 +45,8 @@ def test_eighty_columns_show_all_of_it():
 
 def test_the_pace_leaves_out_what_was_done_at_first(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(shard_stage.time, "monotonic", lambda: now[0])
-    pace = shard_stage.Pace()
-    assert pace.describe(5000) == ""  # A resumed run finds them.
+    monkeypatch.setattr(shard.time, "monotonic", lambda: now[0])
+    throughput = shard.Throughput()
+    assert throughput.describe(5000) == ""  # A resumed run finds them.
     now[0] = 102.0
-    assert pace.describe(5500) == "250 images/s"
+    assert throughput.describe(5500) == "250 images/s"

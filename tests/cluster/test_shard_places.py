@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.shard_stage import folder_for
+from cluster.shard import folder_for
 from pipeline.config import ConfigError
 
 

@@ -9,9 +9,8 @@ import torch
 import yaml
 from rich.console import Console
 
-from cluster.errors import IncompleteError
-from cluster.stages import require_all, run_transfer
-from cluster.transfer_table import last_line, layer_table, transfer_table
+from cluster.screen import IncompleteError
+from cluster.transfer import last_line, layer_table, require_all, run_transfer, transfer_table
 from pipeline.config import ConfigError, parse
 from training.models.trunks import TrunkConfig, build_trunk
 from training.pretrain import export_trunk

@@ -40,7 +40,7 @@ def test_purge_counts_what_it_did(own_shards, tmp_path):
     done = tessera("purge", own_shards, "--hashes", tmp_path / "list")
     assert done.exit_code == 0, done.stderr
     assert done.stdout.splitlines()[-1] == (
-        "purge: 2 hashes asked for: 1 samples purged, 0 were before, 1 hashes are of no sample here"
+        "purge: 2 hashes asked for: 1 samples purged, 0 were before, 1 hashes match no sample here"
     )
     (tmp_path / "list").write_text("no hash\n")
     refused = tessera("purge", own_shards, "--hashes", tmp_path / "list")

@@ -246,7 +246,7 @@ def test_paths_become_absolute_and_nothing_else():
 
 
 READ_STANDARD_INPUT = """
-from cluster.errors import clear_errors
+from cluster.screen import clear_errors
 from pipeline.dali.graph import GraphOptions
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import OrderConfig

@@ -7,7 +7,7 @@ import pytest
 from foreign_shards import contents, index, picture, tar_of
 from rich.console import Console
 
-from cluster.get_data import get_data
+from cluster.data import get_data
 from pipeline.config import ConfigError
 from pipeline.ingest.labelled import Packed, pack
 from pipeline.shards.store import Store

@@ -4,67 +4,77 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from cluster.screen import bar
+from cluster.screen import JsonFile, Manifest, bar, say
 from pipeline.atomic import write_atomic, write_json
 from pipeline.config import ConfigError
-from pipeline.remote.location import is_remote, local_path
-from pipeline.remote.location import redact_url as without_secrets
-from pipeline.shards.manifest import folder_of
-from pipeline.upkeep.inspection import Bin, Inspection, Thumbnail, inspect
-from training.report.templates import page_environment
+from pipeline.remote.location import is_remote, local_path, redact_url
+
+if TYPE_CHECKING:
+    from pipeline.upkeep.inspection import Bin, Inspection, Thumbnail
 
 PAGE = "inspect.html"
 
-_MOST_CLASSES = 30
+_MAX_CLASSES = 30
+
+
+def inspect(
+    manifest: Manifest,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the page goes; default beside the manifest."),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Show what a set of shards holds: counts, histograms and contact sheets.
+
+    Example: tessera inspect shards/
+    """
+    from pipeline.shards.manifest import folder_of
+    from pipeline.upkeep.inspection import inspect as inspect_shards
+
+    if page is None:
+        if is_remote(folder_of(manifest)):
+            raise ConfigError(
+                f"manifest (={redact_url(manifest)}) is remote; name a file: --page FILE."
+            )
+        page = local_path(folder_of(manifest)) / PAGE
+    console = Console()
+    with bar(console, "inspect", counts=True) as line:
+        found = inspect_shards(manifest, on_progress=line.update)
+    for histogram in _histograms(found):
+        console.print(_table(histogram))
+    write_atomic(page, _render(found, redact_url(manifest)).encode("utf-8"))
+    if json_file:
+        write_json(json_file, found.summary())
+    say(console, found.manifest.ledger.describe())
+    say(console, f"page: {page}")
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Bars side by side with their names and counts."""
+    """Named bars with their counts."""
 
     title: str
-    bins: Sequence[Bin]
+    bins: Sequence["Bin"]
     more: int
-    """Bars that are not shown."""
+    """Number of bars not shown."""
 
     @property
     def most(self) -> int:
-        """Count of the longest bar."""
+        """Count of the longest bar, at least 1."""
         return max((one.count for one in self.bins), default=1) or 1
 
 
-def run_inspect(
-    manifest: str, page: Path | None, console: Console, *, json_file: Path | None
-) -> Path:
-    """Print the tables and write the page; it goes beside the manifest where `page` is None.
+def _histograms(found: "Inspection") -> list[Histogram]:
+    """Return the histograms that are not empty."""
+    from pipeline.upkeep.inspection import Bin
 
-    Raises:
-        ConfigError: The shards cannot be read, or are remote and no page is named.
-    """
-    if page is None:
-        if is_remote(folder_of(manifest)):
-            raise ConfigError(
-                f"manifest (={without_secrets(manifest)}) is remote; name a file: --page FILE."
-            )
-        page = local_path(folder_of(manifest)) / PAGE
-    with bar(console, "inspect", counts=True) as line:
-        found = inspect(manifest, on_progress=line.update)
-    for histogram in histograms(found):
-        console.print(_table(histogram))
-    write_atomic(page, _render(found, without_secrets(manifest)).encode("utf-8"))
-    if json_file:
-        write_json(json_file, found.summary())
-    console.print(found.manifest.ledger.describe(), highlight=False, soft_wrap=True)
-    console.print(f"page: {page}", highlight=False, soft_wrap=True)
-    return page
-
-
-def histograms(found: Inspection) -> list[Histogram]:
-    """List what is counted, without what nothing is known of."""
     ledger = found.manifest.ledger
     verdicts = [
         Bin("accepted", ledger.accepted),
@@ -78,7 +88,7 @@ def histograms(found: Inspection) -> list[Histogram]:
         Histogram("Stored images by short side", found.short_sides, 0),
         Histogram("Stored images by long side / short side", found.ratios, 0),
         Histogram("Accepted inputs by format", found.formats, 0),
-        Histogram("Classes", classes[:_MOST_CLASSES], max(0, len(classes) - _MOST_CLASSES)),
+        Histogram("Classes", classes[:_MAX_CLASSES], max(0, len(classes) - _MAX_CLASSES)),
     ]
     return [one for one in listed if one.bins]
 
@@ -96,13 +106,15 @@ def _table(histogram: Histogram) -> Table:
     return table
 
 
-def _uri(picture: Thumbnail) -> str:
+def _uri(picture: "Thumbnail") -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(picture.jpeg).decode()}"
 
 
-def _render(found: Inspection, manifest: str) -> str:
+def _render(found: "Inspection", manifest: str) -> str:
+    from training.report.templates import page_environment
+
     environment = page_environment(Path(__file__).parent)
     environment.filters["uri"] = _uri
     return environment.get_template(PAGE).render(
-        manifest=manifest, found=found, histograms=histograms(found)
+        manifest=manifest, found=found, histograms=_histograms(found)
     )

@@ -254,7 +254,7 @@ def test_options_nobody_knows_are_refused(tmp_path, changes, words):
 
 def test_a_folder_that_is_not_there_or_empty_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    for name, words in (("nowhere", "cannot be read"), ("empty", "hold no file")):
+    for name, words in (("nowhere", "cannot be read"), ("empty", "have no matching file")):
         with pytest.raises(ConfigError, match=words):
             prepare(tmp_path / name, tmp_path / "out", most=64, least=64, cores=1)
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.gate.decoded import Decoded, RefusedError, exif_orientation
 from pipeline.ingest.gate.encode import stored_size
+from pipeline.ingest.gate.levels import check_depth, in_eight_bits
 from pipeline.shards.headers import webp_size
 
 ImageFile.LOAD_TRUNCATED_IMAGES = (
@@ -143,10 +144,9 @@ def _notes(header: _Header, image: ImageFile.ImageFile) -> list[str]:
     """Collect notes from the header; to be called before `load`, which drops what it applies.
 
     Raises:
-        RefusedError: Samples are 32-bit integers or floats, of unknown range.
+        RefusedError: Samples are of an unknown range.
     """
-    if image.mode in ("I", "F"):
-        raise RefusedError("unsupported_depth")
+    check_depth(image)
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # Counting its frames would walk them all.
         more, turned = image.tag_v2.next != 0, image.getexif().get(_ORIENTATION_TAG) in _TRANSPOSE
     else:
@@ -168,7 +168,7 @@ def _upright(
     image: ImageFile.ImageFile, header: _Header, notes: list[str], config: ShardConfig
 ) -> Decoded:
     """Make a loaded image upright 8-bit RGB or gray, with alpha composited on the background."""
-    plain = _in_eight_bits(image)
+    plain = in_eight_bits(image, header.data)
     turn = _orientation(image, header)
     if turn is None:
         notes.append("metadata_broken")
@@ -187,18 +187,6 @@ def _upright(
         plain = Image.alpha_composite(ground, rgba).convert("RGB")
     pixels = np.asarray(plain)
     return Decoded(pixels.reshape(*pixels.shape[:2], -1), width, height, list(dict.fromkeys(notes)))
-
-
-def _in_eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        high = np.asarray(image).astype(np.uint16) >> 8
-        return Image.fromarray(high.astype(np.uint8))
-    if image.mode in ("L", "LA", "RGB", "RGBA"):
-        plain: Image.Image = image
-        return plain.convert("RGBA") if "transparency" in image.info else plain
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _orientation(image: Image.Image, header: _Header) -> int | None:

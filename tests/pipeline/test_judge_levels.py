@@ -70,8 +70,9 @@ def test_a_gray_tiff_shows_black_as_black_at_any_depth(bits, min_is_white, order
     assert ("high_depth" in notes) == (bits == 16)
 
 
-def test_a_tiff_of_12_bits_is_scaled_by_them():
-    pixels, _ = stored(gray_tiff(RAMP << 4, 12, order=">"))
+@pytest.mark.parametrize("order", "<>")
+def test_a_tiff_of_12_bits_is_scaled_by_them(order):
+    pixels, _ = stored(gray_tiff(RAMP << 4, 12, order=order))
     assert np.abs(pixels - RAMP[..., None]).max() <= 3
 
 

@@ -11,6 +11,9 @@ from pipeline.ingest.gate.decoded import RefusedError
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _MIN_IS_WHITE = 0
 _UNSIGNED = 1
+# Pillow reads these two, but looks for them in one byte order only.
+TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
+TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 1, (1,), 1, (12,), ()), ("I;16", "I;12"))
 _PNG_DEPTH, _PNG_COLOR = 24, 25  # offsets in a PNG: bits per sample, color type
 _GRAY, _RGB = 0, 2  # color types of PNG
 
@@ -27,6 +30,15 @@ def check_depth(image: ImageFile.ImageFile) -> None:
         formats = image.tag_v2.get(_SAMPLE_FORMAT, (_UNSIGNED,))
         if any(number != _UNSIGNED for number in formats):
             raise RefusedError("unsupported_depth")
+
+
+def is_unknown_tiff(data: bytes) -> bool:
+    """Tell whether a TIFF that Pillow cannot open is whole, but of a depth or sign it lacks."""
+    try:
+        TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+    except SyntaxError as error:
+        return str(error) == "unknown pixel mode"
+    return False
 
 
 def in_eight_bits(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
@@ -65,7 +77,7 @@ def _without_level(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     Levels are compared at the depth of the file: its neighbours stay.
     """
     depth, highest = data[_PNG_DEPTH], 2 ** data[_PNG_DEPTH] - 1
-    level = np.array(image.info["transparency"]) & highest  # By the standard, the lower bits count.
+    level = _named_level(data) & highest  # By the standard, the lower bits count.
     if depth == 16 and image.mode == "RGB":
         pixels = np.asarray(image)
         is_level = (pixels == level >> 8) & (_low_bytes(data) == level & 0xFF)
@@ -77,6 +89,15 @@ def _without_level(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     hidden = is_level.reshape(*pixels.shape[:2], -1).all(axis=2)
     alpha = np.where(hidden, 0, 255).astype(np.uint8)
     return Image.fromarray(np.dstack([pixels, alpha]))
+
+
+def _named_level(data: bytes) -> NDArray[np.int64]:
+    """Read the tRNS chunk, which Pillow has found, of a gray or RGB PNG: int64 (1,) or (3,)."""
+    start = 8
+    while data[start + 4 : start + 8] != b"tRNS":
+        start += 12 + int.from_bytes(data[start : start + 4], "big")
+    size = 3 if data[_PNG_COLOR] == _RGB else 1
+    return np.frombuffer(data, ">u2", count=size, offset=start + 8).astype(np.int64)
 
 
 def _low_bytes(data: bytes) -> NDArray[np.uint8]:

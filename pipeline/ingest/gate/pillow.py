@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.gate.decoded import Decoded, RefusedError, exif_orientation
 from pipeline.ingest.gate.encode import stored_size
-from pipeline.ingest.gate.levels import check_depth, in_eight_bits
+from pipeline.ingest.gate.levels import check_depth, in_eight_bits, is_unknown_tiff
 from pipeline.shards.headers import webp_size
 
 ImageFile.LOAD_TRUNCATED_IMAGES = (
@@ -116,7 +116,12 @@ def _open(header: _Header, image_format: str, config: ShardConfig) -> ImageFile.
         name = _register_heif()
     elif image_format == "AVIF" and "AVIF" not in _known_formats():
         raise RefusedError("unsupported_codec")
-    image = Image.open(io.BytesIO(header.data), formats=[name])
+    try:
+        image = Image.open(io.BytesIO(header.data), formats=[name])
+    except UnidentifiedImageError:
+        if name == "TIFF" and is_unknown_tiff(header.data):
+            raise RefusedError("unsupported_depth") from None
+        raise
     header.set_size(image.width, image.height, config)
     if image_format not in _WALKERS:
         texts = [value for value in image.info.values() if isinstance(value, bytes | str)]

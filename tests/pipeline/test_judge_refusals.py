@@ -68,7 +68,7 @@ def verdict(data, config=CONFIG):
         (PNG[:30] + b"\xff" + PNG[31:], "undecodable"),  # Its checksum.
         (PNG[:33] + PNG[8:], "undecodable"),  # Two headers.
         (PNG[:8] + PNG[33:], "undecodable"),
-        (jpeg_that_says(SOF0, b"\xff\xc3"), "undecodable"),  # Lossless.
+        (jpeg_that_says(SOF0, b"\xff\xc3"), "unsupported_codec"),  # Lossless, not in RGB.
         (jpeg_that_says(SOF0, b"\xff\xc9"), "undecodable"),  # Arithmetic.
         (jpeg_that_says(SOF0, b"\xff\xc5"), "unsupported_codec"),  # Hierarchical.
         (jpeg_that_says(SOF0, b"\xff\xcb"), "unsupported_codec"),  # Lossless and arithmetic.

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from nvidia import nvimgcodec
 
+from pipeline.dali.webp import decodable
+
 
 def decoded_size(image: NDArray[np.uint8]) -> tuple[int, int] | None:
     """Read height and width with the parser of the codec library that DALI decodes with.
@@ -33,7 +35,7 @@ def decode_rgb(data: bytes) -> NDArray[np.uint8] | None:
     Returns:
         uint8 (H, W, 3), EXIF orientation applied, or None where the decoder refuses the image.
     """
-    image = _decoder().decode(data)
+    image = _decoder().decode(decodable(np.frombuffer(data, np.uint8)))
     return None if image is None else np.asarray(image)
 
 

@@ -20,8 +20,8 @@ Reason = Literal[
     "metadata_too_big",  # more than max_metadata_bytes
     "truncated",
     "undecodable",
-    "unsupported_depth",  # 32-bit integers or floats
-    "unsupported_codec",  # lossless, arithmetic or 12-bit JPEG, or another the trainer cannot read
+    "unsupported_depth",  # 32-bit or signed integers, floats
+    "unsupported_codec",  # 12-bit or hierarchical JPEG, or another the trainer cannot read
     "decoder_refuses",  # the trainer's decoder fails on what would be stored
     "decoder_crash",  # the decoder killed its process
     "timeout",  # more than max_seconds
@@ -75,7 +75,8 @@ class Verdict:
     notes: tuple[str, ...] = ()
     """What was done to it or found in it, counted in the ledger: oriented, alpha, first_frame,
     high_depth, cmyk, metadata_dropped, metadata_broken, trailing_bytes, leading_bytes,
-    missing_end, partial, reduced."""
+    missing_end, partial, reduced. Where a library failed in a way that it does not document, its
+    error as text."""
     stored: bytes = b""
     """Bytes for the shard; empty unless accepted."""
     stored_width: int = 0

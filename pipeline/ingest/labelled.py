@@ -30,7 +30,7 @@ from pipeline.shards.writer import (
     write_shard,
 )
 
-_FORMAT_VERSION = 1  # Raise when equal images would give other bytes: old shards are rewritten.
+_FORMAT_VERSION = 2  # Raise when equal images would give other bytes: old shards are rewritten.
 _NO_SHARD = {"index": "", "num_samples": 0, "num_bytes": 0, "sha256": None, "index_sha256": ""}
 _WHOLE = ShardConfig(max_side=16_000, max_aspect=4.0, max_pixels=MAX_PIXELS)
 """Reduces nothing: an image with a longer side exceeds max_pixels."""

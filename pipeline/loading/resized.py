@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.dali.graph import GraphOptions
 from pipeline.dali.tiles import fitted_graph
+from pipeline.dali.webp import decodable
 from pipeline.loading.graph_runner import (
     Failure,
     LoaderCounters,
@@ -98,6 +99,6 @@ def fitted_batches(
 
 def _read(path: Path) -> NDArray[np.uint8]:
     try:
-        return np.frombuffer(path.read_bytes(), np.uint8)
+        return decodable(np.frombuffer(path.read_bytes(), np.uint8))
     except OSError as error:
         raise DamageError(f"{path} cannot be read: {error.strerror}.") from None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
+from pipeline.dali.webp import decodable
 from pipeline.loading.mixture import RankInfo
 from pipeline.loading.order import permute
 from pipeline.loading.piped import STDIN, TAR_ERRORS, open_shard
@@ -174,7 +175,7 @@ def _examine(row: _Row, visit: int) -> StreamedSample | str:
         width, height = read_size(memoryview(data))
     except HeaderError as error:
         return f"the image cannot be used: {error.reason}."
-    image = np.frombuffer(data, np.uint8)
+    image = decodable(np.frombuffer(data, np.uint8))
     return StreamedSample(sample_id(url, key), visit, url, key, image, height, width)
 
 

@@ -17,6 +17,9 @@ _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _EOI = b"\xff\xd9"
 _SOS = 0xDA
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # frame headers; the three are tables
+_DECODED = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))
+"""Frames that the trainer's decoder reads: Huffman or arithmetic codes, sequential or progressive.
+No hierarchical ones; of lossless ones only some, by their colors, so none is accepted."""
 _BARE = frozenset(range(0xD0, 0xD8)) | {0x01}  # RSTn and TEM: markers without a length
 _NO_MARKER = frozenset({0x00, 0xFF})  # stuffing and fill bytes
 _COMPONENTS = (1, 3, 4)  # gray, YCbCr, CMYK
@@ -82,16 +85,17 @@ def _read_jpeg(image: memoryview) -> tuple[int, int]:
             return _find_end(image, position, size)
         else:
             if marker in _SOF:
-                size = _read_jpeg_frame(image, position + 4, size)
+                size = _read_jpeg_frame(image, position, size)
             position += 2 + length
     return size
 
 
 def _read_jpeg_frame(
-    image: memoryview, offset: int, earlier: tuple[int, int] | None
+    image: memoryview, position: int, earlier: tuple[int, int] | None
 ) -> tuple[int, int]:
-    precision, height, width, components = _read_frame(image, offset)
-    if earlier or precision != 8 or components not in _COMPONENTS:
+    precision, height, width, components = _read_frame(image, position + 4)
+    is_decoded = image[position + 1] in _DECODED and precision == 8 and components in _COMPONENTS
+    if earlier or not is_decoded:
         raise HeaderError("header")
     return width, height
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from pipeline.config import ConfigError
+from pipeline.dali.webp import decodable
 from pipeline.remote.cache import ShardCache
 from pipeline.remote.fetch import FetchError
 from pipeline.remote.location import FileRequest, is_remote, join
@@ -86,7 +87,8 @@ class Samples:
     """Rows of the index for a batch of samples, and their bytes."""
 
     payloads: list[NDArray[np.uint8]]
-    """Encoded images whose hash was checked, uint8 1-D; empty where damaged."""
+    """Encoded images whose hash was checked, as the decoder reads them (see `decodable`), uint8
+    1-D; empty where damaged."""
     heights: NDArray[np.int32]
     """(B,), px."""
     widths: NDArray[np.int32]
@@ -238,7 +240,8 @@ class Store:
         if not index.widths[row]:
             return self._damage(number, row, "header", "no width and height can be read from it.")
         first = index.offsets.item(row) - index.starts.item(row)
-        return np.frombuffer(span, np.uint8, count=index.sizes.item(row), offset=first)
+        image = np.frombuffer(span, np.uint8, count=index.sizes.item(row), offset=first)
+        return decodable(image)
 
     def _span(self, number: int, row: int) -> bytes | Damage:
         """Read and verify the span of one sample."""

@@ -68,8 +68,10 @@ def verdict(data, config=CONFIG):
         (PNG[:30] + b"\xff" + PNG[31:], "undecodable"),  # Its checksum.
         (PNG[:33] + PNG[8:], "undecodable"),  # Two headers.
         (PNG[:8] + PNG[33:], "undecodable"),
-        (jpeg_that_says(SOF0, b"\xff\xc3"), "unsupported_codec"),  # Lossless.
-        (jpeg_that_says(SOF0, b"\xff\xc9"), "unsupported_codec"),  # Arithmetic.
+        (jpeg_that_says(SOF0, b"\xff\xc3"), "unsupported_codec"),  # Lossless, not in RGB.
+        (jpeg_that_says(SOF0, b"\xff\xc9"), "undecodable"),  # Arithmetic.
+        (jpeg_that_says(SOF0, b"\xff\xc5"), "unsupported_codec"),  # Hierarchical.
+        (jpeg_that_says(SOF0, b"\xff\xcb"), "unsupported_codec"),  # Lossless and arithmetic.
         (jpeg_that_says(b"\x08\0\x3c", b"\x0c\0\x3c"), "unsupported_codec"),  # 12 bit.
         (jpeg_that_says(b"\x08\0\x3c", b"\x08\0\0"), "unsupported_codec"),  # Height comes later.
         (jpeg_that_says(b"\0\x3c\0\x50", b"\0\x3c\0\0"), "undecodable"),

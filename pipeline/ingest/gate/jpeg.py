@@ -28,10 +28,15 @@ from pipeline.ingest.gate.encode import stored_size
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 _COM = 0xFE
 _APP0, _APP1, _APP2, _APP14, _APP15 = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF
-_PROGRESSIVE = 0xC2
-_FRAMES = (0xC0, 0xC1, _PROGRESSIVE)
-_OTHER_FRAMES = frozenset([0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7])
-"""Lossless, hierarchical, arithmetic; JPEG-LS."""
+_HUFFMAN = (0xC0, 0xC1, 0xC2)
+"""Frames that may be stored unchanged; the last is progressive."""
+_LOSSLESS = 0xC3
+_ARITHMETIC = (0xC9, 0xCA)
+"""The second is progressive."""
+_FRAMES = (*_HUFFMAN, _LOSSLESS, *_ARITHMETIC)
+_PROGRESSIVE = (0xC2, 0xCA)
+_OTHER_FRAMES = frozenset([*range(0xC5, 0xC8), 0xCB, *range(0xCD, 0xD0), 0xF7])
+"""Hierarchical; lossless and arithmetic at once; JPEG-LS: no decoder here reads them."""
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _JFIF = b"\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
 _EXIF = b"Exif\0\0"
@@ -57,7 +62,8 @@ class _Header:
     """px, as stored."""
     components: bytes = b""
     """Component ids: one for gray, three for colour, four for CMYK."""
-    progressive: bool = False
+    frame: int = 0
+    """The second byte of the frame's marker, which tells how pixels are coded."""
     scans: list[bytes] = field(default_factory=list)
     """The parameters of each scan."""
     metadata_bytes: int = 0
@@ -77,11 +83,17 @@ class _Header:
     """The image data, byte for byte; of the APP segments only JFIF and Adobe."""
 
     def is_complete(self) -> bool:
-        """Tell whether the scans declare every coefficient of every component to full precision."""
+        """Tell whether the scans declare every coefficient of every component to full precision.
+
+        Without an end mark that shows only for Huffman codes: a cut arithmetic code reads as zeros.
+        """
+        if self.frame not in _HUFFMAN:
+            return False
         missing = {(component, k) for component in self.components for k in range(64)}
         for scan in self.scans:
             first, last, bits = scan[-3:]
-            band = range(first, min(last, 63) + 1) if self.progressive else range(64)
+            is_part = self.frame in _PROGRESSIVE
+            band = range(first, min(last, 63) + 1) if is_part else range(64)
             if bits & 15 == 0:
                 missing.difference_update((c, k) for c in scan[1:-3:2] for k in band)
         return not missing
@@ -128,12 +140,12 @@ def _notes(header: _Header, turn: int | None) -> list[str]:
 def _is_verbatim(header: _Header, config: ShardConfig) -> bool:
     """Tell whether an upright JPEG is stored unchanged if it decodes."""
     size = header.width, header.height
-    if stored_size(*size, config.max_side) != size:
+    if header.frame not in _HUFFMAN or stored_size(*size, config.max_side) != size:
         return False
     try:
         # GPU decoders treat three channels as YCbCr, whatever the file says.
         colours = simplejpeg.decode_jpeg_header(header.plain)[2]
-    except ValueError:  # For example, an unknown sampling.
+    except (ValueError, LookupError):  # An unknown sampling; 4:4:1 is a KeyError.
         return False
     declared = decoded_size(np.frombuffer(header.plain, np.uint8))
     return colours in ("Gray", "YCbCr") and declared == (header.height, header.width)
@@ -162,6 +174,8 @@ def _decode_strictly(
     except ValueError as error:
         if "subsampling" in str(error) and header.ended:
             return _decode_odd_sampling(header)
+        if header.frame == _LOSSLESS and "color conversion" in str(error):
+            raise RefusedError("unsupported_codec") from None
         raise RefusedError("undecodable" if header.ended else "truncated") from None
     except MemoryError:
         raise RefusedError("undecodable") from None
@@ -180,7 +194,7 @@ def _pixels(
 ) -> NDArray[np.uint8]:
     mode = mode or _MODES[len(header.components)]
     scaled = 0, 0
-    if size != (header.width, header.height):
+    if size != (header.width, header.height) and header.frame != _LOSSLESS:
         sides = ((-(-header.width * n // 8), -(-header.height * n // 8)) for n in _EIGHTHS)
         scaled = next((side for side in sides if side[0] >= size[0] and side[1] >= size[1]), (0, 0))
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
@@ -244,7 +258,7 @@ def _read_segment(header: _Header, marker: int, body: bytes, config: ShardConfig
         raise RefusedError("unsupported_codec")
     if marker in _FRAMES:
         _read_frame(header, body, config)
-        header.progressive = marker == _PROGRESSIVE
+        header.frame = marker
     elif marker == SOS:
         if not header.components or len(body) < 6 or len(body) != 4 + 2 * body[0]:
             raise RefusedError("undecodable")

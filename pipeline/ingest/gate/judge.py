@@ -21,6 +21,7 @@ _MAX_SPREAD = 2  # of 255, in every channel of an image of one colour
 _MAX_LUMA_SPREAD = 81
 """Upper bound for the luma of a JPEG of one colour by that rule: colours beyond RGB's bounds are
 clipped (a green of 255 may have a luma of 134 or less), luma never is."""
+_MAX_TEXT = 200  # characters of an error's text in the ledger
 _STEPS = (16, 1)  # px between sampled pixels, in the order tried
 
 
@@ -45,6 +46,11 @@ def judge(data: bytes, config: ShardConfig) -> Verdict:
         small = thumbnail(decoded.in_colour())
     except RefusedError as error:
         return Verdict("quarantined", error.reason, content_hash, image_format)
+    except MemoryError:  # Ends the process, and is tried again in another.
+        raise
+    except Exception as error:  # What libraries raise beyond what they document.
+        notes = (f"{type(error).__name__}: {error}"[:_MAX_TEXT],)
+        return Verdict("quarantined", "undecodable", content_hash, image_format, notes=notes)
     return Verdict(
         "filtered",
         reason,
@@ -71,7 +77,12 @@ def decode(data: bytes, config: ShardConfig) -> Decoded:
     image_format, junk = sniff(data)
     if not image_format:
         raise RefusedError("not_image")
-    return _decode(data, image_format, junk, config)
+    try:
+        return _decode(data, image_format, junk, config)
+    except (RefusedError, MemoryError):
+        raise
+    except Exception as error:  # What libraries raise beyond what they document.
+        raise RefusedError("undecodable") from error
 
 
 def _decode(data: bytes, image_format: str, junk: int, config: ShardConfig) -> Decoded:

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.gate.decoded import Decoded, RefusedError, exif_orientation
 from pipeline.ingest.gate.encode import stored_size
+from pipeline.ingest.gate.levels import check_depth, in_eight_bits, is_unknown_tiff
 from pipeline.shards.headers import webp_size
 
 ImageFile.LOAD_TRUNCATED_IMAGES = (
@@ -115,7 +116,12 @@ def _open(header: _Header, image_format: str, config: ShardConfig) -> ImageFile.
         name = _register_heif()
     elif image_format == "AVIF" and "AVIF" not in _known_formats():
         raise RefusedError("unsupported_codec")
-    image = Image.open(io.BytesIO(header.data), formats=[name])
+    try:
+        image = Image.open(io.BytesIO(header.data), formats=[name])
+    except UnidentifiedImageError:
+        if name == "TIFF" and is_unknown_tiff(header.data):
+            raise RefusedError("unsupported_depth") from None
+        raise
     header.set_size(image.width, image.height, config)
     if image_format not in _WALKERS:
         texts = [value for value in image.info.values() if isinstance(value, bytes | str)]
@@ -143,10 +149,9 @@ def _notes(header: _Header, image: ImageFile.ImageFile) -> list[str]:
     """Collect notes from the header; to be called before `load`, which drops what it applies.
 
     Raises:
-        RefusedError: Samples are 32-bit integers or floats, of unknown range.
+        RefusedError: Samples are of an unknown range.
     """
-    if image.mode in ("I", "F"):
-        raise RefusedError("unsupported_depth")
+    check_depth(image)
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # Counting its frames would walk them all.
         more, turned = image.tag_v2.next != 0, image.getexif().get(_ORIENTATION_TAG) in _TRANSPOSE
     else:
@@ -168,7 +173,7 @@ def _upright(
     image: ImageFile.ImageFile, header: _Header, notes: list[str], config: ShardConfig
 ) -> Decoded:
     """Make a loaded image upright 8-bit RGB or gray, with alpha composited on the background."""
-    plain = _in_eight_bits(image)
+    plain = in_eight_bits(image, header.data)
     turn = _orientation(image, header)
     if turn is None:
         notes.append("metadata_broken")
@@ -187,18 +192,6 @@ def _upright(
         plain = Image.alpha_composite(ground, rgba).convert("RGB")
     pixels = np.asarray(plain)
     return Decoded(pixels.reshape(*pixels.shape[:2], -1), width, height, list(dict.fromkeys(notes)))
-
-
-def _in_eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        high = np.asarray(image).astype(np.uint16) >> 8
-        return Image.fromarray(high.astype(np.uint8))
-    if image.mode in ("L", "LA", "RGB", "RGBA"):
-        plain: Image.Image = image
-        return plain.convert("RGBA") if "transparency" in image.info else plain
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _orientation(image: Image.Image, header: _Header) -> int | None:

@@ -267,7 +267,7 @@ def _start(run: Pretraining, ranks: Ranks, asked: Asked) -> _TrainState:
     )
 
     # Model and optimizer.
-    model = _fresh_model(run).to(ranks.device, memory_format=torch.channels_last)
+    model = _fresh_model(run).to(ranks.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, run.optim)
     clock = _Clock(run.train, ranks, run.train.epochs * loader.steps_per_epoch)
     job = _TrainState(run, ranks, loader, model, optimizer, clock, asked)

@@ -2,8 +2,10 @@
 
 import json
 import logging
-import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -11,9 +13,17 @@ import torch
 
 from cluster.session import ensure_ray
 from cluster.tasks import collect, end_tasks
+from pipeline.atomic import write_json
 from pipeline.config import ConfigError, parse
 from pipeline.loading.piped import STDIN
 from pipeline.shards.damage import DamageError
+from training.faults import (
+    ENDED_FILE,
+    STOP_FILE,
+    DivergedError,
+    StoppedError,
+    stop_signals,
+)
 from training.metrics import OnRecord, following
 from training.pretrain import check, train
 from training.run import RunConfig, absolute, pretraining_of
@@ -32,9 +42,11 @@ from training.transfer.job import Progress
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
+    from ray.train.torch import TorchTrainer
 
 logger = logging.getLogger(__name__)
 
+_POLL_SECONDS = 0.5
 _COLLECTIVE_TIMEOUT_SECONDS = 300  # The default of 1800 makes a lost rank look like slow training.
 
 
@@ -71,21 +83,51 @@ def pretrain_on_ray(config: RunConfig, on_record: OnRecord) -> None:
             failure_config=ray.train.FailureConfig(max_failures=run.train.max_failures),
         ),
     )
-    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with following(config.out, on_record):
-            trainer.fit()
+            _fit(trainer, run.out)
     except ray.train.TrainingFailedError as error:
         _explain(error)
         raise
-    except SystemExit:  # Ray's own handler of Ctrl-C aborts the run, then exits.
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, on_interrupt)  # Ray does not restore it.
+    _raise_ended(run.out)
+
+
+def _fit(trainer: "TorchTrainer", out: Path) -> None:
+    """Train in a thread, where Ray takes no signals, and pass a request to stop to the workers.
+
+    Raises:
+        KeyboardInterrupt: A second Ctrl-C.
+    """
+    done: Future[object] = Future()
+
+    def fit() -> None:
+        try:
+            done.set_result(trainer.fit())
+        except BaseException as error:
+            done.set_exception(error)
+
+    with stop_signals() as asked:
+        threading.Thread(target=fit, name="ray-train", daemon=True).start()
+        while not wait([done], _POLL_SECONDS).done:
+            if asked() and not (out / STOP_FILE).exists():
+                (out / STOP_FILE).touch()
+    done.result()
 
 
 def _pretrain_worker(raw: dict[str, Any]) -> None:
-    train(pretraining_of(parse(RunConfig, raw, "config")))
+    run = pretraining_of(parse(RunConfig, raw, "config"))
+    try:
+        train(run)
+    except (StoppedError, DivergedError) as error:  # An exception would make Ray start again.
+        write_json(run.out / ENDED_FILE, {"kind": type(error).__name__, "message": str(error)})
+
+
+def _raise_ended(out: Path) -> None:
+    """Raise what ended the workers before their time."""
+    if (out / ENDED_FILE).exists():
+        ended = json.loads((out / ENDED_FILE).read_text())
+        kind = StoppedError if ended["kind"] == StoppedError.__name__ else DivergedError
+        raise kind(ended["message"])
 
 
 def _require_resources(workers: int) -> bool:

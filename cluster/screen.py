@@ -72,7 +72,8 @@ def say(console: Console, text: str) -> None:
 def clear_errors() -> Iterator[None]:
     """End the process with one line on standard error where the user can act on the mistake.
 
-    Exit codes: 2 for the input, 1 for damage, disk and network, 130 for Ctrl-C.
+    Exit codes: 2 for the input, 1 for damage, disk, network and a run that diverged, 75 for a
+    pretraining that was asked to stop and can be resumed, 130 for Ctrl-C.
     """
     try:
         yield
@@ -85,20 +86,29 @@ def clear_errors() -> Iterator[None]:
     except OSError as error:  # A full disk, a read-only folder, a file that vanished.
         _end(f"{error.filename or 'input or output'}: {error.strerror or error}.", 1)
     except RuntimeError as error:
-        # Imported here: a refusal need not wait for aiohttp.
-        from pipeline.remote.fetch import FetchError
-        from pipeline.shards.damage import DamageError
-        from pipeline.shards.publish import PublishError
-
-        if not isinstance(error, DamageError | FetchError | PublishError):
+        code = _code(error)
+        if code is None:
             raise
-        _end(str(error), 1)
+        _end(str(error), code)
     except KeyboardInterrupt:
         _end(
             "stopped. What was finished is intact; the same command continues from there "
             "(with --resume, if it has that option).",
             130,
         )
+
+
+def _code(error: RuntimeError) -> int | None:
+    """Return the exit code for an error that one line explains, else None."""
+    # Imported here: a refusal need not wait for aiohttp.
+    from pipeline.remote.fetch import FetchError
+    from pipeline.shards.damage import DamageError
+    from pipeline.shards.publish import PublishError
+    from training.faults import EXIT_STOPPED, DivergedError, StoppedError
+
+    if isinstance(error, StoppedError):
+        return EXIT_STOPPED
+    return 1 if isinstance(error, DamageError | DivergedError | FetchError | PublishError) else None
 
 
 def _end(message: str, code: int) -> None:

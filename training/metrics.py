@@ -64,6 +64,8 @@ class MetricsRecord:
     """Remote shards that rank 0 waited for, since the start."""
     cache_mb: float = 0.0
     """Fetched by rank 0 since the start, in 10^6 bytes."""
+    skipped: int = 0
+    """Steps without a finite gradient; they count in none of the means."""
     accuracy_of: dict[str, float] = field(default_factory=dict)
     """Accuracy of each task."""
 
@@ -108,6 +110,12 @@ class StepResult:
     """Scalar, mean over the rank's images."""
     right: Tensor
     """float (K,), share of right answers of each task."""
+    is_finite: bool = True
+    """Whether the gradient over all ranks was finite; if not, the step was skipped everywhere."""
+    must_stop: bool = False
+    """Whether any rank is asked to stop."""
+    time_spent: float = 0.0
+    """Share of the run's time that is spent, of rank 0."""
 
 
 class Meter:
@@ -119,9 +127,22 @@ class Meter:
 
     def add(self, result: StepResult, images: int, waited: float) -> None:
         """Add a step of this rank that waited `waited` seconds for the loader."""
+        self._waited += waited
+        if not result.is_finite:
+            self._skipped += 1
+            return
         step = torch.cat([result.loss[None], result.right, result.right.new_ones(1)])
         self._sums += step.double() * images  # Every image is asked the same number of questions.
-        self._waited += waited
+        self._has_steps = True
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether there is something to record, the same on every rank."""
+        return self._has_steps
+
+    def restart(self) -> None:
+        """Forget the steps since the last record."""
+        self._reset()
 
     def record(
         self, step: int, epoch: int, progress: float, seconds: float, lr: float
@@ -150,6 +171,7 @@ class Meter:
             in_flight=counts.in_flight,
             read_mb_per_s=bytes_read / elapsed / 1e6,
             replaced=int(replaced),
+            skipped=self._skipped,
             cache_hits=stats.hits,
             cache_misses=stats.misses + stats.waits,
             cache_mb=stats.bytes_fetched / 1e6,
@@ -162,6 +184,7 @@ class Meter:
         sums = torch.zeros(2 + len(self._tasks), dtype=torch.float64)
         self._sums = sums.to(self._ranks.device)
         self._waited = 0.0
+        self._skipped, self._has_steps = 0, False
         self._before = self._loader.counters.copy()
         self._since = time.monotonic()
 
@@ -170,7 +193,18 @@ class MetricsWriter:
     """Appends records to `metrics.jsonl` and to TensorBoard's event files in `folder`."""
 
     def __init__(self, folder: Path, *, resume_step: int) -> None:
+        self._folder = folder
+        self._open(resume_step)
+
+    def rewind(self, step: int) -> None:
+        """Drop the records after `step`, which will be repeated."""
+        self._file.close()
+        self._board.close()
+        self._open(step)
+
+    def _open(self, resume_step: int) -> None:
         # A resumed run repeats the steps after its checkpoint: their old records go.
+        folder = self._folder
         kept = [r for r in read_metrics(folder) if r.step <= resume_step]
         self._file = (folder / FILE_NAME).open("w", encoding="utf-8")
         for record in kept:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.atomic import write_atomic, write_json
 from pipeline.config import ConfigError
@@ -25,8 +27,22 @@ from pipeline.pretext.jigsaw import JigsawConfig, permutations_of
 from pipeline.pretext.multitask import PretextConfig, tasks_of, weights_of
 from pipeline.pretext.permutation_set import permutations_hash
 from pipeline.pretext.supervised import NO_CLASS
-from training.checkpoint import Checkpoint, load_newest, save_checkpoint
-from training.ddp import Ranks, joined
+from training.checkpoint import (
+    Checkpoint,
+    is_finite,
+    load_newest,
+    remove_partial,
+    save_checkpoint,
+)
+from training.ddp import Ranks, Replica, joined
+from training.faults import (
+    BAD_STEPS,
+    Asked,
+    DivergedError,
+    StoppedError,
+    log_bad_step,
+    stop_requests,
+)
 from training.metrics import Meter, MetricsWriter, PretrainResult, StepResult, read_metrics
 from training.models.pretext_model import HeadOutput, PretextModel, build_model
 from training.models.trunks import Trunk
@@ -34,6 +50,8 @@ from training.optimizer import build_optimizer, learning_rate
 from training.precision import autocast
 from training.run import Pretraining, TrainConfig
 from training.run_folder import PRETRAIN_RESULT, TRUNK_FILE
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 
@@ -45,65 +63,156 @@ def train(run: Pretraining) -> None:
 
     The same function runs in one plain process, under torchrun and under Ray Train. Rank 0 writes
     metrics.jsonl, checkpoints, trunk.safetensors and pretrain.json into `run.out`.
+
+    Raises:
+        StoppedError: A signal, or a file STOP_FILE, stopped the run; a checkpoint was written.
+        DivergedError: Gradients or weights are not finite, and going back did not help.
     """
-    with joined() as ranks:
-        job = _start(run, ranks)
+    with joined() as ranks, stop_requests(run.out) as asked:
+        if ranks.is_first:
+            remove_partial(run.out)
+        job = _start(run, ranks, asked)
         with closing(job.loader), _metrics_of(job) as log:
             _loop(job, log)
-        if ranks.is_first:
-            export_trunk(job.model.trunk, run.out / TRUNK_FILE)
-            write_json(run.out / PRETRAIN_RESULT, asdict(_summarize(job)))
-        ranks.barrier()
+        try:
+            if ranks.is_first:
+                export_trunk(job.model.trunk, run.out / TRUNK_FILE)
+                write_json(run.out / PRETRAIN_RESULT, asdict(_summarize(job)))
+        finally:
+            ranks.barrier()  # The others must not be lost with a first one whose disk is full.
 
 
 def _loop(job: _TrainState, log: MetricsWriter | None) -> None:
-    run, ranks = job.run, job.ranks
-    model = ranks.wrap(job.model).train()
-    meter = Meter(ranks, job.loader, [task.name for task in tasks_of(run.pretext)])
-    batches = job.loader.batches(
-        GraphOptions(
-            max_batch=job.loader.max_batch,
-            num_threads=run.data.threads,
-            device_id=ranks.device.index,
-            prefetch=run.data.prefetch,
-        )
-    )
+    run = job.run
+    replica = job.ranks.wrap(job.model.train())
+    meter = Meter(job.ranks, job.loader, [task.name for task in tasks_of(run.pretext)])
+    batches = _batches(job)
     progress = job.clock.progress(job.step)
     while progress < 1:
         asked = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - asked
 
-        lr = learning_rate(run.optim, progress)
-        result = _step(job, model, batch, lr)
+        lr = learning_rate(run.optim, progress) * job.faults.lr_scale
+        result = _step(job, replica, batch, lr)
         job.step += 1
-        progress = job.clock.progress(job.step)
+        progress = job.clock.progress(job.step, result.time_spent)
 
         meter.add(result, len(batch.sample_ids), waited)
-        if job.step % run.train.log_every == 0 or progress >= 1:
+        if _must_go_back(job, batch, result):
+            _go_back(job, log)
+            meter.restart()
+            batches, progress = _batches(job), job.clock.progress(job.step)
+            continue
+        is_last = progress >= 1 or result.must_stop
+        if (job.step % run.train.log_every == 0 or is_last) and meter.has_steps:
             record = meter.record(job.step, batch.epoch, progress, job.clock.spent(), lr)
             if log:
                 log.write(record)
-        if (job.step % run.train.checkpoint_every == 0 or progress >= 1) and ranks.is_first:
+        # Not after a skipped step: the checkpoint to go back to lies before the first of them.
+        is_due = job.step % run.train.checkpoint_every == 0 and result.is_finite
+        if (is_due or is_last) and job.ranks.is_first:
             _save(job)
+        if result.must_stop and progress < 1:
+            _stop(job)
 
 
-def _step(job: _TrainState, model: nn.Module, batch: Batch, lr: float) -> StepResult:
+def _step(job: _TrainState, replica: Replica, batch: Batch, lr: float) -> StepResult:
     device = job.ranks.device
     for group in job.optimizer.param_groups:
         group["lr"] = lr
     labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
+    statistics = [buffer.clone() for buffer in job.model.buffers()]
     with autocast(job.run.train.precision, device):
-        outputs: list[HeadOutput] = model(batch.views, labels)
+        outputs: list[HeadOutput] = replica(batch.views, labels)
     losses = [_loss(output) for output in outputs]
     loss = torch.stack(losses) @ torch.tensor(weights_of(job.run.pretext), device=device)
     job.optimizer.zero_grad(set_to_none=True)
     # DDP averages over ranks, and a rank's batch may be one lane's share larger than another's:
-    # weighted by size, the average is the gradient of the global batch.
+    # weighted by size, the average is the gradient of the global batch. Where the loss is not
+    # finite, the weight is NaN, which reaches every gradient, and by the average every rank.
     share = len(batch.sample_ids) * job.ranks.world_size / job.loader.global_batch
-    torch.autograd.backward(loss * share)
-    job.optimizer.step()
-    return StepResult(loss.detach(), torch.stack([_accuracy(output) for output in outputs]))
+    weight = share + _zero(job, loss)
+    riders = replica.backward(loss * weight, (float(job.asked()), job.clock.share_of_time()))
+    applies = _clipped(job)
+    if applies:
+        job.optimizer.step()
+    else:
+        for buffer, before in zip(job.model.buffers(), statistics, strict=True):
+            buffer.copy_(before)
+    accuracies = torch.stack([_accuracy(output) for output in outputs])
+    return StepResult(loss.detach(), accuracies, applies, riders[0] > 0, riders[1])
+
+
+def _zero(job: _TrainState, loss: Tensor) -> Tensor:
+    """Return 0, or NaN where the loss or a BatchNorm's statistics are not finite."""
+    statistics = [buffer for buffer in job.model.buffers() if buffer.is_floating_point()]
+    return 0 * (loss.detach() + torch.nn.utils.get_total_norm(statistics).to(loss))
+
+
+def _clipped(job: _TrainState) -> bool:
+    """Clip the gradient if the run asks for it; return whether it is finite."""
+    weights = [weight for weight in job.model.parameters() if weight.grad is not None]
+    norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+    applies = bool(norm.isfinite())
+    if applies and job.run.train.clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(weights, job.run.train.clip_norm, norm)
+    return applies
+
+
+def _must_go_back(job: _TrainState, batch: Batch, result: StepResult) -> bool:
+    """Count and log a step that was skipped, alike on every rank."""
+    faults, ranks = job.faults, job.ranks
+    if result.is_finite:
+        faults.in_a_row = 0
+        return False
+    faults.in_a_row += 1
+    ids = ranks.gather(torch.from_numpy(batch.sample_ids).to(ranks.device))
+    losses = ranks.gather(result.loss[None].double())
+    bad = [rank for rank, loss in enumerate(losses) if not loss.isfinite().all()]
+    if ranks.is_first:
+        record = {
+            "step": job.step,
+            "epoch": batch.epoch,
+            "in_a_row": faults.in_a_row,
+            "ranks_with_bad_loss": bad,
+            "sample_ids": [part.tolist() for part in ids],
+        }
+        log_bad_step(job.run.out, record)
+        where = f"the loss of rank {', '.join(map(str, bad))}" if bad else "the gradient"
+        logger.warning(
+            "step %d is skipped: %s is not finite (%d in a row)", job.step, where, faults.in_a_row
+        )
+    return faults.in_a_row >= job.run.train.max_bad_steps
+
+
+def _go_back(job: _TrainState, log: MetricsWriter | None) -> None:
+    """Go back to the newest checkpoint, or to the start, with a smaller learning rate.
+
+    Raises:
+        DivergedError: The run went back train.max_rollbacks times already.
+    """
+    train, faults, step = job.run.train, job.faults, job.step
+    if faults.rollbacks == train.max_rollbacks:
+        raise DivergedError(
+            f"step {step}: no finite loss and gradient for {faults.in_a_row} steps in a row "
+            f"(train.max_bad_steps), after going back {faults.rollbacks} times "
+            f"(train.max_rollbacks); {job.run.out / BAD_STEPS} names the samples. Lower optim.lr."
+        )
+    scale, rollbacks = faults.lr_scale * train.rollback_lr_scale, faults.rollbacks + 1
+    _restore(job, load_newest(job.run.out / CHECKPOINTS))
+    job.faults = Faults(rollbacks=rollbacks, lr_scale=scale)
+    if log:
+        log.rewind(job.step)
+        logger.warning(
+            "back from step %d to %d, with %g times the learning rate", step, job.step, scale
+        )
+
+
+def _stop(job: _TrainState) -> None:
+    """End the run on every rank, after rank 0 has saved."""
+    job.ranks.barrier()
+    raise StoppedError(f"stopped after step {job.step}; the same command with --resume continues.")
 
 
 def _loss(output: HeadOutput) -> Tensor:
@@ -125,6 +234,15 @@ def _accuracy(output: HeadOutput) -> Tensor:
 
 
 @dataclass(slots=True)
+class Faults:
+    """Steps without a finite gradient, and what was done about them; part of a checkpoint."""
+
+    in_a_row: int = 0
+    rollbacks: int = 0
+    lr_scale: float = 1.0
+
+
+@dataclass(slots=True)
 class _TrainState:
     """Everything the loop works on."""
 
@@ -133,42 +251,72 @@ class _TrainState:
     loader: Loader
     model: PretextModel
     optimizer: torch.optim.Optimizer
-    step: int
-    """Steps done."""
     clock: _Clock
+    asked: Asked
+    """Whether this process is asked to stop."""
+    step: int = 0
+    """Steps done."""
+    faults: Faults = field(default_factory=Faults)
 
 
-def _start(run: Pretraining, ranks: Ranks) -> _TrainState:
+def _start(run: Pretraining, ranks: Ranks, asked: Asked) -> _TrainState:
     # Data.
     rank_info, ledger = RankInfo(ranks.rank, ranks.world_size), run.out / QUARANTINE_FILE
     loader = open_loader(
         run.data, run.order, run.pretext, seed=run.seed, rank_info=rank_info, ledger=ledger
     )
 
-    # Model. Every rank starts from the same weights.
-    torch.manual_seed(run.seed)
-    model = build_model(run.pretext, run.trunk).to(ranks.device)
-    model = model.to(memory_format=torch.channels_last)
+    # Model and optimizer.
+    model = _fresh_model(run).to(ranks.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, run.optim)
+    clock = _Clock(run.train, ranks, run.train.epochs * loader.steps_per_epoch)
+    job = _TrainState(run, ranks, loader, model, optimizer, clock, asked)
 
     # Resume.
-    perms = _permutations(run.pretext)
-    step, seconds = 0, 0.0
     checkpoint = load_newest(run.out / CHECKPOINTS)
     if checkpoint:
-        if checkpoint.progress.get("permutations_sha256", perms) != perms:
-            raise ConfigError(
-                f"the permutation set has changed since the checkpoint of step {checkpoint.step}, "
-                "and with it what every label means; give the old permutation_file or start anew."
-            )
-        model.load_state_dict(checkpoint.model)
-        optimizer.load_state_dict(checkpoint.optimizer)
-        loader.restore(checkpoint.progress["loader"])
-        step, seconds = checkpoint.step, checkpoint.progress["seconds"]
+        _restore(job, checkpoint)
     if run.train.compile:
         model.compile()  # In place: names of weights stay, in checkpoints and the export.
-    clock = _Clock(run.train, ranks, run.train.epochs * loader.steps_per_epoch, seconds)
-    return _TrainState(run, ranks, loader, model, optimizer, step, clock)
+    clock.start(checkpoint.progress["seconds"] if checkpoint else 0.0)
+    return job
+
+
+def _fresh_model(run: Pretraining) -> PretextModel:
+    """Make the model of step 0, the same on every rank."""
+    torch.manual_seed(run.seed)
+    return build_model(run.pretext, run.trunk)
+
+
+def _restore(job: _TrainState, checkpoint: Checkpoint | None) -> None:
+    """Go to a checkpoint, or with None to the start."""
+    if checkpoint is None:
+        job.model.load_state_dict(_fresh_model(job.run).state_dict())
+        job.optimizer.state.clear()
+        job.loader.restore({**job.loader.state(), "epoch": 0, "step": 0})
+        job.step = 0
+        return
+    perms = _permutations(job.run.pretext)
+    if checkpoint.progress.get("permutations_sha256", perms) != perms:
+        raise ConfigError(
+            f"the permutation set has changed since the checkpoint of step {checkpoint.step}, "
+            "and with it what every label means; give the old permutation_file or start anew."
+        )
+    job.model.load_state_dict(checkpoint.model)
+    job.optimizer.load_state_dict(checkpoint.optimizer)
+    job.loader.restore(checkpoint.progress["loader"])
+    job.faults = Faults(**checkpoint.progress.get("faults", {}))
+    job.step = checkpoint.step
+
+
+def _batches(job: _TrainState) -> Iterator[Batch]:
+    options = GraphOptions(
+        max_batch=job.loader.max_batch,
+        num_threads=job.run.data.threads,
+        device_id=job.ranks.device.index,
+        prefetch=job.run.data.prefetch,
+    )
+    return job.loader.batches(options)
 
 
 def _permutations(pretext: PretextConfig) -> str | None:
@@ -180,22 +328,33 @@ def _permutations(pretext: PretextConfig) -> str | None:
 class _Clock:
     """How much of a run is done, by steps or by time; the same on every rank."""
 
-    def __init__(self, train: TrainConfig, ranks: Ranks, last_step: int, seconds: float) -> None:
+    def __init__(self, train: TrainConfig, ranks: Ranks, last_step: int) -> None:
         self._limit = train.max_minutes * 60 if train.max_minutes else None
-        self._ranks, self._last_step = ranks, last_step
-        self._started = time.monotonic() - seconds
+        self._is_first, self._last_step = ranks.is_first, last_step
+        self.start(0.0)
+
+    def start(self, seconds: float) -> None:
+        """Start after `seconds` of training in earlier processes."""
+        self._seconds, self._started = seconds, time.monotonic() - seconds
 
     def spent(self) -> float:
         """Return the training time so far, in seconds."""
         return time.monotonic() - self._started
 
-    def progress(self, step: int) -> float:
-        """Return the share of the run that is done after `step` steps, 0 to 1."""
-        by_step = step / self._last_step
-        if self._limit is None:
-            return by_step
-        by_time = self._ranks.from_first(self.spent() / self._limit)
-        return min(1.0, max(by_step, by_time))
+    def share_of_time(self) -> float:
+        """Return the share of the time that is spent on rank 0; 0 on others and without a limit."""
+        return self.spent() / self._limit if self._limit and self._is_first else 0.0
+
+    def progress(self, step: int, time_spent: float | None = None) -> float:
+        """Return the share of the run that is done after `step` steps, 0 to 1.
+
+        Args:
+            step: Steps done.
+            time_spent: Rank 0's `share_of_time`; None for that of the start.
+        """
+        if time_spent is None:
+            time_spent = self._seconds / self._limit if self._limit else 0.0
+        return min(1.0, max(step / self._last_step, time_spent))
 
 
 def _metrics_of(job: _TrainState) -> AbstractContextManager[MetricsWriter | None]:
@@ -205,23 +364,53 @@ def _metrics_of(job: _TrainState) -> AbstractContextManager[MetricsWriter | None
 
 
 def _save(job: _TrainState) -> None:
+    """Save a checkpoint; without room on the disk, training goes on and the next save tries again.
+
+    What is not finite is never saved: the next steps will be skipped, and the run goes back.
+    """
+    train, folder = job.run.train, job.run.out / CHECKPOINTS
     progress = {
         "loader": job.loader.state(),
         "seconds": job.clock.spent(),
         "permutations_sha256": _permutations(job.run.pretext),
+        "faults": asdict(job.faults),
     }
     model, optimizer = job.model.state_dict(), job.optimizer.state_dict()
-    save_checkpoint(job.run.out / CHECKPOINTS, Checkpoint(job.step, model, optimizer, progress))
+    if not is_finite(model):
+        logger.warning("step %d is not saved: its weights are not finite", job.step)
+        return
+    try:
+        save_checkpoint(
+            folder,
+            Checkpoint(job.step, model, optimizer, progress),
+            keep=train.checkpoint_keep,
+            keep_every=train.checkpoint_keep_every,
+        )
+    except OSError as error:
+        logger.warning(
+            "no checkpoint of step %d (%s); training goes on, and tries again in %d steps",
+            job.step,
+            error.strerror or error,
+            train.checkpoint_every,
+        )
 
 
 def export_trunk(trunk: Trunk, path: Path) -> None:
-    """Write the trunk's weights as safetensors under torchvision's key names."""
+    """Write the trunk's weights as safetensors under torchvision's key names.
+
+    Raises:
+        DivergedError: They are not finite.
+    """
     weights = {key: value.cpu() for key, value in trunk.export().items()}
+    if not is_finite(weights):
+        raise DivergedError(f"{path} is not written: the trunk's weights are not finite.")
     write_atomic(path, safetensors.torch.save(weights))
 
 
 def _summarize(job: _TrainState) -> PretrainResult:
     records = read_metrics(job.run.out)
+    if not records:
+        raise DivergedError("no step had a finite loss and gradient; nothing was learnt.")
     last = records[-max(1, len(records) // 10) :]
     images = job.step * job.loader.global_batch
     return PretrainResult(

@@ -12,6 +12,7 @@ from pipeline.loading.data import DataConfig, with_classes
 from pipeline.loading.order import OrderConfig
 from pipeline.pretext.multitask import PretextConfig, tasks_of
 from pipeline.remote.location import is_remote
+from training.faults import ENDED_FILE, STOP_FILE
 from training.models.trunks import TrunkConfig, require_view
 from training.optimizer import OptimConfig
 from training.precision import Precision
@@ -25,6 +26,11 @@ _MAY_CHANGE = (
     "train.max_minutes",
     "train.log_every",
     "train.checkpoint_every",
+    "train.checkpoint_keep",
+    "train.checkpoint_keep_every",
+    "train.max_bad_steps",
+    "train.max_rollbacks",
+    "train.rollback_lr_scale",
     "train.max_failures",
     "train.compile",
     "transfer",
@@ -53,6 +59,19 @@ class TrainConfig(Config):
     """Steps between records."""
     checkpoint_every: int = Field(500, gt=0)
     """Steps between checkpoints; the last step is always saved."""
+    checkpoint_keep: int = Field(2, gt=0)
+    """How many of the newest checkpoints are kept."""
+    checkpoint_keep_every: int | None = Field(None, gt=0)
+    """Checkpoints of steps that are a multiple of this are kept for good."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Scale a gradient with a larger norm, over all weights, down to this norm."""
+    max_bad_steps: int = Field(3, gt=0)
+    """A step whose loss or gradient is not finite on any rank is skipped on all. After this many
+    in a row the run goes back to the newest checkpoint."""
+    max_rollbacks: int = Field(2, ge=0)
+    """How often it goes back before it is given up."""
+    rollback_lr_scale: float = Field(0.5, gt=0, le=1)
+    """Factor on the learning rate each time it goes back."""
 
 
 class RunConfig(TransferRun):
@@ -124,6 +143,8 @@ def open_run(config: RunConfig, *, resume: bool) -> None:
         )
     else:
         _refuse_other(read_record(config.out).config, raw, record)
+    for name in (STOP_FILE, ENDED_FILE):  # Of an earlier start.
+        (config.out / name).unlink(missing_ok=True)
 
 
 def read_run(folder: Path) -> RunConfig:

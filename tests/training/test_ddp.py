@@ -37,9 +37,14 @@ def test_two_ranks_with_unequal_batches_have_the_gradient_of_one(saved):
 
 
 @pytest.mark.multiprocess
-def test_ranks_add_up_and_agree_with_the_first(saved):
+def test_ranks_add_up_and_see_what_the_others_have(saved):
     for name in ("0_of_2", "1_of_2"):
         assert saved[name]["sum"].tolist() == [12, 2]
-        assert saved[name]["first"] == 5
+        assert saved[name]["gathered"] == [[0], [0, 1]]
     assert saved["0_of_1"]["sum"].tolist() == [12, 1]
-    assert saved["0_of_1"]["first"] == 5
+    assert saved["0_of_1"]["gathered"] == [[0]]
+
+
+@pytest.mark.multiprocess
+def test_a_request_to_one_rank_rides_with_the_gradients_to_all(saved):
+    assert [saved[name]["must_stop"] for name in sorted(saved)] == [True] * 3

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.config import ConfigError, parse
 from pipeline.pretext.permutation_set import make_permutations, permutations_hash
+from training.checkpoint import load_newest
 from training.metrics import PretrainResult, read_metrics
 from training.optimizer import learning_rate
 from training.pretrain import check, train
@@ -57,8 +58,9 @@ def weights(folder):
 def checkpoint(folder):
     """Model and optimizer of the last step."""
     newest = folder / "checkpoints/step-00000012"
-    model = safetensors.torch.load_file(newest / "model.safetensors")
-    return model, torch.load(newest / "optimizer.pt", weights_only=True)
+    loaded = load_newest(folder / "checkpoints")
+    assert (loaded.step, newest.exists()) == (12, True)
+    return loaded.model, loaded.optimizer
 
 
 def assert_bit_equal(ours, theirs):

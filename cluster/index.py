@@ -77,5 +77,5 @@ def run_index(
             raise IncompleteError(str(error)) from error
     if indexed.num_damaged:
         say(console, f"index: {indexed.num_damaged} damaged shards are excluded")
-    say(console, indexed.manifest.ledger.describe())
+    say(console, indexed.manifest.describe())
     return indexed

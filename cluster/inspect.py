@@ -52,7 +52,7 @@ def inspect(
     write_atomic(page, _render(found, redact_url(manifest)).encode("utf-8"))
     if json_file:
         write_json(json_file, found.summary())
-    say(console, found.manifest.ledger.describe())
+    say(console, found.manifest.describe())
     say(console, f"page: {page}")
 
 
@@ -82,9 +82,11 @@ def _histograms(found: "Inspection") -> list[Histogram]:
         *(Bin(f"filtered: {reason}", n) for reason, n in ledger.filtered.items()),
         *([Bin("duplicate", ledger.duplicate)] if ledger.duplicate else []),
     ]
+    dropped = [Bin(reason, n) for reason, n in found.manifest.notes_dropped.items()]
     classes = found.classes
     listed = [
         Histogram("Inputs by verdict", verdicts, 0),
+        Histogram("Notes dropped", dropped, 0),
         Histogram("Stored images by short side", found.short_sides, 0),
         Histogram("Stored images by long side / short side", found.ratios, 0),
         Histogram("Accepted inputs by format", found.formats, 0),

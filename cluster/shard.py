@@ -140,7 +140,7 @@ def run_shard(
     if len(manifest.sources) > 1:
         for name, ledger in manifest.sources.items():
             say(console, f"{name}: {ledger.describe()}")
-    say(console, manifest.ledger.describe())
+    say(console, manifest.describe())
     return manifest
 
 
@@ -216,6 +216,7 @@ def _as_json(manifest: "Manifest", seconds: float) -> dict[str, Any]:
     ledger = manifest.ledger
     return {
         **ledger.model_dump(mode="json"),
+        "notes_dropped": manifest.notes_dropped,
         "seconds": seconds,
         "images_per_s": ledger.inputs / seconds,
         "sources": {name: one.model_dump(mode="json") for name, one in manifest.sources.items()},

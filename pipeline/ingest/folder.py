@@ -242,7 +242,11 @@ def abandon_folder(job: ShardRequest) -> None:
 
 
 def finish_folder(
-    job: ShardRequest, plan: Plan, reports: Iterable[ShardReport], chunks: Sequence[Chunk]
+    job: ShardRequest,
+    plan: Plan,
+    reports: Iterable[ShardReport],
+    chunks: Sequence[Chunk],
+    notes_dropped: dict[str, int],
 ) -> Manifest:
     """Write pictures, ledger and, last, the manifest; then remove the parts."""
     write_pictures(plan.pictured, job.parts, job.out)
@@ -254,6 +258,7 @@ def finish_folder(
         ledger=plan.ledger,
         sources=plan.sources,
         notes=plan.notes,
+        notes_dropped=notes_dropped,
         config=job.settings,
     )
     manifest.finish_folder(job.out, made, ledger_lines(plan.excluded))

@@ -6,8 +6,9 @@ payload file.
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,6 +88,8 @@ class PartReport:
     accepted: int
     quarantined: int
     filtered: int
+    notes_dropped: Mapping[str, int] = field(default_factory=dict)
+    """Members of archives that are no inputs and say nothing, by reason."""
 
 
 def payload_path(folder: Path, part: str) -> Path:
@@ -129,17 +132,19 @@ def make_part(spec: PartSpec, examine: Examine | None = None) -> PartReport:
     if done is not None:
         return done
     examine = examine or _sandbox(spec.config).examine
-    items = read_chunk(spec.chunk, max_bytes=spec.config.max_bytes)
+    dropped: Counter[str] = Counter()
+    items = read_chunk(spec.chunk, max_bytes=spec.config.max_bytes, dropped=dropped)
     payloads = payload_path(spec.folder, spec.id)
     with open_atomic(payloads, lasting=False) as file:  # `read_payload` verifies it.
         batches = list(_batches(_rows(items, examine, spec, file)))
     table = pa.Table.from_batches(batches, SCHEMA)
     counts = _count(table)
-    report = {"payload_bytes": payloads.stat().st_size, **counts}
+    notes = dict(sorted(dropped.items()))
+    report = {"payload_bytes": payloads.stat().st_size, "notes_dropped": notes, **counts}
     table = table.replace_schema_metadata({"part": json.dumps(report)})
     with open_atomic(spec.table_path) as file:
         pq.write_table(table, file, compression="zstd", write_statistics=False)
-    return PartReport(**counts)
+    return PartReport(**counts, notes_dropped=notes)
 
 
 def finished_report(spec: PartSpec) -> PartReport | None:

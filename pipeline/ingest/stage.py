@@ -26,7 +26,7 @@ from pipeline.ingest.sources.chunks import list_chunks
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.ingest.write import make_shard, shard_specs
 from pipeline.shards.damage import DamageError
-from pipeline.shards.manifest import Ledger, Manifest
+from pipeline.shards.manifest import Ledger, Manifest, add_counts
 from pipeline.shards.third_party.indexing import Run
 from pipeline.shards.writer import ShardReport
 
@@ -88,30 +88,32 @@ def shard_chunks(
     start_folder(job)
     try:
         require_disk_space(job.out, chunks, job.config)
-        num_inputs, specs = _examine(chunks, job, run, on_progress)
+        num_inputs, specs, dropped = _examine(chunks, job, run, on_progress)
         try:
             plan = make_plan([spec.table_path for spec in specs], num_inputs, job.plan, job.config)
         except ConfigError:
             abandon_folder(job)
             raise
         reports = _write(plan, job, run, on_progress)
-        return finish_folder(job, plan, reports, chunks)
+        return finish_folder(job, plan, reports, chunks, dropped)
     finally:
         remove_partials(job)
 
 
 def _examine(
     chunks: Sequence[Chunk], job: ShardRequest, run: Run, on_progress: Progress
-) -> tuple[int, list[PartSpec]]:
-    """Make the parts; returns the number of inputs, and the parts."""
+) -> tuple[int, list[PartSpec], dict[str, int]]:
+    """Make the parts; returns the number of inputs, the parts, and the counts of dropped notes."""
     specs = [PartSpec(job.parts, chunk, job.config) for chunk in chunks]
     remove_others(job, parts=[spec.id for spec in specs])
     known = [chunk.num_inputs for chunk in chunks]
     total = None if None in known else sum(number or 0 for number in known)
     progress = ShardProgress("examine", 0, total, 0, 0, 0, 0)
     names = [f"{spec.chunk.source} {spec.id}" for spec in specs]
+    dropped: dict[str, int] = {}
     for report in _run_all(make_part, specs, run, job, ("parts", names)):
         assert isinstance(report, PartReport)
+        dropped = add_counts((dropped, report.notes_dropped))
         progress = replace(
             progress,
             done=progress.done + report.inputs,
@@ -121,7 +123,7 @@ def _examine(
         )
         on_progress(progress)
     on_progress(replace(progress, phase="plan", total=progress.done))
-    return progress.done, specs
+    return progress.done, specs, dropped
 
 
 def _write(plan: Plan, job: ShardRequest, run: Run, on_progress: Progress) -> list[ShardReport]:

@@ -27,6 +27,14 @@ INDEX_FOLDER = "index"
 """Folder of indexes whose shards lie elsewhere."""
 
 
+def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add up counts by reason, in order of the reason."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(sorted(total.items()))
+
+
 class Ledger(Config):
     """Where every input went; that they add up is an invariant."""
 
@@ -93,18 +101,11 @@ class Ledger(Config):
     def sum(cls, ledgers: Iterable[Self]) -> Self:
         """Add up the ledgers of several sources."""
         found = list(ledgers)
-
-        def add(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-            total: Counter[str] = Counter()
-            for one in counts:
-                total.update(one)
-            return dict(sorted(total.items()))
-
         return cls(
             inputs=sum(ledger.inputs for ledger in found),
             accepted=sum(ledger.accepted for ledger in found),
-            quarantined=add(ledger.quarantined for ledger in found),
-            filtered=add(ledger.filtered for ledger in found),
+            quarantined=add_counts(ledger.quarantined for ledger in found),
+            filtered=add_counts(ledger.filtered for ledger in found),
             duplicate=sum(ledger.duplicate for ledger in found),
             near_duplicate=sum(ledger.near_duplicate for ledger in found),
         )
@@ -141,6 +142,9 @@ class Manifest(Config):
     """Ledger of each source, adding up to `ledger`; empty if sources were not told apart."""
     notes: dict[str, int] = Field(default_factory=dict)
     """Number of stored images by note: oriented, reduced, ..."""
+    notes_dropped: dict[str, int] = Field(default_factory=dict)
+    """Number of members of archives that are no inputs and say nothing about one, by reason:
+    apple_double, not_read, too_big, ..."""
     config: dict[str, Any]
     """The configuration that made the shards."""
 
@@ -156,6 +160,11 @@ class Manifest(Config):
         if self.sources and Ledger.sum(self.sources.values()) != self.ledger:
             raise ValueError("the ledgers of the sources do not add up to the ledger.")
         return self
+
+    def describe(self) -> str:
+        """Format the account of the inputs, and of the notes that say nothing."""
+        dropped = ", ".join(f"{reason} {count}" for reason, count in self.notes_dropped.items())
+        return self.ledger.describe() + (f"; notes dropped: {dropped}" if dropped else "")
 
     @property
     def num_samples(self) -> int:

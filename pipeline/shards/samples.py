@@ -1,14 +1,13 @@
-"""Group the members of a tar into samples, by WebDataset's rule: key, image, label."""
+"""What a sample in a tar says: its key, its files, its label."""
 
 import json
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.config import ConfigError
 from pipeline.shards.headers import HeaderReason
-from pipeline.shards.tar import Member, shard_error, walk_tar
+from pipeline.shards.members import gather
+from pipeline.shards.tar import Member, walk_tar
 
 MAX_LABEL = 1_000_000
 
@@ -16,40 +15,21 @@ Reason = (
     HeaderReason
     | Literal[
         "no_key",  # no dot in the base name, or nothing before the first one
-        "no_image",  # no member has an image extension
-        "several_images",  # often names with dots, which WebDataset splits at the first
+        "no_image",  # no member has an extension of an image that the trainer decodes
     ]
 )
-
-_IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "png", "webp"))
-_is_note = re.compile(r"__[^/]*__(/|$)").match  # writers' notes, which WebDataset skips too
 
 
 @dataclass(slots=True)
 class RawSample:
-    """Adjacent members of one key, in tar order."""
+    """An image in a tar, and its notes."""
 
     key: str
-    """The name of its only member if that has no key."""
+    """Names it in its shard."""
     start: int
-    """First byte of the first member."""
+    """First byte of its span."""
     members: dict[str, Member] = field(default_factory=dict)
-    """Members by ending, what follows the first dot, in lower case; empty without a key."""
-
-    def find_image(self) -> Member | Reason:
-        """Return the only member with an image extension, or why the sample is unusable."""
-        images = [
-            member
-            for ending, member in self.members.items()
-            if ending.rpartition(".")[2] in _IMAGE_ENDINGS
-        ]
-        if not self.members:
-            return "no_key"
-        if not images:
-            return "no_image"
-        if len(images) > 1:
-            return "several_images"
-        return images[0] if images[0].size else "empty"
+    """Notes by extension: cls, json, txt."""
 
 
 def plain_text(text: str) -> str:
@@ -64,55 +44,15 @@ def plain_key(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Split a member's name into key and ending, both empty without a key.
-
-    >>> split_name("a.b/001.seg.PNG"), split_name("a/.jpg"), split_name("README")
-    (('a.b/001', 'seg.png'), ('', ''), ('', ''))
-    """
-    last_part = name.rfind("/") + 1
-    dot = name.find(".", last_part)
-    return (name[:dot], name[dot + 1 :].lower()) if dot > last_part else ("", "")
-
-
-def group_members(members: Iterable[Member], shard: str) -> list[RawSample]:
-    """Join adjacent members of one key, in tar order.
-
-    A member without a key is a sample of its own, and does not split the sample around it.
-
-    Raises:
-        ShardError: A key reappears after another one, or repeats an ending: the shard is not in
-            sample order, or samples were written twice.
-    """
-    samples: list[RawSample] = []
-    seen: set[str] = set()
-    sample = RawSample("", 0)
-    for member in members:
-        if _is_note(member.name):
-            continue
-        key, ending = split_name(member.name)
-        if not key:
-            samples.append(RawSample(member.name, member.start))
-            continue
-        if key != sample.key:
-            sample = RawSample(key, member.start)
-            samples.append(sample)
-            if key in seen:
-                raise shard_error(shard, member.start, f"key {key!r} occurs twice")
-            seen.add(key)
-        if ending in sample.members:
-            raise shard_error(shard, member.start, f"key {key!r} occurs twice")
-        sample.members[ending] = member
-    return samples
-
-
 def split_span(span: bytes) -> dict[str, bytes]:
     """Split the span of one sample into its files, by ending."""
     end_mark = bytes(1024)  # Only the span of the last sample has one.
     buffer = memoryview(span + end_mark)
-    samples = group_members(walk_tar(buffer, "of a sample"), "of a sample")
-    sample = next(sample for sample in samples if sample.members)  # Others have no key.
-    return {e: bytes(buffer[m.offset : m.offset + m.size]) for e, m in sample.members.items()}
+    members = list(walk_tar(buffer, "of a sample"))
+    samples = gather([member.name for member in members]).samples
+    sample = next(sample for sample in samples if sample.key)  # Others stand alone.
+    mine = zip(sample.endings, (members[place] for place in sample.places), strict=True)
+    return {ending: bytes(buffer[m.offset : m.offset + m.size]) for ending, m in mine}
 
 
 def read_label(buffer: memoryview, sample: RawSample, shard: str) -> int | str | None:

@@ -67,7 +67,7 @@ class _Trail:
     """Fields of the next member set by extensions: path, size."""
 
 
-def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
+def walk_tar(buffer: memoryview, shard: str, *, is_part: bool = False) -> Iterator[Member]:
     """List the regular files of a tar in order; reads only headers, and verifies every one.
 
     Directories are skipped; PAX and GNU long-name headers apply to the member they precede.
@@ -75,6 +75,7 @@ def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
     Args:
         buffer: uint8, the whole tar.
         shard: Named in errors.
+        is_part: Whether it is a part of a tar, which may end behind any member.
 
     Raises:
         ShardError: A header checksum is wrong, a member is truncated or of another type (a link, a
@@ -83,7 +84,7 @@ def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
     trail = _Trail()
     damage: _DamageError | None = None
     try:
-        _follow(buffer, trail)
+        _follow(buffer, trail, is_part=is_part)
     except _DamageError as error:
         damage = error
     try:  # A corrupt size leads astray: blame the header that holds it.
@@ -97,7 +98,7 @@ def walk_tar(buffer: memoryview, shard: str) -> Iterator[Member]:
     return map(Member._make, zip(names, trail.starts, offsets, trail.sizes, strict=True))
 
 
-def _follow(buffer: memoryview, trail: _Trail) -> None:
+def _follow(buffer: memoryview, trail: _Trail, *, is_part: bool) -> None:
     """Follow the sizes from header to header up to the end marker."""
     end = len(buffer)
     offset = first = 0
@@ -117,7 +118,7 @@ def _follow(buffer: memoryview, trail: _Trail) -> None:
         body = offset + _BLOCK
         following = body + ((size + 511) & -512)
         if size < 0 or body + size > end:
-            raise _bad_size(buffer, offset, size)
+            raise _bad_size(buffer, trail, size)
         if is_file:
             files.append(len(headers) - 1)
             starts.append(first)
@@ -128,7 +129,7 @@ def _follow(buffer: memoryview, trail: _Trail) -> None:
             is_extension = _read_special(buffer, offset, size, kind, trail)
             first = first if is_extension else following
         offset = following
-    raise _DamageError(offset, "the tar has no end marker")
+    _check_cut(offset, end, is_part=is_part)
 
 
 def _unusual_size(size_field: bytes) -> int:
@@ -139,7 +140,9 @@ def _unusual_size(size_field: bytes) -> int:
     return int(digits or b"0", 8) if not digits.strip(b"01234567") else -1
 
 
-def _bad_size(buffer: memoryview, offset: int, size: int) -> _DamageError:
+def _bad_size(buffer: memoryview, trail: _Trail, size: int) -> _DamageError:
+    offset = trail.headers[-1]
+    trail.names.pop(len(trail.headers) - 1, None)  # Its name is of no file on the trail.
     if size < 0:
         return _DamageError(offset, "the size is not a number")
     return _DamageError(offset, f"member {_name_at(buffer, offset)!r} is truncated")
@@ -152,6 +155,11 @@ def _name_at(buffer: memoryview, offset: int) -> str:
 def _check_end(buffer: memoryview, offset: int) -> None:
     if np.frombuffer(buffer[offset:], np.uint8).any():
         raise _DamageError(offset, "data follows the end marker")
+
+
+def _check_cut(offset: int, end: int, *, is_part: bool) -> None:
+    if not is_part or offset != end:
+        raise _DamageError(offset, "the tar has no end marker")
 
 
 def _apply_pending(trail: _Trail, size: int) -> int:

@@ -21,6 +21,7 @@ from pipeline.shards.manifest import (
     Manifest,
     ShardInfo,
     Tombstone,
+    add_counts,
     encode_tombstones,
     folder_of,
     read_manifest,
@@ -72,6 +73,7 @@ def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merg
         shards=tuple(shards),
         classes=tuple(classes) or None,
         ledger=Ledger.sum(made.ledger for made, _ in sets),
+        notes_dropped=add_counts(made.notes_dropped for made, _ in sets),
         config={"merged": list(locations)},
     )
     _finish(out, merged, stones)

@@ -91,6 +91,7 @@ class Inspection:
         ledger = self.manifest.ledger.model_dump(mode="json")
         return {
             **ledger,
+            "notes_dropped": self.manifest.notes_dropped,
             "shards": len(self.manifest.shards),
             "samples": self.manifest.num_samples,
             "bytes": self.num_bytes,

@@ -17,7 +17,7 @@ from pipeline.remote.fetch import FetchConfig, FetchError, map_file, read_bytes
 from pipeline.remote.location import is_remote, join, local_path
 from pipeline.shards.index import ShardIndex, decode_index, hash_spans, read_index
 from pipeline.shards.manifest import Manifest, ShardInfo, folder_of, read_manifest
-from pipeline.shards.samples import plain_key, split_name
+from pipeline.shards.samples import plain_key
 from pipeline.shards.tar import ShardError, walk_tar
 from pipeline.shards.third_party.indexing import Progress, Run
 
@@ -213,7 +213,7 @@ def _check_members(
 ) -> None:
     """Compare the index with the headers in the tar."""
     try:
-        members = {(m.offset, m.size): split_name(m.name)[0] for m in walk_tar(tar, info.name)}
+        members = {(m.offset, m.size): plain_key(m.name) for m in walk_tar(tar, info.name)}
     except ShardError as error:
         note(str(error))
         return
@@ -222,7 +222,7 @@ def _check_members(
     rows = zip(index.keys, index.offsets.tolist(), index.sizes.tolist(), strict=True)
     for row, (key, offset, size) in enumerate(rows):
         name = members.get((offset, size))
-        if name is None or plain_key(name) != key:
+        if name is None or not (name == key or name.startswith(f"{key}.")):
             note("its index points to bytes that are not a member.", key, int(index.starts[row]))
         elif index.hashes[row]:
             digest = xxhash.xxh3_64_intdigest(tar[offset : offset + size])

@@ -92,8 +92,8 @@ REFUSED = {
 QUARANTINED = {
     "keys with dots": (
         tar_bytes([(f"img.{n}.v1.{end}", picture(n)) for n in range(8) for end in ("jpg", "json")]),
-        {"several_images": 1},  # One key for all, by the rule of WebDataset.
-        0,
+        {},  # One key for all by WebDataset's rule, but names of their own.
+        8,
     ),
     "members without an ending": (
         tar_bytes([(f"img{n}", picture(n)) for n in range(8)]),

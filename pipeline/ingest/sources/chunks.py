@@ -1,6 +1,7 @@
 """Sources into chunks, each read by one task, and chunks into items."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -67,25 +68,28 @@ def list_chunks(sources: SourceList, *, chunk_inputs: int = 256) -> list[Chunk]:
     return chunks
 
 
-def read_chunk(chunk: Chunk, *, max_bytes: int) -> Iterator[Item]:
+def read_chunk(
+    chunk: Chunk, *, max_bytes: int, dropped: Counter[str] | None = None
+) -> Iterator[Item]:
     """Read the inputs of a chunk in order; what cannot be read is an item with a problem.
 
     Args:
         chunk: One of `list_chunks`.
         max_bytes: Larger inputs come without bytes.
+        dropped: Counts, by reason, the members of archives that are no inputs and say nothing.
     """
-    for item in _read(chunk, max_bytes):
+    for item in _read(chunk, max_bytes, dropped):
         yield item if chunk.labels or item.label is None else replace(item, label=None)
 
 
-def _read(chunk: Chunk, max_bytes: int) -> Iterator[Item]:
+def _read(chunk: Chunk, max_bytes: int, dropped: Counter[str] | None) -> Iterator[Item]:
     match chunk.kind:
         case "files":
             return read_files(chunk, max_bytes)
         case "tar":
-            return read_tar(chunk, max_bytes)
+            return read_tar(chunk, max_bytes, dropped)
         case "zip":
-            return read_zip(chunk, max_bytes)
+            return read_zip(chunk, max_bytes, dropped)
         case "warc":
             return read_warc(chunk, max_bytes)
         case "parquet":

@@ -1,67 +1,93 @@
-"""Members of an archive into samples: by WebDataset's rule where they pair, else one by one."""
+"""What the notes beside an image in an archive say: label, caption and metadata."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pipeline.shards.samples import plain_text, split_name
+from pipeline.ingest.sources.inputs import Chunk
+from pipeline.ingest.sources.names import folder_label
+from pipeline.shards.members import Gathered, Input, NoteReason
+from pipeline.shards.samples import plain_text
 
-_IMAGES = frozenset(
-    ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic")
-)
-_SIDECARS = ("cls", "json", "txt")
-_MAX_MEMBERS = 16
-"""Members of a sample; they are in memory together."""
-_MAX_SIDECAR_BYTES = 2**20
-"""Larger sidecars are ignored."""
 _NO_LABEL = "-1"
 
-T = TypeVar("T")
+
+class NoteCounter:
+    """Reads what is said of the inputs of an archive, and counts what says nothing.
+
+    Args:
+        chunk: The archive, or a part of it.
+        dropped: Takes the counts by reason.
+    """
+
+    def __init__(self, chunk: Chunk, dropped: Counter[str]) -> None:
+        self.lost: set[int] = set()
+        """Places of notes that cannot be used."""
+        self._chunk, self._dropped = chunk, dropped
+        self._stem = chunk.archive.rpartition("/")[2].partition(".")[0]
+
+    def count(self, gathered: Gathered, names: Sequence[str | None]) -> None:
+        """Count the members that are neither inputs nor notes, of those that the globs select."""
+        unread = [(place, "not_read") for place in gathered.unread()]
+        for place, reason in [*gathered.junk, *unread]:
+            if self._chunk.wants(self._chunk.member(names[place] or "")):
+                self._dropped[reason] += 1
+
+    def lose(self, place: int, reason: NoteReason) -> None:
+        """Count a note that cannot be used, once."""
+        if place not in self.lost:
+            self.lost.add(place)
+            self._dropped[reason] += 1
+
+    def read(self, name: str, one: Input, contents: Mapping[str, bytes]) -> dict[str, Any]:
+        """Read label, caption and metadata of an input.
+
+        Its folder is its label where its notes state none, unless the folder bears the archive's
+        name, or a note that could state one was lost.
+
+        Args:
+            name: Of the input.
+            one: Its place, and its notes.
+            contents: Content of each note that could be read, by extension.
+        """
+        folder = folder_label(self._chunk.path_of(name))
+        if not one.notes:
+            return {"label": folder}
+        is_told = len(contents) == len(one.notes) and folder != self._stem
+        said, is_broken = read_notes(contents, folder if is_told else None)
+        if is_broken:
+            self.lose(one.notes["json"], "unreadable")
+        return said
 
 
-def is_sidecar(name: str) -> bool:
-    """Tell by its name whether a member may hold the annotations of an image next to it."""
-    return split_name(name)[1] in _SIDECARS
+def read_notes(contents: Mapping[str, bytes], folder: str | None) -> tuple[dict[str, Any], bool]:
+    """Read what the notes of an image say; its folder is its label where they state none.
 
-
-def group_by_key(members: Iterable[T], name_of: Callable[[T], str | None]) -> Iterator[list[T]]:
-    """Group adjacent members of one key, at most 16; one without a key or a name stands alone."""
-    group: list[T] = []
-    group_key = ""
-    for member in members:
-        key = split_name(name_of(member) or "")[0]
-        if group and (key != group_key or not key or len(group) == _MAX_MEMBERS):
-            yield group
-            group = []
-        group.append(member)
-        group_key = key
-    if group:
-        yield group
-
-
-def find_inputs(names: list[str | None]) -> tuple[list[int], dict[str, int]]:
-    """Tell which members of a group are inputs, and which are their sidecars.
-
-    An image with a .cls, .json or .txt of the same key is a WebDataset sample, whose other members
-    are no inputs. Without a sidecar every member is an input.
+    Args:
+        contents: Content of each note, by extension: cls, json, txt.
+        folder: Label by the folder, if any.
 
     Returns:
-        Positions of the inputs; extension -> position of the sidecars.
+        label, caption and metadata, and whether a .json is no JSON object.
     """
-    extensions = [split_name(name or "")[1] for name in names]
-    sidecars = {extension: i for i, extension in enumerate(extensions) if extension in _SIDECARS}
-    images = [
-        i for i, extension in enumerate(extensions) if extension.rpartition(".")[2] in _IMAGES
-    ]
-    if not (sidecars and images):
-        return list(range(len(names))), {}
-    plain = [i for i in images if "." not in extensions[i]]
-    return plain or images, sidecars
+    said = read_sidecars(contents)
+    if said["label"] is None and not _states_label(contents):
+        said["label"] = folder
+    broken = "json" in contents and parse_json_object(contents["json"]) is None
+    return said, broken
+
+
+def _states_label(contents: Mapping[str, bytes]) -> bool:
+    """Tell whether notes state that there is no label: -1."""
+    if contents.get("cls", b"").strip():
+        return True
+    label = (parse_json_object(contents.get("json", b"")) or {}).get("label")
+    return label is not None
 
 
 def read_sidecars(contents: Mapping[str, bytes]) -> dict[str, Any]:
     """Read label, caption and metadata from the sidecars of a sample, by extension."""
-    contents = {key: data for key, data in contents.items() if len(data) <= _MAX_SIDECAR_BYTES}
     annotations = annotate(parse_json_object(contents.get("json", b"")) or {})
     label = contents.get("cls", b"").decode("utf-8", "backslashreplace").strip()
     caption = contents.get("txt", b"").decode("utf-8", "backslashreplace").strip()

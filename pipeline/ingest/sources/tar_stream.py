@@ -149,8 +149,7 @@ def _decompress(file: IO[bytes], magic: bytes) -> IO[bytes]:
 class _State:
     """State of the walk."""
 
-    wants: Callable[[str], bool]
-    max_bytes: int
+    limit_of: Callable[[int], int | None]
     extra: dict[str, str] = field(default_factory=dict)
     """What extension headers say of the next member: path, size, sparse, broken."""
     start: int = 0
@@ -180,7 +179,7 @@ class _State:
 
 
 def read_members(
-    tar: Decompressed, wants: Callable[[str], bool], max_bytes: int
+    tar: Decompressed, limit_of: Callable[[int], int | None]
 ) -> Iterator[StreamMember]:
     """Yield the regular files of a tar in order, and the damaged places between them.
 
@@ -190,10 +189,10 @@ def read_members(
 
     Args:
         tar: Positioned at its first header.
-        wants: Tells by name whether a member's data are read; others come without.
-        max_bytes: The data of larger members are skipped.
+        limit_of: Tells by a member's first byte how large it may be for its data to be read; None
+            where they are not wanted. Larger ones are a problem.
     """
-    state = _State(wants, max_bytes)
+    state = _State(limit_of)
     while not tar.is_at_stop():
         state.begin(tar.offset)
         try:
@@ -247,10 +246,10 @@ def _read_one(
     if "broken" in extra or "sparse" in extra or is_unsafe(name):
         tar.skip(_padded(size))
         yield StreamMember(name, state.start, problem="bad_record")
-    elif not state.wants(name):
+    elif (limit := state.limit_of(state.start)) is None:
         tar.skip(_padded(size))
         yield StreamMember(name, state.start)
-    elif size > state.max_bytes:
+    elif size > limit:
         tar.skip(_padded(size))
         yield StreamMember(name, state.start, problem="too_big")
     else:

@@ -19,6 +19,7 @@ from pipeline.shards.manifest import (
     LEDGER_NAME,
     Manifest,
     ShardInfo,
+    add_counts,
     finish_folder,
     ledger_line,
 )
@@ -147,6 +148,7 @@ class Indexed:
             "samples": ledger.accepted,
             "inputs": ledger.inputs,
             "quarantined": ledger.quarantined,
+            "notes_dropped": self.manifest.notes_dropped,
             "members": self.num_members,
             "seconds": self.seconds,
             "members_per_s": self.num_members / self.seconds,
@@ -231,6 +233,7 @@ def index_shards(
         ledger=count_inputs(records, f"samples in {len(outcomes)} shards"),
         shards=tuple(_info(record) for record in records if record.num_samples),
         classes=classes,
+        notes_dropped=add_counts(record.notes_dropped for record in records),
         config={"indexed": list(inputs), "fast": fast},
     )
     lines = (ledger_line(row) for outcome in outcomes for row in _ledger_rows(outcome))

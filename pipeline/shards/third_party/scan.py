@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +18,17 @@ from pipeline.remote.fetch import FetchError, map_file
 from pipeline.remote.location import is_remote, redact_url
 from pipeline.shards.headers import HeaderError, read_size
 from pipeline.shards.index import ShardIndex, encode_index, hash_spans, kept_files, read_index
-from pipeline.shards.samples import RawSample, group_members, plain_key, read_label
+from pipeline.shards.members import MAX_NOTE_BYTES, Gathered, Input, Sample, gather, split_name
+from pipeline.shards.samples import RawSample, plain_key, read_label
 from pipeline.shards.tar import Member, shard_error, walk_tar
 from pipeline.shards.third_party.listing import ask_filesystem
 from pipeline.shards.writer import ShardReport, read_report, write_report
 
-_FORMAT_VERSION = 1  # Raise when an equal shard would give another index.
+_FORMAT_VERSION = 3  # Raise when an equal shard would give another index.
 _NAME_LENGTH = 80  # of 255 that file systems allow; hashes and endings follow
 _GZIP = b"\x1f\x8b"
+_IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "png", "webp"))
+"""Of images that the trainer decodes."""
 _TAGS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "blob_id")
 """Keys under which fsspec's file systems report a file's version."""
 
@@ -38,6 +43,8 @@ class ShardRecord(ShardReport):
     """Number of each of `names` in the index."""
     num_classes: int = Field(ge=0)
     """One more than the largest numeric label, else 0."""
+    notes_dropped: dict[str, int] = Field(default_factory=dict)
+    """Number of members that are no inputs and say nothing, by reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,8 @@ class _Rows:
     hashes: list[int] = field(default_factory=list)
     labels: list[int | str | None] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Members that say nothing, by reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +132,15 @@ def _scan(buffer: memoryview, spec: ScanSpec, plan_id: str) -> tuple[ShardRecord
     if buffer[:2] == _GZIP:
         raise shard_error(spec.name, 0, "it is compressed; unpack it to read single samples")
     members = list(walk_tar(buffer, spec.name))
-    samples = group_members(members, spec.name)
+    gathered = gather([member.name for member in members])
+    if gathered.returns is not None:
+        member = members[gathered.returns]
+        key = split_name(member.name)[0]
+        raise shard_error(
+            spec.name, member.start, f"key {key!r} occurs twice, again as {member.name!r}"
+        )
     rows = _Rows()
-    for sample in samples:
-        _add(rows, sample, buffer, spec)
+    _add_all(rows, gathered, members, buffer, spec)
     names, numbers = _number_labels(rows.labels, spec.name)
     counts = any(isinstance(label, int) for label in rows.labels)
     record = ShardRecord(
@@ -142,16 +156,68 @@ def _scan(buffer: memoryview, spec: ScanSpec, plan_id: str) -> tuple[ShardRecord
         numbers=tuple(range(len(names))),
         num_classes=1 + max(numbers) if counts else 0,
         left_out=tuple(rows.left_out),
+        notes_dropped=dict(sorted(rows.dropped.items())),
     )
     return record, _make_index(rows, numbers, buffer, fast=spec.fast)
 
 
-def _add(rows: _Rows, sample: RawSample, buffer: memoryview, spec: ScanSpec) -> None:
-    """Add a sample to the index or to the excluded ones."""
+def _add_all(
+    rows: _Rows, gathered: Gathered, members: Sequence[Member], buffer: memoryview, spec: ScanSpec
+) -> None:
+    """Add the images of all samples in order of the tar, each with a key of its own."""
+    rows.dropped.update(reason for _, reason in gathered.junk)
+    rows.dropped["not_read"] += sum(1 for _ in gathered.unread())
+    by_sample: list[list[Input]] = [[] for _ in gathered.samples]
+    for one in gathered.inputs():
+        by_sample[one.sample].append(one)
+    for sample, inputs in zip(gathered.samples, by_sample, strict=True):
+        images = [one for one in inputs if _is_image(members[one.place].name)]
+        first = members[sample.places[0]]
+        if not images:
+            key = plain_key(sample.key or first.name)
+            rows.left_out.append((key, "no_image" if sample.key else "no_key"))
+            continue
+        if not sample.key:
+            rows.left_out.append((plain_key(first.name), "no_key"))
+            continue
+        rows.dropped["not_read"] += len(inputs) - len(images)
+        starts = _starts(sample, images, members)
+        for one, key, start in zip(images, _keys(sample, images, members), starts, strict=True):
+            notes = {ending: members[place] for ending, place in one.notes.items()}
+            for ending in [e for e, note in notes.items() if note.size > MAX_NOTE_BYTES]:
+                del notes[ending]
+                rows.dropped["too_big"] += 1
+            _add(rows, RawSample(key, start, notes), members[one.place], buffer, spec)
+    rows.dropped = +rows.dropped  # Without zeros.
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in _IMAGE_ENDINGS
+
+
+def _keys(sample: Sample, images: Sequence[Input], members: Sequence[Member]) -> list[str]:
+    """Key of each image: the sample's, or where it has several images, names of their own."""
+    if len(images) == 1:
+        return [sample.key]
+    names = [members[one.place].name for one in images]
+    stems = [name.rpartition(".")[0] for name in names]
+    return stems if len(set(stems)) == len(stems) else names
+
+
+def _starts(sample: Sample, images: Sequence[Input], members: Sequence[Member]) -> list[int]:
+    """First byte of each image's span: all that precedes it since the image before."""
+    firsts = [sample.places[0]]
+    for before, one in pairwise(images):
+        mine = [place for place in one.notes.values() if before.place < place < one.place]
+        firsts.append(min([*mine, one.place]))
+    return [members[place].start for place in firsts]
+
+
+def _add(rows: _Rows, sample: RawSample, image: Member, buffer: memoryview, spec: ScanSpec) -> None:
+    """Add an image to the index or to the excluded ones."""
     key = plain_key(sample.key)
-    image = sample.find_image()
-    if not isinstance(image, Member):
-        rows.left_out.append((key, image))
+    if not image.size:
+        rows.left_out.append((key, "empty"))
         return
     size, digest = (0, 0), 0
     if not spec.fast:

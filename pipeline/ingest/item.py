@@ -14,6 +14,7 @@ Reason = Literal[
     "empty",
     "changed",  # since the inputs were listed
     "bad_record",  # a damaged record or member of an archive
+    "unknown_coding",  # of an HTTP body, named in the sample's metadata
     "not_image",  # no allowed format
     "too_many_pixels",  # the header declares more than max_pixels
     "too_many_scans",  # more than max_scans

@@ -24,7 +24,7 @@ from pipeline.ingest.sources.inputs import Chunk
 from pipeline.shards.damage import DamageError
 from pipeline.shards.samples import plain_text
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 """Raise it when equal inputs and settings would give different bytes: older parts and shards are
 then made again."""
 

@@ -10,6 +10,9 @@ from typing_extensions import Self
 
 Reason = Literal[
     "unreadable",  # the file system, the archive or the server reported an error
+    "forbidden",  # by the server: HTTP status 401 or 403, or the store's permissions
+    "missing",  # at the server: HTTP status 404
+    "gone",  # at the server: HTTP status 410
     "too_big",  # more than max_bytes
     "empty",
     "changed",  # since the inputs were listed

@@ -299,9 +299,7 @@ def _redirect(response: aiohttp.ClientResponse, url: str) -> str | None:
     return urljoin(url, location)
 
 
-async def _read_body(
-    response: aiohttp.ClientResponse, sink: Sink, lap: Lap, link: Link
-) -> None:
+async def _read_body(response: aiohttp.ClientResponse, sink: Sink, lap: Lap, link: Link) -> None:
     position = _first_byte(response, sink)
     async for piece in response.content.iter_any():
         lap.add(len(piece))

@@ -185,7 +185,9 @@ def test_retry_after_may_be_a_date(server, fetch):
 
 def test_secrets_of_a_url_are_not_shown(server, tmp_path):
     url = f"{server.url}/gone.tar?signature=abc".replace("//", "//me:word@")
-    with pytest.raises(FetchError, match=r"^http://127.0.0.1:\d+/gone.tar: missing \(HTTP status 404\)"):
+    with pytest.raises(
+        FetchError, match=r"^http://127.0.0.1:\d+/gone.tar: missing \(HTTP status 404\)"
+    ):
         fetch_file(url, tmp_path / "a", num_bytes=None, sha256=None, config=QUICK)
 
 

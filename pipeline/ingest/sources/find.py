@@ -244,9 +244,7 @@ def on_filesystem(url: str, call: Callable[[Any, str], Any]) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # Every file system has its own errors.
-        raise ConfigError(
-            f"source (={redact_url(url)}) cannot be read: {explain(error)}"
-        ) from None
+        raise ConfigError(f"source (={redact_url(url)}) cannot be read: {explain(error)}") from None
 
 
 def as_file(path: str, info: dict[str, Any]) -> File:

@@ -95,7 +95,8 @@ def _undo(coding: str, data: bytes, most: int) -> bytes:
 
 def _join_chunks(data: bytes, most: int) -> bytes:
     """Join the chunks of a body; what follows the last one, such as trailers, is no content."""
-    pieces, position = [], 0
+    pieces: list[bytes] = []
+    position = 0
     while head := _match_chunk_head(data, position):
         start, size = head.end(), int(head[1], 16)
         if not size:

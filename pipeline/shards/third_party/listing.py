@@ -61,9 +61,7 @@ def ask_filesystem(url: str, method: str) -> Any:
         system, path = open_filesystem(url)
         return getattr(system, method)(path)
     except (FileNotFoundError, PermissionError) as error:
-        raise ConfigError(
-            f"shard (={redact_url(url)}) cannot be read: {explain(error)}"
-        ) from None
+        raise ConfigError(f"shard (={redact_url(url)}) cannot be read: {explain(error)}") from None
     except ImportError as error:
         raise ConfigError(f"shard (={redact_url(url)}) needs a package: {error}.") from None
     except OSError:

@@ -38,7 +38,7 @@ _LONGEST_PAUSE = 30.0
 _FIRM_TRIES = 2
 """A 404 may come from a stale cache, a 403 from a token being renewed: one retry. More would only
 delay the report of a wrong address."""
-_ADVICE = {
+_ADVICE: dict[str, str] = {
     **ADVICE,
     "exhausted": "Check the network and the server, or raise attempts, timeout or budget.",
     "corrupt": "It is not the file that was written: upload it again or shard again.",

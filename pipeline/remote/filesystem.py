@@ -16,7 +16,7 @@ STATUS_KINDS: dict[int, Refusal] = {
     404: "missing",
     410: "gone",
 }
-ADVICE: dict[Refusal, str] = {
+ADVICE: dict[str, str] = {
     "missing": "Check the address.",
     "gone": "The server has removed it for good: leave it out.",
     "forbidden": "Give this machine credentials that may read it, or sign the address anew.",

@@ -10,10 +10,14 @@ from typing_extensions import Self
 
 Reason = Literal[
     "unreadable",  # the file system, the archive or the server reported an error
+    "forbidden",  # by the server: HTTP status 401 or 403, or the store's permissions
+    "missing",  # at the server: HTTP status 404
+    "gone",  # at the server: HTTP status 410
     "too_big",  # more than max_bytes
     "empty",
     "changed",  # since the inputs were listed
     "bad_record",  # a damaged record or member of an archive
+    "unknown_coding",  # of an HTTP body, named in the sample's metadata
     "not_image",  # no allowed format
     "too_many_pixels",  # the header declares more than max_pixels
     "too_many_scans",  # more than max_scans

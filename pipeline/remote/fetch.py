@@ -16,6 +16,7 @@ from fsspec.asyn import get_loop
 from pydantic import Field
 
 from pipeline.config import Config
+from pipeline.remote.filesystem import ADVICE
 from pipeline.remote.location import FileRequest, check_scheme, is_remote, local_path, redact_url
 from pipeline.remote.transport import (
     Kind,
@@ -37,9 +38,8 @@ _LONGEST_PAUSE = 30.0
 _FIRM_TRIES = 2
 """A 404 may come from a stale cache, a 403 from a token being renewed: one retry. More would only
 delay the report of a wrong address."""
-_ADVICE = {
-    "missing": "Check the address.",
-    "forbidden": "Give this machine credentials that may read it.",
+_ADVICE: dict[str, str] = {
+    **ADVICE,
     "exhausted": "Check the network and the server, or raise attempts, timeout or budget.",
     "corrupt": "It is not the file that was written: upload it again or shard again.",
 }
@@ -120,7 +120,7 @@ def read_if_there(url: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except FetchError as error:
-        if error.kind == "missing":
+        if error.kind in ("missing", "gone"):
             return None
         raise
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+import yarl
+
 from pipeline.config import ConfigError
 
 HTTP = ("http", "https")
@@ -21,6 +23,11 @@ PACKAGES = {
 """Package that fsspec needs for a scheme."""
 _SCHEMES = ("file", "memory", *HTTP, *PACKAGES)
 """The only schemes that are opened; fsspec knows more, some of which start programs."""
+
+_find_unsendable = re.compile(r"[^\x21-\x7e]+").sub
+_replace_secrets = re.compile(
+    r"(?i)\b(https?://)(?:[^\s/?#@'\"<>]*@)?([^\s?#'\"<>]*)(?:[?#][^\s'\"<>]*)?"
+).sub
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +89,38 @@ def join(base: str, name: str) -> str:
     return f"{scheme}://{host}/{path}"
 
 
+def as_sent(url: str) -> str:
+    """Return an HTTP URL as it is sent: as given, since a signature covers every byte.
+
+    Only what no request may hold is escaped: spaces, controls and letters beyond ASCII.
+
+    >>> as_sent("https://host/a%2Fb c?sign='%2f+%zz"), as_sent("http://bücher.example/ü")
+    ("https://host/a%2Fb%20c?sign='%2f+%zz", 'http://xn--bcher-kva.example/%C3%BC')
+    """
+    found = re.match(r"[^:/?#]+://[^/?#]*", url)
+    origin = found[0] if found else ""
+    rest = url[len(origin) :]
+    if not origin.isascii():
+        origin = str(yarl.URL(origin)).rstrip("/")
+    return origin + _find_unsendable(_escape, rest)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return quote(found[0].encode("utf-8", "surrogateescape"), safe="")
+
+
 def redact_url(url: str) -> str:
     """Remove what may be secret: the password, and a query that may hold a signature."""
     if not is_remote(url):
         return url
+    if scheme_of(url) not in HTTP:  # A command may name URLs.
+        url = redact_text(url)
     return re.sub(r"^([^:/]+://)[^/@]*@", r"\1", _without_query(url))
+
+
+def redact_text(text: str) -> str:
+    """Remove what may be secret from the HTTP URLs in a text, such as a library's error."""
+    return _replace_secrets(r"\1\2", text)
 
 
 def _without_query(url: str) -> str:

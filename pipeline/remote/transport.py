@@ -18,16 +18,17 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urljoin
 
 import aiohttp
-import fsspec
 import yarl
 from fsspec.asyn import AsyncFileSystem
 
 from pipeline.config import ConfigError
-from pipeline.remote.location import HTTP, PACKAGES, redact_url, scheme_of
+from pipeline.remote.filesystem import STATUS_KINDS, name_status, open_filesystem
+from pipeline.remote.location import HTTP, PACKAGES, as_sent, redact_text, redact_url, scheme_of
 
-Kind = Literal["missing", "forbidden", "exhausted", "corrupt"]
+Kind = Literal["missing", "gone", "forbidden", "exhausted", "corrupt"]
 Thread = Callable[..., Awaitable[Any]]
 """Runs a function with its arguments off the event loop."""
 
@@ -219,7 +220,9 @@ _STEPS = (1 << 20, 16 << 20)
 _TRANSIENT = (408, 416, 425, 429)
 """Client errors that a retry may resolve, like all of 500 to 599."""
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
-_HOPELESS = (aiohttp.InvalidURL, aiohttp.TooManyRedirects, aiohttp.ClientSSLError)
+_HOPELESS = (aiohttp.InvalidURL, aiohttp.ClientSSLError, ValueError)
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MAX_REDIRECTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,17 +267,44 @@ async def _pull_http(url: str, sink: Sink, lap: Lap, link: Link) -> None:
     headers = {"Range": f"bytes={sink.offset}-"} if sink.offset else {}
     if sink.offset and sink.etag:
         headers["If-Range"] = sink.etag
-    # An already escaped URL, such as a signed query, is sent unchanged.
-    target = yarl.URL(url, encoded="%" in url)
+    target = url
     try:
-        async with link.session.get(target, headers=headers, max_redirects=5) as response:
-            position = _first_byte(response, sink)
-            async for piece in response.content.iter_any():
-                lap.add(len(piece))
-                await sink.write(position, piece, link.thread)
-                position += len(piece)
-    except (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError) as error:
+        for _ in range(_MAX_REDIRECTS + 1):
+            sent = yarl.URL(as_sent(target), encoded=True)
+            # Redirects are followed here: aiohttp would quote their addresses anew.
+            async with link.session.get(sent, headers=headers, allow_redirects=False) as response:
+                following = _redirect(response, target)
+                if following is None:
+                    return await _read_body(response, sink, lap, link)
+                target = following
+    except (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError, ValueError) as error:
         raise RequestError(_line(error), firm=isinstance(error, _HOPELESS)) from None
+    raise RequestError(f"more than {_MAX_REDIRECTS} redirects", firm=True)
+
+
+def _redirect(response: aiohttp.ClientResponse, url: str) -> str | None:
+    """Return the address that a response redirects to, byte for byte; None if it does not."""
+    location = response.headers.get("Location", "").strip()
+    if response.status not in _REDIRECTS or not location:
+        return None
+    if (scheme := scheme_of(location)) in HTTP:
+        return location
+    if scheme:
+        raise RequestError(f"redirects to {scheme}:, which is not HTTP", firm=True)
+    if location.startswith("//"):
+        return f"{scheme_of(url)}:{location}"
+    if location.startswith("/"):
+        origin = re.match(r"[^:/?#]+://[^/?#]*", url)
+        return (origin[0] if origin else "") + location
+    return urljoin(url, location)
+
+
+async def _read_body(response: aiohttp.ClientResponse, sink: Sink, lap: Lap, link: Link) -> None:
+    position = _first_byte(response, sink)
+    async for piece in response.content.iter_any():
+        lap.add(len(piece))
+        await sink.write(position, piece, link.thread)
+        position += len(piece)
 
 
 def _first_byte(response: aiohttp.ClientResponse, sink: Sink) -> int:
@@ -293,14 +323,11 @@ def _first_byte(response: aiohttp.ClientResponse, sink: Sink) -> int:
 
 
 def _refusal(status: int, retry_after: str) -> RequestError:
-    fault = RequestError(f"HTTP status {status}")
+    fault = RequestError(name_status(status))
     fault.firm = 400 <= status < 500 and status not in _TRANSIENT
     fault.restart = status in (206, 416)  # Not the requested range.
     fault.retry_after = _seconds(retry_after)
-    if status in (401, 403):
-        fault.kind = "forbidden"
-    if status in (404, 410):
-        fault.kind = "missing"
+    fault.kind = STATUS_KINDS.get(status, "exhausted")
     return fault
 
 
@@ -336,7 +363,7 @@ async def _pull_ranges(url: str, sink: Sink, lap: Lap, thread: Thread) -> None:
 async def _find(url: str, thread: Thread) -> tuple[Any, str]:
     """Open the file system of a URL, configured by the environment."""
     try:
-        files, path = await _ask(partial(thread, fsspec.core.url_to_fs, url))
+        files, path = await _ask(partial(thread, open_filesystem, url))
     except ImportError:
         raise ConfigError(
             f"location (={redact_url(url)}) needs a package that is not installed: "
@@ -368,5 +395,5 @@ async def _ask(request: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = redact_text(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

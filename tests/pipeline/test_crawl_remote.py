@@ -154,11 +154,11 @@ def test_paths_of_a_remote_table_lie_beside_it(server):
     server.files["/set/1.jpg"] = JPEG
     server.files["/set/a.jsonl"] = b'{"path": "1.jpg"}\n{"path": "2.jpg"}\n{"path": "../b"}\n'
     found = [what for _, what in pairs(items_of(f"{server.url}/set/a.jsonl"))]
-    assert found == [JPEG, "unreadable", "bad_record"]
+    assert found == [JPEG, "missing", "bad_record"]
 
 
 def test_http_has_no_folders(server):
     with pytest.raises(ConfigError, match="is of no kind known by its name"):
         chunks_of(f"{server.url}/set/")
-    with pytest.raises(ConfigError, match=r"a\.tar\) cannot be read: no such file"):
+    with pytest.raises(ConfigError, match=r"a\.tar\) cannot be read: missing \(HTTP status 404\)"):
         chunks_of(f"{server.url}/a.tar")

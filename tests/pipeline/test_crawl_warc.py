@@ -1,7 +1,11 @@
 import gzip
+import hashlib
 import io
+import zlib
 
+import pyarrow as pa
 import pytest
+import zstandard
 from crawl_inputs import JPEG, items_of, pairs, repacked, warc_records, write
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
@@ -69,6 +73,15 @@ CHUNKED = b"Transfer-Encoding: chunked"
 CHUNKS = b"5\r\n" + JPEG[:5] + b"\r\n%x\r\n" % (len(JPEG) - 5) + JPEG[5:] + b"\r\n0\r\n\r\n"
 
 
+def chunk(body):
+    return b"%x;a=b\r\n" % len(body) + body + b"\r\n0\r\n\r\n"
+
+
+packer = zlib.compressobj(9, zlib.DEFLATED, -15)  # Without the header of zlib.
+RAW_DEFLATED = packer.compress(JPEG) + packer.flush()
+BR_OF_GZIP = pa.Codec("brotli").compress(gzip.compress(JPEG), asbytes=True)
+
+
 @pytest.mark.parametrize(
     ("head", "body", "what"),
     [
@@ -80,6 +93,18 @@ CHUNKS = b"5\r\n" + JPEG[:5] + b"\r\n%x\r\n" % (len(JPEG) - 5) + JPEG[5:] + b"\r
         (b"Content-Encoding: gzip", gzip.compress(JPEG, mtime=0)[:-9], "bad_record"),
         (b"Content-Encoding: gzip", JPEG, JPEG),
         (b"Content-Encoding: gzip", gzip.compress(bytes(2**24), mtime=0), "too_big"),
+        (b"Content-Encoding: BR", pa.Codec("brotli").compress(JPEG, asbytes=True), JPEG),
+        (b"Content-Encoding: zstd", zstandard.compress(JPEG), JPEG),
+        (b"Content-Encoding: deflate", zlib.compress(JPEG), JPEG),
+        (b"Content-Encoding: deflate", RAW_DEFLATED, JPEG),
+        (b"Content-Encoding: gzip, gzip", gzip.compress(gzip.compress(JPEG)), JPEG),
+        (b"Content-Encoding: gzip\r\nContent-Encoding: br", BR_OF_GZIP, JPEG),
+        (b"Content-Encoding: x-gzip", gzip.compress(JPEG[:9]) + gzip.compress(JPEG[9:]), JPEG),
+        (CHUNKED, CHUNKS[:-2] + b"X-Checksum: 1\r\nX-More: 2\r\n\r\n", JPEG),
+        (b"Transfer-Encoding: gzip, Chunked", chunk(gzip.compress(JPEG)), JPEG),
+        (CHUNKED + b"\r\nContent-Encoding: zstd", chunk(zstandard.compress(JPEG)), JPEG),
+        (b"Content-Encoding: br", zstandard.compress(JPEG), "bad_record"),
+        (b"Content-Encoding: gzip, compress", b"\x1f\x9d\x90", "unknown_coding"),
         (b"Content-Length: 0", b"", "empty"),
         (b"Server: none", JPEG * 300, "too_big"),
         (b"Server: none", JPEG * 10_000, "too_big"),  # More than is read of a record.
@@ -93,6 +118,33 @@ def test_bodies_are_what_http_says(tmp_path, head, body, what, pack):
     place = "@0" if what == "bad_record" else "http://h/1.jpg"
     found = pairs(items_of(tmp_path / name))
     assert found == [(f"{name}!{place}", what), (f"{name}!http://h/2", JPEG)]
+
+
+def test_an_unknown_coding_is_named(tmp_path):
+    (tmp_path / "a.warc").write_bytes(raw_record(http(b"Content-Encoding: compress", b"LZW")))
+    (item,) = items_of(tmp_path / "a.warc")
+    assert (item.problem, item.metadata["coding"]) == ("unknown_coding", "compress")
+
+
+@pytest.mark.parametrize(
+    ("status", "kept"),
+    [("200 OK", None), ("206 Partial Content", "206"), ("404 Not Found", "404"), ("503", "503")],
+)
+def test_an_image_counts_whatever_the_status_which_is_kept(tmp_path, status, kept):
+    block = http(b"Server: none", JPEG).replace(b"200 OK", status.encode())
+    (tmp_path / "a.warc").write_bytes(raw_record(block))
+    (item,) = items_of(tmp_path / "a.warc")
+    assert (item.data, item.metadata.get("status")) == (JPEG, kept)
+
+
+@pytest.mark.parametrize("stage", range(3))
+def test_a_payload_digest_may_be_of_any_stage_of_the_body(tmp_path, stage):
+    stages = [chunk(zstandard.compress(JPEG)), zstandard.compress(JPEG), JPEG]
+    block = http(CHUNKED + b"\r\nContent-Encoding: zstd", stages[0])
+    digest = hashlib.sha256(stages[stage]).hexdigest()
+    record = raw_record(block, more=f"WARC-Payload-Digest: sha256:{digest}\r\n")
+    (tmp_path / "a.warc").write_bytes(record)
+    assert pairs(items_of(tmp_path / "a.warc")) == [("a.warc!http://h/1.jpg", JPEG)]
 
 
 @pytest.mark.parametrize("digest", ["WARC-Block-Digest", "WARC-Payload-Digest"])

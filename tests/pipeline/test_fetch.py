@@ -127,8 +127,10 @@ def test_a_broken_transfer_is_resumed_where_it_broke(server, fetch):
 @pytest.mark.parametrize(
     ("faults", "kind", "message", "num_requests"),
     [
-        (["404"] * 9, "missing", r": HTTP status 404, after 2 tries. Check the address", 2),
-        (["401"] * 9, "forbidden", r"401, after 2 tries. Give this machine credentials", 2),
+        (["404"] * 9, "missing", r": missing \(HTTP status 404\), after 2 tries. Check the", 2),
+        (["410"] * 9, "gone", r": gone \(HTTP status 410\), after 2 tries. The server has", 2),
+        (["401"] * 9, "forbidden", r"forbidden \(HTTP status 401\), after 2 tries. Give", 2),
+        (["403"] * 9, "forbidden", r"forbidden \(HTTP status 403\), after 2 tries. Give", 2),
         (["503"] * 9, "exhausted", r"status 503, after 4 tries. .* raise attempts", 4),
         (["503:900"], "exhausted", r"503 and asks to wait 900 s, after 1 try\.", 1),
         (["wait"] * 9, "exhausted", r"stalled: 0 bytes in 0.5 s, after 4 tries", 4),
@@ -183,7 +185,9 @@ def test_retry_after_may_be_a_date(server, fetch):
 
 def test_secrets_of_a_url_are_not_shown(server, tmp_path):
     url = f"{server.url}/gone.tar?signature=abc".replace("//", "//me:word@")
-    with pytest.raises(FetchError, match=r"^http://127.0.0.1:\d+/gone.tar: HTTP status 404"):
+    with pytest.raises(
+        FetchError, match=r"^http://127.0.0.1:\d+/gone.tar: missing \(HTTP status 404\)"
+    ):
         fetch_file(url, tmp_path / "a", num_bytes=None, sha256=None, config=QUICK)
 
 

@@ -79,7 +79,7 @@ def _read_remote(chunk: Chunk, files: Sequence[File], max_bytes: int) -> Iterato
         targets = {file: Path(folder) / str(number) for number, file in enumerate(files)}
         wanted = [file for file in files if problems[file] is None]
         faults = download([(chunk.location(file), file.size, targets[file]) for file in wanted])
-        problems.update(zip(wanted, faults, strict=True))
+        problems.update(zip(wanted, map(_since_listed, faults), strict=True))
         for file in files:
             problem = problems[file] or size_problem(targets[file].stat().st_size, max_bytes)
             yield _item(chunk, file, problem or targets[file].read_bytes())
@@ -108,7 +108,7 @@ def open_archive(chunk: Chunk) -> Iterator[IO[bytes]]:
         _check_remote(location, file)
         (fault,) = download([(location, file.size, target)])
         if fault is not None:
-            raise InputError(fault)
+            raise InputError(_since_listed(fault) or fault)
         with target.open("rb") as opened:
             yield opened
 
@@ -178,9 +178,16 @@ def download(wanted: Sequence[tuple[str, int | None, Path]]) -> list[Reason | No
     return [_fault(result) for result in run(download_all())]
 
 
+def _since_listed(fault: Reason | None) -> Reason | None:
+    """Tell what became of a file that was there when it was listed."""
+    return "changed" if fault == "missing" else fault
+
+
 def _fault(result: BaseException | object) -> Reason | None:
     match result:
-        case FetchError(kind="missing" | "corrupt"):  # corrupt: the size differs.
+        case FetchError(kind="forbidden" | "missing" | "gone" as kind):
+            return kind
+        case FetchError(kind="corrupt"):  # The size differs.
             return "changed"
         case FetchError() | OSError() | ConfigError():
             return "unreadable"

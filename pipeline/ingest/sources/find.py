@@ -9,11 +9,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from pipeline.config import ConfigError
 from pipeline.ingest.sources.inputs import File, Kind
 from pipeline.ingest.sources.names import escape
+from pipeline.remote.filesystem import explain, open_filesystem
 from pipeline.remote.location import (
     HTTP,
     PACKAGES,
@@ -236,12 +235,7 @@ def on_filesystem(url: str, call: Callable[[Any, str], Any]) -> Any:
         ConfigError: There is no such file, it cannot be read, or a package is missing.
     """
     try:
-        system, path = fsspec.url_to_fs(url)
-        return call(system, path)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"source (={redact_url(url)}) cannot be read: no such file. Check the address."
-        ) from None
+        return call(*open_filesystem(url))
     except ImportError:
         raise ConfigError(
             f"source (={redact_url(url)}) needs a package that is not installed: "
@@ -250,10 +244,7 @@ def on_filesystem(url: str, call: Callable[[Any, str], Any]) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # Every file system has its own errors.
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(
-            f"source (={redact_url(url)}) cannot be read: {text}. Check address and credentials."
-        ) from None
+        raise ConfigError(f"source (={redact_url(url)}) cannot be read: {explain(error)}") from None
 
 
 def as_file(path: str, info: dict[str, Any]) -> File:

@@ -28,7 +28,7 @@ from pipeline.ingest.sources.find import as_local_file, on_filesystem
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.ingest.sources.names import escape, is_unsafe
 from pipeline.ingest.sources.samples import annotate, parse_json_object
-from pipeline.remote.location import is_remote, join, redact_url, scheme_of
+from pipeline.remote.location import is_remote, join, redact_text, redact_url, scheme_of
 
 _IMAGE_COLUMNS = (
     *("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo"),
@@ -193,7 +193,7 @@ def _inspected(whole: Chunk) -> Iterator[IO[bytes]]:
     except ConfigError:
         raise
     except _ERRORS as error:
-        text = " ".join(str(error).split())[:200]
+        text = redact_text(" ".join(str(error).split()))[:200]
         raise ConfigError(f"table (={name}) is damaged: {text}. Copy it again.") from None
 
 
@@ -463,5 +463,5 @@ def _read_remote(url: str, max_bytes: int) -> bytes | Reason:
         target = Path(folder) / "file"
         (fault,) = download([(url, None, target)])
         if fault is not None:
-            return "unreadable"
+            return fault
         return size_problem(target.stat().st_size, max_bytes) or target.read_bytes()

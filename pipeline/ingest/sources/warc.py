@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-from warcio.bufferedreaders import ChunkedDataException, ChunkedDataReader
 from warcio.exceptions import ArchiveLoadFailed
 from warcio.recordloader import ArcWarcRecordLoader
 from warcio.statusandheaders import StatusAndHeadersParserException
@@ -19,6 +18,12 @@ from warcio.statusandheaders import StatusAndHeadersParserException
 from pipeline.ingest.gate.formats import is_image
 from pipeline.ingest.item import Item
 from pipeline.ingest.sources.files import InputError, open_archive
+from pipeline.ingest.sources.http_body import (
+    MAX_FRAMING,
+    CodingError,
+    UnknownCodingError,
+    decode_body,
+)
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.ingest.sources.names import Names
 from pipeline.shards.samples import plain_text
@@ -28,8 +33,6 @@ logging.getLogger("warcio").setLevel(logging.ERROR)  # It warns of every space i
 _STEP = 2**16
 _MAX_HEAD = 2**16
 """Bytes of a record's own header; real ones have a few hundred."""
-_MAX_HTTP = 2**16
-"""Bytes of HTTP headers and chunk framing on top of an image."""
 _OVERLAP = 2**12
 _BOMB_BYTES, _BOMB_RATIO = 2**28, 900
 """A gzip member of more bytes at a higher ratio is a bomb."""
@@ -39,12 +42,11 @@ _is_warc, _find_version = _version.match, _version.search
 _is_arc = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*:[^ \n]* \S+ \d{8,14} [^\n]* (\d+)\r?\n").match
 _find_candidates = re.compile(rb"\x1f\x8b\x08|WARC/\d|(?<=\n)https?:").finditer
 _find_length = re.compile(rb"(?im)^content-length:[ \t]*(\d{1,15})[ \t]*\r?$").search
-_is_http_chunk = re.compile(rb"[0-9A-Fa-f]{1,8}[ \t]*(;[^\r\n]*)?\r\n").match
-_ENCODINGS = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "deflate": b"\x78"}
 _RECORD_TYPES = ("response", "resource")
+"""A revisit refers to an image in another record, and a conversion repeats one."""
 _ERRORS = (
-    *(ArchiveLoadFailed, StatusAndHeadersParserException, ChunkedDataException, EOFError),
-    *(ValueError, AssertionError, IndexError, AttributeError, zlib.error),
+    *(ArchiveLoadFailed, StatusAndHeadersParserException, EOFError),
+    *(ValueError, AssertionError, IndexError, AttributeError),
 )
 
 
@@ -69,8 +71,8 @@ class _RawRecord:
 def read_warc(chunk: Chunk, max_bytes: int) -> Iterator[Item]:
     """Read the images among the records; a damaged record is a problem named by its offset.
 
-    A record is an image if its HTTP headers or its first bytes say so. Digests are verified where
-    the record has them.
+    A record is an image if its HTTP headers or its first bytes say so, whatever its status, which
+    is kept where it is not 200. Digests are verified where the record has them.
     """
     names, offset = Names(), 0
     try:
@@ -78,7 +80,7 @@ def read_warc(chunk: Chunk, max_bytes: int) -> Iterator[Item]:
             raise InputError("empty")
         with open_archive(chunk) as opened:
             size = opened.seek(0, io.SEEK_END)
-            for raw in _cut_records(opened, size, max_bytes + _MAX_HTTP):
+            for raw in _cut_records(opened, size, max_bytes + MAX_FRAMING):
                 offset = raw.offset
                 item = _read(chunk, raw, max_bytes)
                 if item and (item.problem == "bad_record" or chunk.wants(item.name)):
@@ -108,10 +110,15 @@ def _read_image(chunk: Chunk, raw: _RawRecord, record: Any, max_bytes: int) -> I
     name = chunk.member(metadata["url"]) if "url" in metadata else bad.name
     body = record.raw_stream.read()
     is_cut = raw.length > len(raw.block)
+    headers = record.http_headers.headers if record.http_headers else ()
     try:
-        forms = (body,) if is_cut else _decode(record.http_headers, body, max_bytes)
-    except _ERRORS:
+        forms = (body,) if is_cut else decode_body(headers, body, max_bytes)
+    except CodingError:
         return bad if _holds_image(record, body) else None
+    except UnknownCodingError as error:
+        if not _holds_image(record, body):
+            return None
+        return Item.make(name, "unknown_coding", metadata={**metadata, "coding": error.coding})
     payload = forms[-1]
     if not _holds_image(record, payload):
         return None
@@ -131,31 +138,17 @@ def _header(headers: Any, name: str) -> str:
     return (headers.get_header(name) or "").strip().lower() if headers else ""
 
 
-def _decode(headers: Any, body: bytes, max_bytes: int) -> tuple[bytes, ...]:
-    """Undo HTTP's transfer and content encodings; returns the body at each stage, the last plain.
-
-    Crawlers that store bodies already decoded often keep the headers of the encodings: then the
-    body stays unchanged.
-    """
-    forms = [body]
-    transfer = _header(headers, "transfer-encoding")
-    content = _header(headers, "content-encoding")
-    if transfer == "chunked" and _is_http_chunk(body):
-        forms.append(ChunkedDataReader(io.BytesIO(body), raise_exceptions=True).read())
-    encoded = forms[-1]
-    magic = _ENCODINGS.get(content)
-    if magic is not None and encoded.startswith(magic):
-        inflater = zlib.decompressobj(47)  # Detects gzip or zlib.
-        forms.append(inflater.decompress(encoded, max_bytes + 1))
-        if not inflater.eof and len(forms[-1]) <= max_bytes:
-            raise EOFError
-    return tuple(forms)
-
-
 def _metadata(record: Any) -> dict[str, str]:
     url = record.rec_headers.get_header("WARC-Target-URI")  # In an ARC, too: warcio renames it.
     date = record.rec_headers.get_header("WARC-Date")
-    return {key: plain_text(text) for key, text in (("url", url), ("date", date)) if text}
+    said = {"url": url, "date": date, "status": _unusual_status(record.http_headers)}
+    return {key: plain_text(text) for key, text in said.items() if text}
+
+
+def _unusual_status(headers: Any) -> str:
+    """Return the status code of a response that is not 200, "" of others."""
+    code = headers.get_statuscode() if headers else ""
+    return "" if code == "200" else str(code or "")
 
 
 def _match_digests(headers: Any, block: bytes, forms: tuple[bytes, ...]) -> bool:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from braceexpand import braceexpand
 
 from pipeline.config import ConfigError
+from pipeline.remote.filesystem import explain, open_filesystem
 from pipeline.remote.location import (
     HTTP,
     check_scheme,
@@ -54,22 +54,20 @@ def ask_filesystem(url: str, method: str) -> Any:
     """Call a method of a URL's file system with the URL's path.
 
     Raises:
-        ConfigError: There is no such file, or a package for the scheme is missing.
+        ConfigError: It is missing or forbidden, or a package for the scheme is missing.
         OSError: The request failed.
     """
     try:
-        system, path = fsspec.url_to_fs(url)
+        system, path = open_filesystem(url)
         return getattr(system, method)(path)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"shard (={redact_url(url)}) does not exist; check the address."
-        ) from None
+    except (FileNotFoundError, PermissionError) as error:
+        raise ConfigError(f"shard (={redact_url(url)}) cannot be read: {explain(error)}") from None
     except ImportError as error:
         raise ConfigError(f"shard (={redact_url(url)}) needs a package: {error}.") from None
     except OSError:
         raise
     except Exception as error:  # Every file system has its own errors.
-        raise OSError(f"{redact_url(url)}: {type(error).__name__}: {error}") from error
+        raise OSError(f"{redact_url(url)}: {explain(error)}") from None
 
 
 def expand_braces(text: str, what: str, of: str) -> list[str]:
@@ -124,7 +122,7 @@ def _find_remote(url: str) -> list[str]:
     has_magic = "*" in url.partition("?")[0] if is_http else glob.has_magic(url)
     if not has_magic and (is_http or url.endswith(".tar")):
         return [url]
-    system, path = fsspec.url_to_fs(url)
+    system, path = open_filesystem(url)
     found = ask_filesystem(url, "glob" if has_magic else "find")
     tars = sorted(name for name in found if name.endswith(".tar") or name == path)
     return [system.unstrip_protocol(name) for name in tars]

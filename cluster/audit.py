@@ -30,6 +30,12 @@ PAGE, JSON = "audit.html", "audit.json"
 _CHART_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 460.0, 150.0, 16.0, 8.0, 24.0
 _ROW, _THICKNESS, _SPACING = 40.0, 9.0, 13.0
 _MIN_REACH = 0.3
+_COLOURS = {
+    "closed": "green",
+    "undecided": "yellow",
+    "open": "bold red",
+    "pipeline bug": "bold red",
+}
 
 
 def audit(  # noqa: PLR0913 - one for each option
@@ -49,20 +55,27 @@ def audit(  # noqa: PLR0913 - one for each option
             help="Also plant known bugs, turn countermeasures off, and show that each is caught.",
         ),
     ] = False,
+    allow_undecided: Annotated[
+        bool,
+        typer.Option(
+            "--allow-undecided",
+            help="End with 0 where nothing is open but the images are too few to close it, too.",
+        ),
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Test whether low-level statistics alone solve the pretext, without the picture.
 
     Simple probes look at what the loader really emits, on images of the shards and on images
-    without content. The exit code is 1 if a shortcut is open, or if the pipeline itself gives
-    answers away.
+    without content. The exit code is 1 if a shortcut is open, if the pipeline itself gives answers
+    away, or if the images are too few to decide.
 
     Example: tessera audit configs/demo/pretrain.yaml shards/ --images 500
     """
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    wanted = AuditRequest(images=images, prove=prove, out=out, json_file=json_file)
+    wanted = AuditRequest(images, prove, allow_undecided, out, json_file)
     if not audit_shards(source_of(config, manifest, overrides), wanted, console):
         raise typer.Exit(1)
 
@@ -75,6 +88,8 @@ class AuditRequest:
     """Maximum."""
     prove: bool
     """Whether bugs are planted, too."""
+    allow_undecided: bool
+    """Whether shortcuts may be undecided."""
     out: Path
     """Folder for the page and the JSON."""
     json_file: Path | None
@@ -118,7 +133,8 @@ def audit_shards(source: "Source", wanted: AuditRequest, console: Console) -> bo
     """Run the audit, print its findings, and write page and JSON.
 
     Returns:
-        Whether no shortcut is open, the control is at chance, and every planted bug was caught.
+        Whether every shortcut is closed (or undecided, where that is allowed), the control is at
+        chance, and every planted bug was caught.
 
     Raises:
         ConfigError: There are too few images, or the folder for the page is a file.
@@ -138,8 +154,7 @@ def audit_shards(source: "Source", wanted: AuditRequest, console: Console) -> bo
             catches = prove(source, wanted.images, _in_percent(progress.update))
         console.print(catch_table(catches))
     missed = [catch for catch in catches if not catch.caught]
-    ok = found.ok and not missed
-    result = {**found.listed(), "ok": ok}
+    result = {**found.listed(), "ok": found.ok and not missed}
     if catches:
         result["planted"] = [listed(catch) for catch in catches]
     wanted.out.mkdir(parents=True, exist_ok=True)
@@ -148,8 +163,10 @@ def audit_shards(source: "Source", wanted: AuditRequest, console: Console) -> bo
         if path is not None:
             write_json(path, result)
     say(console, f"page: {wanted.out / PAGE}, figures: {wanted.out / JSON}")
-    console.print(Text(last_line(found, missed, len(catches)), "" if ok else "red"), soft_wrap=True)
-    return ok
+    is_bad = bool(found.bad or missed)
+    colour = "red" if is_bad else "yellow" if found.undecided else ""
+    console.print(Text(last_line(found, missed, len(catches)), colour), soft_wrap=True)
+    return not is_bad and (wanted.allow_undecided or not found.undecided)
 
 
 def table_of(found: "Audit") -> Table:
@@ -168,7 +185,7 @@ def table_of(found: "Audit") -> Table:
             _figure(control.value) if control else "",
             _interval(control, verdict.shortcut) if control else "",
             f"{verdict.shortcut.limit:g}",
-            Text(verdict_words(verdict), "green" if verdict.ok else "bold red"),
+            Text(verdict_words(verdict), _COLOURS[verdict_words(verdict)]),
         )
     return table
 
@@ -196,9 +213,18 @@ def catch_table(catches: Sequence["PlantedBug"]) -> Table:
 
 def verdict_words(verdict: "ShortcutVerdict") -> str:
     """Return a verdict in a word or two."""
-    if verdict.is_bug:
-        return "pipeline bug"
-    return "open" if verdict.is_open else "closed"
+    return "pipeline bug" if verdict.is_bug else verdict.finding
+
+
+def to_decide(verdict: "ShortcutVerdict", images: int) -> str:
+    """Say how many images would decide what `images` did not; empty where it is decided."""
+    from pipeline.audit.audit import MOST_TO_DECIDE
+
+    num = verdict.images_to_decide(images)
+    if num is None:
+        return ""
+    about = "more than" if num >= MOST_TO_DECIDE else "about"
+    return f"{about} {num:,} images would decide"
 
 
 def last_line(found: "Audit", missed: Sequence["PlantedBug"], planted: int) -> str:
@@ -206,7 +232,15 @@ def last_line(found: "Audit", missed: Sequence["PlantedBug"], planted: int) -> s
     named = list(zip(found.names(), found.verdicts, strict=True))
     parts = []
     is_open = [
-        f"{n} {_figure(v.score.value)} (limit {v.shortcut.limit:g})" for n, v in named if v.is_open
+        f"{n} {_figure(v.score.value)} (limit {v.shortcut.limit:g})"
+        for n, v in named
+        if v.finding == "open"
+    ]
+    undecided = [
+        f"{n} {_figure(v.score.value)} ({_ends(v.score)}, limit {v.shortcut.limit:g}; "
+        f"{to_decide(v, found.images)})"
+        for n, v in named
+        if v in found.undecided
     ]
     bugs = [f"{n} {_figure(v.control.value)}" for n, v in named if v.is_bug and v.control]
     if is_open:
@@ -215,10 +249,16 @@ def last_line(found: "Audit", missed: Sequence["PlantedBug"], planted: int) -> s
         parts.append(f"given away by the pipeline, on images without content: {', '.join(bugs)}")
     if missed:
         parts.append(f"not caught: {', '.join(catch.bug for catch in missed)}")
+    if undecided:
+        parts.append(f"undecided on {found.images:,} images: {', '.join(undecided)}")
     if parts:
         return "; ".join(parts)
     proof = f", and all {planted} planted bugs were caught" if planted else ""
-    return f"no shortcut is open: {len(named)} probes on {found.images:,} images{proof}"
+    return f"every shortcut is closed: {len(named)} probes on {found.images:,} images{proof}"
+
+
+def _ends(score: "ProbeScore") -> str:
+    return f"{score.low:.3f} .. {score.high:.3f}"
 
 
 def _caption(found: "Audit") -> str:
@@ -229,7 +269,7 @@ def _caption(found: "Audit") -> str:
 
 
 def _interval(score: "ProbeScore", shortcut: "Shortcut") -> str:
-    return f"{score.low:.3f} .. {score.high:.3f}" if shortcut.sampled else "exact"
+    return _ends(score) if shortcut.sampled else "exact"
 
 
 def _in_percent(update: Callable[[float, float, str], None]) -> "Progress":
@@ -300,6 +340,8 @@ def write_page(
 
     environment = page_environment(Path(__file__).parent)
     environment.filters["number"] = number
+    environment.filters["verdict"] = verdict_words
+    environment.filters["to_decide"] = lambda verdict: to_decide(verdict, found.images)
     page = environment.get_template("audit.html").render(
         audit=found,
         named=list(zip(found.names(), found.verdicts, strict=True)),
@@ -358,7 +400,7 @@ def _task_chart(found: "Audit", task: str) -> Chart:
     return chart_of(
         task,
         [
-            _Line(v.shortcut.title, v.score, v.control, v.shortcut.limit, not v.ok)
+            _Line(v.shortcut.title, v.score, v.control, v.shortcut.limit, v.is_bad)
             for v in found.verdicts
             if v.task == task
         ],

@@ -1,6 +1,7 @@
 """Metrics of a run: one JSON line per record, the same in TensorBoard, and how the run ended."""
 
 import json
+import math
 import threading
 import time
 import warnings
@@ -241,6 +242,19 @@ def read_metrics(folder: Path) -> list[MetricsRecord]:
     """Read the records of a run, up to a line that a kill has cut."""
     path = folder / FILE_NAME
     return list(_parse(path.read_text(encoding="utf-8"))) if path.exists() else []
+
+
+def diverged_at(records: Sequence[MetricsRecord]) -> int | None:
+    """Return the step from whose record on no loss is finite; None where the last one is.
+
+    Weights that such a run ends with are worth nothing.
+    """
+    step = None
+    for record in reversed(records):
+        if math.isfinite(record.loss):
+            break
+        step = record.step
+    return step
 
 
 def last_record(folder: Path) -> MetricsRecord | None:

@@ -1,8 +1,9 @@
 """The shortcut audit: every probe on photographs and on images that show nothing."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +20,9 @@ LEAST_IMAGES = 60
 """Fewer images leave intervals that pass everything."""
 LEAST_CONTROL = 1000
 """Least content-free images: they cost little, and a false alarm costs much."""
+Finding = Literal["open", "closed", "undecided"]
+MOST_TO_DECIDE = 1_000_000
+"""A larger number of images is not named: the score lies on its limit."""
 # Shares of the time: views and probes on photographs, the same on the control, draws.
 _REAL, _CONTROL = 0.5, 0.95
 
@@ -36,9 +40,14 @@ class ShortcutVerdict:
     """Score on content-free images; None for probes without pixels."""
 
     @property
-    def is_open(self) -> bool:
-        """Whether the shortcut can be taken: the interval lies above the limit."""
-        return self.score.low > self.shortcut.limit
+    def finding(self) -> Finding:
+        """open: the interval lies above the limit; closed: it ends at or below it; else undecided.
+
+        What was not sampled has no interval, and is never undecided.
+        """
+        if self.score.low > self.shortcut.limit:
+            return "open"
+        return "closed" if self.score.high <= self.shortcut.limit else "undecided"
 
     @property
     def is_bug(self) -> bool:
@@ -47,8 +56,33 @@ class ShortcutVerdict:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.is_open and not self.is_bug
+        """Whether the shortcut is known to be closed, and the control is at chance."""
+        return self.finding == "closed" and not self.is_bug
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether something is known to be wrong."""
+        return self.finding == "open" or self.is_bug
+
+    def images_to_decide(self, images: int) -> int | None:
+        """Estimate how many images would decide, from the interval's width on `images`.
+
+        The interval narrows with the root of the number of images; where the score stays, it ends
+        at the limit at the number returned, rounded up to two digits.
+
+        Returns:
+            None where it is decided; `MOST_TO_DECIDE` where as many or more would be needed.
+        """
+        if self.finding != "undecided":
+            return None
+        score, limit = self.score, self.shortcut.limit
+        reach = score.high - score.value if score.value <= limit else score.value - score.low
+        away = abs(score.value - limit)
+        if away * MOST_TO_DECIDE**0.5 <= reach * images**0.5:
+            return MOST_TO_DECIDE
+        needed = math.ceil(images * (reach / away) ** 2)
+        step: int = 10 ** max(0, len(str(needed)) - 2)
+        return -(-needed // step) * step
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +98,18 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """Whether every shortcut is closed, and the control at chance."""
+        """Whether every shortcut is known to be closed, and the control at chance."""
         return all(verdict.ok for verdict in self.verdicts)
+
+    @property
+    def bad(self) -> list[ShortcutVerdict]:
+        """Verdicts that say that something is wrong."""
+        return [verdict for verdict in self.verdicts if verdict.is_bad]
+
+    @property
+    def undecided(self) -> list[ShortcutVerdict]:
+        """Verdicts for which there were too few images, and that show no bug."""
+        return [v for v in self.verdicts if v.finding == "undecided" and not v.is_bug]
 
     def names(self) -> list[str]:
         """Name the verdicts: by shortcut, with the task before it where there are several."""
@@ -83,7 +127,7 @@ class Audit:
             "images": self.images,
             "control_images": self.control_images,
             "control_tolerance": CONTROL_TOLERANCE,
-            "shortcuts": {name: _listed(verdict) for name, verdict in pairs},
+            "shortcuts": {name: _listed(verdict, self.images) for name, verdict in pairs},
         }
 
 
@@ -154,7 +198,7 @@ def _without_pixels(task: Task, seed: int) -> list[ShortcutVerdict]:
     return found
 
 
-def _listed(verdict: ShortcutVerdict) -> dict[str, Any]:
+def _listed(verdict: ShortcutVerdict, images: int) -> dict[str, Any]:
     score, control = verdict.score, verdict.control
     return {
         "task": verdict.task,
@@ -167,7 +211,9 @@ def _listed(verdict: ShortcutVerdict) -> dict[str, Any]:
         "limit": verdict.shortcut.limit,
         "reason": verdict.shortcut.reason,
         "ok": verdict.ok,
-        "open": verdict.is_open,
+        "verdict": verdict.finding,
+        "open": verdict.finding == "open",
+        "images_to_decide": verdict.images_to_decide(images),
         "bug": verdict.is_bug,
         "detail": score.detail,
         "control_detail": control.detail if control else None,

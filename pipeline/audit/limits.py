@@ -46,7 +46,7 @@ class Shortcut:
     measures: str
     """What the score says, in one sentence."""
     limit: float
-    """The shortcut is open where the lower end of the interval exceeds this."""
+    """Open where the whole interval lies above this, closed where none of it does."""
     reason: str
     """What the limit stands on."""
     sampled: bool = True

@@ -106,7 +106,7 @@ def fitted_graph(feed: Feed, options: GraphOptions) -> Graph:
             dtype=[types.UINT8, types.FLOAT, types.INT32],
             ndim=[1, 1, 1],
         )
-        # Boxes and masks belong to the pixels as stored, whatever EXIF says.
+        # Files come upright, with boxes and masks to match; a tag that is left is not applied.
         pixels = fn.decoders.image(
             encoded, device=options.decoder, output_type=types.RGB, adjust_orientation=False
         )

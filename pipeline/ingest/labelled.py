@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -30,10 +31,40 @@ from pipeline.shards.writer import (
     write_shard,
 )
 
-_FORMAT_VERSION = 2  # Raise when equal images would give other bytes: old shards are rewritten.
+FORMAT_VERSION = 2
+"""Raise when equal images would give other bytes: old shards are rewritten."""
+_ORIENTATION_TAG = 0x0112
 _NO_SHARD = {"index": "", "num_samples": 0, "num_bytes": 0, "sha256": None, "index_sha256": ""}
 _WHOLE = ShardConfig(max_side=16_000, max_aspect=4.0, max_pixels=MAX_PIXELS)
 """Reduces nothing: an image with a longer side exceeds max_pixels."""
+
+
+_EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"EXIF", b"Raw profile type exif")
+"""Of JPEG, PNG, WebP and old PNG: without one there is no EXIF, and nothing is parsed."""
+_TURNED = range(2, 9)
+ORIENTATION = "orientation"
+"""Why an image is stored anew: EXIF says that it is to be shown turned or mirrored."""
+
+
+def orientation_of(data: bytes) -> int:
+    """Read the EXIF orientation, 1 to 8, of a JPEG, PNG or WebP; 1 where it has none that is sound.
+
+    The gate's decoder decides by the same tag, so that packed and sharded images are turned alike.
+    """
+    if not any(mark in data for mark in _EXIF_MARKS):
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"]) as image:
+            found = image.getexif().get(_ORIENTATION_TAG, 1)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return 1
+    return int(found) if isinstance(found, int) and found in _TURNED else 1
+
+
+def upright_png(data: bytes) -> bytes | None:
+    """Encode an image as PNG with its EXIF orientation applied; None where it does not decode."""
+    stored = _encode(Packed("", data), ORIENTATION)
+    return stored.data if isinstance(stored, Stored) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +103,8 @@ class Stored:
 def store_image(image: Packed) -> Stored | str:
     """Return what a shard stores of an image, or the reason why it is excluded.
 
-    JPEG, PNG and WebP are stored unchanged. What only Pillow decodes, not the training decoder, is
-    stored as RGB PNG: upright, alpha on white.
+    Upright JPEG, PNG and WebP are stored unchanged. What EXIF turns or mirrors, and what only
+    Pillow decodes, not the training decoder, is stored as RGB PNG: upright, alpha on white.
     """
     data = image.data
     try:
@@ -81,6 +112,10 @@ def store_image(image: Packed) -> Stored | str:
     except HeaderError as error:
         # Another format than JPEG, PNG or WebP. No decoder fixes other faults.
         return _encode(image, "format") if error.reason == "header" else error.reason
+    if orientation_of(data) != 1:
+        turned = _encode(image, ORIENTATION)
+        if isinstance(turned, Stored):
+            return turned
     pixels = decode_rgb(data)
     # This decoder applies EXIF orientation; the loader does not.
     if pixels is None or sorted(pixels.shape[:2]) != sorted((height, width)):
@@ -92,12 +127,14 @@ def store_image(image: Packed) -> Stored | str:
 def _encode(image: Packed, problem: str) -> Stored | str:
     """Decode strictly, as the gate does, and store losslessly."""
     try:
-        pixels = decode(image.data, _WHOLE).in_colour()
+        decoded = decode(image.data, _WHOLE)
+        pixels = decoded.in_colour()
     except RefusedError as error:
         return error.reason
     shown = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
     sink = io.BytesIO()
     shown.save(sink, "PNG")
+    problem = ORIENTATION if "oriented" in decoded.notes else problem
     return Stored(image, sink.getvalue(), "png", shown.width, shown.height, problem)
 
 
@@ -243,7 +280,7 @@ def _plan_id(images: Sequence[Packed], classes: tuple[str, ...] | None) -> str:
         members = [(e, xxhash.xxh3_128_hexdigest(d)) for e, d in sorted(image.members.items())]
         content = xxhash.xxh3_128_hexdigest(image.data)
         rows.append([image.key, content, image.label, image.source, dict(image.about), members])
-    text = json.dumps([_FORMAT_VERSION, classes, rows], sort_keys=True)
+    text = json.dumps([FORMAT_VERSION, classes, rows], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from command import tessera
 
+from pipeline.audit.audit import Audit, ShortcutVerdict
+from pipeline.audit.evidence import ProbeScore
 from pipeline.audit.gather import Control, write_control
+from pipeline.audit.limits import BLOCKS, EDGES
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "pretrain.yaml"
 NO_GAP = ["pretext.tile_px=43", "pretext.channel_shift_px=0"]
@@ -31,17 +34,70 @@ def refusal(result):
     return result.stderr
 
 
-def test_a_closed_pretext_ends_with_0_and_leaves_a_page(noise, tmp_path):
+@pytest.fixture
+def found(monkeypatch):
+    """A function (scores by name) that makes the audit find these, on 400 images."""
+
+    def make(**scores):
+        shortcuts = {"edges": EDGES, "blocks": BLOCKS}
+        found = [
+            ShortcutVerdict("jigsaw", shortcuts[n], ProbeScore(*s, 400, {}), None)
+            for n, s in scores.items()
+        ]
+        audit = Audit("0" * 16, 0, 400, 1000, tuple(found))
+        monkeypatch.setattr("pipeline.audit.audit.run_audit", lambda *_: audit)
+
+    return make
+
+
+CLOSED, UNDECIDED = (0.09, 0.05, 0.12), (0.023, 0.007, 0.038)
+
+
+def test_a_closed_pretext_ends_with_0_and_leaves_a_page(noise, tmp_path, found):
+    found(edges=CLOSED, blocks=(0.01, -0.01, 0.02))
     out = tmp_path / "audit"
     result = audit(CONFIG, noise, "--out", out, "--json", tmp_path / "found.json")
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1] == "no shortcut is open: 9 probes on 100 images"
+    assert result.stdout.splitlines()[-1] == "every shortcut is closed: 2 probes on 400 images"
     listed = json.loads((out / "audit.json").read_text())
     assert listed == json.loads((tmp_path / "found.json").read_text())
     assert listed["ok"]
+    assert [row["verdict"] for row in listed["shortcuts"].values()] == ["closed", "closed"]
     page = (out / "audit.html").read_text()
-    assert "no shortcut is open" in page
+    assert "every shortcut is closed" in page
     assert page.count('<tr><th scope="row">edges</th>') == 2
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_what_is_not_decided_is_neither_open_nor_closed(allowed, noise, tmp_path, found):
+    found(edges=CLOSED, blocks=UNDECIDED)
+    option = ["--allow-undecided"] if allowed else []
+    result = audit(CONFIG, noise, *option, "--out", tmp_path / "audit")
+    assert result.exit_code == (0 if allowed else 1), result.output
+    # 400 images leave 0.016 below the score, which is 0.003 above the limit: 400 x (16 / 3)^2.
+    assert result.stdout.splitlines()[-1] == (
+        "undecided on 400 images: blocks 0.023 (0.007 .. 0.038, limit 0.02; about 12,000 images "
+        "would decide)"
+    )
+    listed = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert not listed["ok"]
+    blocks = listed["shortcuts"]["blocks"]
+    assert (blocks["verdict"], blocks["open"], blocks["ok"]) == ("undecided", False, False)
+    assert blocks["images_to_decide"] == 12_000
+    page = (tmp_path / "audit" / "audit.html").read_text()
+    assert "1 of 2 undecided" in page
+    assert "<td>undecided: about 12,000 images would decide</td>" in page
+
+
+def test_an_open_shortcut_is_told_before_an_undecided_one(noise, tmp_path, found):
+    found(edges=(0.5, 0.4, 0.6), blocks=UNDECIDED)
+    result = audit(CONFIG, noise, "--allow-undecided", "--out", tmp_path / "audit")
+    assert result.exit_code == 1, result.output
+    assert result.stdout.splitlines()[-1].startswith(
+        "open: edges 0.500 (limit 0.25); undecided on 400 images: blocks 0.023 "
+    )
+    page = (tmp_path / "audit" / "audit.html").read_text()
+    assert "1 of 2 probes object, 1 of 2 undecided" in page
 
 
 def test_an_open_shortcut_ends_with_1_and_is_named(noise, tmp_path):

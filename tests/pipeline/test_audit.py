@@ -3,11 +3,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.audit.audit import LEAST_CONTROL, run_audit
+from pipeline.audit.audit import LEAST_CONTROL, MOST_TO_DECIDE, ShortcutVerdict, run_audit
+from pipeline.audit.evidence import ProbeScore
 from pipeline.audit.gather import KINDS, Control, Source, emit, gather, write_control
-from pipeline.audit.limits import CONTROL_TOLERANCE
+from pipeline.audit.limits import CONTROL_TOLERANCE, EDGES
 from pipeline.audit.planted import PlantedBug, prove
 from pipeline.config import ConfigError
 from pipeline.loading.data import DataConfig
@@ -111,8 +114,10 @@ def test_json_holds_every_verdict(audited):
         assert {"score", "interval", "control_score", "limit", "ok", "measures"} <= set(row), name
         low, high = row["interval"]
         assert low <= row["score"] <= high
-        assert row["ok"] == (not row["open"] and not row["bug"])
-        assert row["open"] == (low > row["limit"])
+        assert row["ok"] == (row["verdict"] == "closed" and not row["bug"])
+        assert row["open"] == (row["verdict"] == "open") == (low > row["limit"])
+        assert (row["verdict"] == "closed") == (high <= row["limit"])
+        assert (row["images_to_decide"] is None) == (row["verdict"] != "undecided")
 
 
 def test_a_pretext_alone_has_no_task_in_its_names(shards):
@@ -127,9 +132,31 @@ def test_tiles_without_a_gap_are_open(shards):
     )
     found = run_audit(source(shards, bare), 100, silent)
     (edges,) = (v for v in found.verdicts if v.shortcut.name == "edges")
-    assert edges.is_open
+    assert edges.finding == "open"
     assert not edges.ok
     assert not found.ok
+
+
+SHORTCUTS = st.floats(0.01, 0.5).map(lambda limit: replace(EDGES, limit=limit))
+
+
+@given(SHORTCUTS, st.floats(-0.2, 1), st.floats(0, 0.2), st.floats(0, 0.2), st.integers(60, 5000))
+def test_a_verdict_is_where_the_interval_lies_and_the_images_would_decide_it(
+    shortcut, value, below, above, images
+):
+    score = ProbeScore(value, value - below, value + above, 400, {})
+    verdict = ShortcutVerdict("jigsaw", shortcut, score, None)
+    needed = verdict.images_to_decide(images)
+    if score.low > shortcut.limit or score.high <= shortcut.limit:
+        assert verdict.finding == ("open" if score.low > shortcut.limit else "closed")
+        assert needed is None
+        return
+    assert (verdict.finding, verdict.ok, verdict.is_bad) == ("undecided", False, False)
+    assert images <= needed <= MOST_TO_DECIDE
+    if needed < MOST_TO_DECIDE:
+        narrowed = (images / needed) ** 0.5
+        low, high = value - narrowed * below, value + narrowed * above
+        assert low >= shortcut.limit - 1e-9 or high <= shortcut.limit + 1e-9
 
 
 def test_too_few_images_are_refused(tmp_path):

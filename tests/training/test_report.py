@@ -196,6 +196,29 @@ def test_what_an_audit_has_found_is_told(run):
     assert "other shards than the run" in page.text
 
 
+def test_an_undecided_shortcut_is_neither_open_nor_closed(run):
+    audit = {"ok": True, "fingerprint": "0" * 16, "images": 400, "control_images": 1000}
+    one = {"score": 0.023, "interval": [0.007, 0.038], "control_score": 0.0, "limit": 0.02}
+    one |= {"ok": True, "open": False, "bug": False}  # As older audits have it.
+    audit["shortcuts"] = {"blocks": one, "edges": {**one, "limit": 0.25}}
+    (run / "audit.json").write_text(json.dumps(audit))
+    page = Page(write_report(run, lambda _: None).read_text(encoding="utf-8"))
+    verdicts = {row[0]: row[-1] for row in page.rows if row[:1] in (["blocks"], ["edges"])}
+    assert verdicts == {"blocks": "undecided", "edges": "closed"}
+    assert "Some shortcuts are undecided; 400 images" in page.text
+
+
+def test_a_run_that_diverged_is_marked(run):
+    assert "This run diverged" not in _text(run)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records[-1]["loss"] = float("nan")
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
+    step = records[-1]["step"]
+    assert f"This run diverged : its loss is not finite from step {step} on" in _text(run).replace(
+        "diverged:", "diverged :"
+    )
+
+
 def test_each_source_has_its_own_ledger(run, monkeypatch):
     manifest = read_results(run).manifest
     ours = Ledger(inputs=10, accepted=4, quarantined={"empty": 1}, filtered={"a": 2}, duplicate=3)

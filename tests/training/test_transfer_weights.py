@@ -10,7 +10,8 @@ from pipeline.config import ConfigError
 from training.models.trunks import TrunkConfig, build_trunk
 from training.pretrain import export_trunk
 from training.transfer.config import TransferConfig, TrunkSource
-from training.transfer.trunks import digest_of, load_trunk, named_trunks
+from training.transfer.trunks import digest_of, named_trunks
+from training.transfer.weights import load_trunk
 
 
 def trunk_of(name, seed=0):

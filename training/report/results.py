@@ -16,7 +16,7 @@ from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.excluded import ExcludedInput
 from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import LEDGER_NAME, Manifest, folder_of, read_manifest
-from training.metrics import MetricsRecord, PretrainResult, read_metrics
+from training.metrics import MetricsRecord, PretrainResult, diverged_at, read_metrics
 from training.run import RunConfig
 from training.run_folder import PRETRAIN_RESULT, TRANSFER_FOLDER, TRANSFER_RESULT, read_record
 
@@ -72,6 +72,11 @@ class Results:
     def shard_folder(self) -> Path:
         """Folder of the shards that the run read."""
         return Path(folder_of(self.config.data.first_manifest))
+
+    @property
+    def diverged(self) -> int | None:
+        """Step from which on the loss is not finite, or None."""
+        return diverged_at(self.records)
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -30,7 +30,7 @@ from training.report.results import Results, commands, config_files, or_reason, 
 from training.run import pretraining_of
 from training.run_folder import TRANSFER_FOLDER, TRUNK_FILE
 from training.transfer.frozen.retrieval import PICTURE_FILE
-from training.transfer.trunks import load_trunk
+from training.transfer.weights import load_trunk
 
 _SAMPLES = 24
 _PUZZLES = 4

@@ -16,7 +16,7 @@ from training.transfer.average_precision import (
     average_precisions,
     defined_mean,
 )
-from training.transfer.job import TransferTask
+from training.transfer.job import TransferTask, require_finite
 
 # Shapes: B batch, V views of an image, N images, C classes.
 
@@ -78,12 +78,10 @@ def evaluate_scores(
     """Evaluate the scores (N, C) of the test images.
 
     Raises:
-        ConfigError: Scores are not finite, or no class is shown in the test.
+        NotFiniteError: Scores are not finite.
+        ConfigError: No class is shown in the test.
     """
-    if not np.isfinite(scores).all():
-        raise ConfigError(
-            "the classifier's scores are not finite: training diverged; lower its learning rate."
-        )
+    require_finite("the classifier's scores", scores)
     targets = task.test.targets
     if not task.test.is_multi_label:
         right = scores.argmax(axis=1) == targets

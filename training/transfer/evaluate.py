@@ -4,10 +4,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from typing_extensions import assert_never
 
@@ -31,7 +33,15 @@ from training.transfer.frozen.retrieval import (
 from training.transfer.frozen.svm import SvmConfig, run_svm
 from training.transfer.images.data import TaskOptions, open_task
 from training.transfer.images.pool import SplitRule
-from training.transfer.job import NamedTrunk, Progress, Score, Setting, seeds_of
+from training.transfer.job import (
+    NamedTrunk,
+    NotFiniteError,
+    Progress,
+    Score,
+    Setting,
+    require_finite,
+    seeds_of,
+)
 from training.transfer.record import (
     entry_of,
     pair_file,
@@ -213,16 +223,38 @@ def make_features(opened: Opened, trunk: str, on_progress: Progress) -> None:
     multi_label = opened.setting.task.train.is_multi_label
     poolings = {p: None for job in jobs for p in job.poolings(multi_label=multi_label)}
     named = opened.trunk(trunk)
-    for seed in seeds_of(named, opened.setting.seeds) if poolings else ():
-        frozen_features(opened.setting, named, seed, tuple(poolings), on_progress)
+    with _finite(named):
+        for seed in seeds_of(named, opened.setting.seeds) if poolings else ():
+            frozen_features(opened.setting, named, seed, tuple(poolings), on_progress)
 
 
 def run_pair(opened: Opened, pair: JobOnTrunk, on_progress: Progress) -> None:
     """Run one job on one trunk and store its scores, unless it is finished."""
     if opened.finished(pair) is None:
         job, trunk = opened.job(pair.job), opened.trunk(pair.trunk)
-        scores = _run_job(job, opened.setting, trunk, on_progress)
+        with _finite(trunk):
+            scores = _run_job(job, opened.setting, trunk, on_progress)
+            for score in scores:
+                layer = f" of layer {score.layer}" if score.layer else ""
+                require_finite(f"the scores{layer}", np.array(score.scores))
         write_pair(pair_file(opened.run.out, pair.job, pair.trunk), opened.key(pair), scores)
+
+
+@contextmanager
+def _finite(trunk: NamedTrunk) -> Iterator[None]:
+    """Name the trunk and its file where its numbers are not finite.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        file = f" of weights (={trunk.weights})" if trunk.weights else ""
+        raise ConfigError(
+            f"trunk (={trunk.name}){file}: {error}: no score is given. Give weights of a training "
+            "that converged; where the job trains, lower its lr."
+        ) from None
 
 
 def _run_job(job: Job, setting: Setting, trunk: NamedTrunk, on_progress: Progress) -> list[Score]:
@@ -268,7 +300,7 @@ def finish(opened: Opened, failures: Mapping[str, Exception]) -> Outcome:
     out, task = opened.run.out, opened.setting.task
     about = _about(opened)
     entries = []
-    notes = list(task.notes)
+    notes = list(about["notes"])
     for job in opened.config.jobs:
         scores = {
             t.name: opened.finished(JobOnTrunk(job.name, t.name)) or [] for t in opened.trunks
@@ -279,7 +311,7 @@ def finish(opened: Opened, failures: Mapping[str, Exception]) -> Outcome:
         entries += ours
         odd = uneven(job.name, [score for found in scores.values() for score in found])
         notes += odd
-        write_job(out, job, ours, about | {"notes": [*task.notes, *odd]})
+        write_job(out, job, ours, about | {"notes": [*about["notes"], *odd]})
         if isinstance(job, RetrievalConfig):
             shown = {name: d for name, found in scores.items() for d in _pictured(found)}
             draw_neighbours(task, shown, out / TRANSFER_FOLDER / PICTURE_FILE)
@@ -307,7 +339,7 @@ def _about(opened: Opened) -> dict[str, Any]:
         "random_trunk": RANDOM_PROTOCOL,
         "view_px": opened.setting.view_px,
         "precision": opened.setting.precision,
-        "notes": list(task.notes),
+        "notes": [*task.notes, *(note for t in opened.trunks for note in t.notes)],
         "versions": versions(),
     }
 

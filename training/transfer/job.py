@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pipeline.config import ConfigError
 from pipeline.shards.store import Store
 from training.models.trunks import Trunk
 
@@ -59,6 +61,10 @@ class NamedTrunk:
     """Builds the trunk on the CPU; the seed is that of randomly drawn weights."""
     draws_weights: bool
     """Whether the weights depend on the seed."""
+    weights: str = ""
+    """Path of the weights file; empty for random weights."""
+    notes: tuple[str, ...] = ()
+    """How the file's names were read, one line each."""
 
 
 def seeds_of(trunk: NamedTrunk, seeds: Sequence[int]) -> Sequence[int]:
@@ -111,3 +117,40 @@ class Score:
     def score(self) -> float:
         """Mean of `scores`."""
         return float(np.mean(self.scores))
+
+
+class NotFiniteError(ConfigError):
+    """Numbers of a trunk that are NaN or infinite: no score comes of them."""
+
+
+def count_odd(values: Tensor) -> int:
+    """Count the values that are NaN or infinite."""
+    if not (values.is_floating_point() or values.is_complex()):
+        return 0
+    return int(values.numel() - int(values.isfinite().sum()))
+
+
+def require_finite(what: str, values: Tensor | NDArray[np.floating[Any]]) -> None:
+    """Refuse numbers that no score may come of.
+
+    Args:
+        what: What they are, in the plural, with their layer.
+        values: Any shape.
+
+    Raises:
+        NotFiniteError: A value is NaN or infinite.
+    """
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
+    odd = count_odd(tensor)
+    if odd:
+        raise NotFiniteError(f"{what} are not finite ({odd} of {tensor.numel()} values)")
+
+
+def require_finite_model(model: torch.nn.Module) -> None:
+    """Refuse a trained model with a weight or a statistic that is not finite.
+
+    Raises:
+        NotFiniteError: A value is NaN or infinite.
+    """
+    for name, values in model.state_dict().items():
+        require_finite(f"the trained weights {name}", values)

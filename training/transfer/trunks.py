@@ -1,28 +1,24 @@
-"""The trunks that a transfer compares, and how their weights are read."""
+"""The trunks that a transfer compares: random, pretrained, supervised, or of a weights file."""
 
 import hashlib
-import pickle
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor
 
 from pipeline.config import Config, ConfigError, parse
 from pipeline.loading.data import DataConfig, open_store
 from pipeline.pretext.multitask import PretextConfig, tasks_of
 from pipeline.pretext.supervised import SupervisedConfig, held_out
+from training.metrics import diverged_at, read_metrics
 from training.models.trunks import Trunk, TrunkConfig, build_trunk
 from training.run_folder import RECORD, TRUNK_FILE, read_record
 from training.transfer.config import TransferConfig, TrunkSource
 from training.transfer.images.pool import contents_of, count_shared
 from training.transfer.job import NamedTrunk, TransferTask
+from training.transfer.weights import load_trunk
 
 RANDOM_PROTOCOL = (
     "weights drawn by the architecture's own initialisation (He et al. 2015, fan-out, but for "
@@ -51,9 +47,19 @@ def named_trunks(config: TransferConfig, architecture: TrunkConfig, out: Path) -
             found.append(NamedTrunk("random", drawn, fresh, draws_weights=True))
             continue
         path = _weights_of(source, config, out)
+        _require_converged(path)
         build = _loaded(architecture, config.view_px, path)
-        build(0)
-        found.append(NamedTrunk(source.name, digest_of(path), build, draws_weights=False))
+        notes = load_trunk(_fresh(architecture, config.view_px)(0), path)
+        found.append(
+            NamedTrunk(
+                source.name,
+                digest_of(path),
+                build,
+                draws_weights=False,
+                weights=str(path),
+                notes=tuple(f"trunk {source.name}: {note}" for note in notes),
+            )
+        )
     return found
 
 
@@ -74,6 +80,21 @@ def _weights_of(source: TrunkSource, config: TransferConfig, out: Path) -> Path:
         )
     given = config.supervised
     return given / TRUNK_FILE if given.is_dir() else given
+
+
+def _require_converged(path: Path) -> None:
+    """Refuse the trunk of a run whose loss was not finite in the end.
+
+    Raises:
+        ConfigError: The loss is not finite in the last record beside a run's trunk.
+    """
+    step = diverged_at(read_metrics(path.parent)) if path.name == TRUNK_FILE else None
+    if step is not None:
+        raise ConfigError(
+            f"run (={path.parent}) diverged: its loss is not finite from step {step} on, so its "
+            f"{TRUNK_FILE} is worth no score. Pretrain again with a lower optim.lr or a longer "
+            "warmup, or leave this trunk out of transfer.trunks."
+        )
 
 
 def _fresh(architecture: TrunkConfig, view_px: int) -> Callable[[int], Trunk]:
@@ -138,82 +159,3 @@ def supervised_overlap(task: TransferTask, run: Path | None) -> TransferTask:
         theirs = contents_of(images.store, images.sample_ids)
         overlap[f"supervised/{side}"] = sum(count_shared(one, theirs) for one in seen)
     return replace(task, overlap=overlap)
-
-
-_PICKLED = (".pth", ".pt", ".tar", ".bin")
-_CLASSIFIER = ("fc.", "classifier.", "heads.", "head.")
-"""torchvision's names of the layers after the trunk, which a file may hold."""
-_COUNTER = ".num_batches_tracked"
-"""A BatchNorm buffer that files of old torch versions lack; nothing depends on it."""
-_READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read named tensors: safetensors, or a file of `torch.save` (.pth, .pt, .tar, .bin).
-
-    From a training checkpoint `state_dict` or `model` is read, without the "module." prefix of data
-    parallel training.
-
-    Raises:
-        ConfigError: The file is missing or damaged, or holds anything but tensors: pickled code is
-            never run.
-    """
-    try:
-        if path.suffix.lower() not in _PICKLED:
-            return safetensors.torch.load_file(path)
-        raw = torch.load(path, map_location="cpu", weights_only=True)
-    except safetensors.SafetensorError as error:
-        raise ConfigError(f"weights (={path}) cannot be read: {error}.") from None
-    except pickle.UnpicklingError as error:
-        raise ConfigError(f"weights (={path}) cannot be read: {_pickled(error)}") from None
-    except _READ_ERRORS as error:
-        raise ConfigError(f"weights (={path}) cannot be read: {_first_line(error)}.") from None
-    return _named(raw, path)
-
-
-def load_trunk(trunk: Trunk, path: Path) -> None:
-    """Load weights into a trunk of the same architecture, without the file's classifier.
-
-    Raises:
-        ConfigError: The file cannot be read, or has another architecture.
-    """
-    weights = read_weights(path)
-    ours = trunk.net.state_dict()
-    weights = {k: v for k, v in weights.items() if k in ours or not k.startswith(_CLASSIFIER)}
-    weights |= {k: v for k, v in ours.items() if k.endswith(_COUNTER) and k not in weights}
-    trunk.make_room(weights)
-    ours = trunk.net.state_dict()
-    odd = sorted(set(ours) ^ set(weights))
-    odd += [k for k in ours if k in weights and ours[k].shape != weights[k].shape]
-    if odd:
-        raise ConfigError(
-            f"weights (={path}) are of another architecture: {', '.join(odd[:3])} "
-            f"{'differs' if len(odd) == 1 else 'differ'} ({len(odd)} keys in all). Give the "
-            "trunk section that they were trained with."
-        )
-    trunk.net.load_state_dict(weights)
-
-
-def _named(raw: Any, path: Path) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
-        if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
-            raw = raw[key]
-    if not isinstance(raw, Mapping) or not raw or not all(map(_is_named, raw.items())):
-        raise ConfigError(
-            f"weights (={path}) hold no tensors by name; save model.state_dict(), not the model."
-        )
-    return {str(key).removeprefix("module."): value for key, value in raw.items()}
-
-
-def _is_named(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
-
-
-def _pickled(error: pickle.UnpicklingError) -> str:
-    if "nsupported" in str(error):  # Globals and opcodes that torch.load refuses.
-        return "the file holds pickled code, which is not run; save its state_dict() alone."
-    return "the file is damaged or was not written by torch.save."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,7 +1,7 @@
 """Detection: Faster R-CNN on a trunk, trained and tested on a set in VOC layout."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,15 +18,17 @@ from training.transfer.average_precision import DEFINITIONS, defined_mean
 from training.transfer.dense.box_ap import BoxScores, Detections, Truth, score_boxes, scores_in_json
 from training.transfer.dense.box_options import BatchNorm, BoxModelOptions, Neck
 from training.transfer.dense.train import (
+    UPRIGHT,
     DenseConfig,
     Training,
     each_image,
     each_training,
     normalized,
     protocol_of,
+    upright_files,
 )
 from training.transfer.images.voc import VocImage, VocSet, read_voc
-from training.transfer.job import NamedTrunk, Progress, Score, Setting
+from training.transfer.job import NamedTrunk, Progress, Score, Setting, require_finite
 
 # Shapes: n boxes of an image.
 
@@ -96,7 +98,7 @@ def run_detection(
         ConfigError: The folder is no VOC layout, its sets hold no boxes to learn or to find, the
             trunk is not residual, or the training diverged.
     """
-    train, test = read_voc(job.voc, job.train_set), read_voc(job.voc, job.test_set)
+    train, test = (_upright_set(job.voc, s, setting) for s in (job.train_set, job.test_set))
     for role, voc in (("train", train), ("test", test)):
         if not any((~image.difficult).any() for image in voc.images):
             raise ConfigError(
@@ -120,6 +122,11 @@ def run_detection(
             details=_details(job, (train, test), done),
         )
     ]
+
+
+def _upright_set(folder: Path, image_set: str, setting: Setting) -> VocSet:
+    found = read_voc(folder, image_set)
+    return replace(found, images=upright_files(found.images, setting.folder / UPRIGHT))
 
 
 def _first_trained(job: DetectionConfig, trunk: Trunk) -> str:
@@ -171,6 +178,8 @@ def _detect(training: Training, model: nn.Module, test: VocSet) -> list[Detectio
         given = model(normalized(fitted, training.setting.device))
         for (row, size, _), one in zip(each_image(fitted), given, strict=True):
             image = test.images[row]
+            require_finite("the boxes of the detector", one["boxes"])
+            require_finite("the scores of the detector", one["scores"])
             scale = _scale_of((image.height, image.width), size)
             found.append(
                 Detections(

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import ConfigError
-from training.transfer.images.voc import class_names, image_files, listed, read_each, size_of
+from pipeline.ingest.gate.decoded import upright
+from training.transfer.images.voc import class_names, image_files, listed, read_each, stored_as
 from training.transfer.images.voc_annotation import Problems
 
 # Shapes: K classes with the background, H/W size of an image.
@@ -30,8 +31,12 @@ class MaskedImage:
     mask: Path
     """PNG whose palette index or gray value is the class: 0 background, 255 void."""
     width: int
-    """Width in px, of both."""
+    """Width in px of the upright image."""
     height: int
+    orientation: int = 1
+    """EXIF orientation of the stored image, 1 to 8."""
+    mask_orientation: int = 1
+    """By what the mask is turned: the image's where it was made on the unturned pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,9 @@ def read_masked(folder: Path, image_set: str) -> MaskedSet:
     """Read a set of ImageSets/Segmentation.
 
     Counted and excluded: `missing_image`, `unreadable_image`, `missing_mask`, `unreadable_mask`,
-    `size_differs` (image and mask differ in size), `listed_twice` (the second time).
+    `size_differs` (image and mask differ in size), `listed_twice` (the second time). Counted only:
+    `turned_upright` (EXIF turns or mirrors the image), `annotated_unturned` (the mask is turned,
+    too: it has the size of the pixels as stored, not that of the upright image).
 
     Args:
         folder: VOCdevkit/VOC2012. Its class files in ImageSets/Main name the classes, in
@@ -67,7 +74,7 @@ def read_masked(folder: Path, image_set: str) -> MaskedSet:
     files, problems = image_files(folder), Problems()
     images = read_each(
         listed(folder, image_set, "Segmentation"),
-        lambda image_id: _read_one(folder, image_id, files.get(image_id)),
+        lambda image_id: _read_one(folder, image_id, files.get(image_id), problems),
         problems,
     )
     if not images:
@@ -81,7 +88,7 @@ def read_masked(folder: Path, image_set: str) -> MaskedSet:
 
 
 def read_mask(image: MaskedImage, num_classes: int) -> NDArray[np.uint8]:
-    """Read the class of every pixel: uint8 (H, W), 255 for void.
+    """Read the class of every pixel of the upright image: uint8 (H, W), 255 for void.
 
     Raises:
         ConfigError: It names an unknown class, or is not a palette or gray PNG.
@@ -93,7 +100,7 @@ def read_mask(image: MaskedImage, num_classes: int) -> NDArray[np.uint8]:
             f"mask (={image.mask}) names class {wrong[0]} of {num_classes} with the background; "
             "add the class to ImageSets/Main or mend the mask."
         )
-    return indexes
+    return upright(indexes[..., None], image.mask_orientation)[..., 0]
 
 
 def read_indexes(path: Path) -> NDArray[np.uint8]:
@@ -155,17 +162,27 @@ def overlaps_of_classes(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return shares
 
 
-def _read_one(folder: Path, image_id: str, path: Path | None) -> MaskedImage | str:
+def _read_one(
+    folder: Path, image_id: str, path: Path | None, problems: Problems
+) -> MaskedImage | str:
     """Read the sizes of an image and its mask, or return their problem."""
     mask = folder / "SegmentationClass" / f"{image_id}.png"
     if path is None:
         return "missing_image"
     if not mask.is_file():
         return "missing_mask"
-    size, of_mask = size_of(path), size_of(mask)
-    if size is None or of_mask is None:
-        return "unreadable_mask" if size else "unreadable_image"
-    return MaskedImage(image_id, path, mask, *size) if size == of_mask else "size_differs"
+    stored, of_mask = stored_as(path), stored_as(mask)
+    if stored is None or of_mask is None:
+        return "unreadable_mask" if stored else "unreadable_image"
+    is_unturned = stored.is_of_unturned(of_mask.size)
+    if of_mask.size != stored.shown and not is_unturned:
+        return "size_differs"
+    if stored.orientation != 1:
+        problems.add("turned_upright", image_id)
+    if is_unturned:
+        problems.add("annotated_unturned", image_id)
+    turn = stored.orientation if is_unturned else 1
+    return MaskedImage(image_id, path, mask, *stored.shown, stored.orientation, turn)
 
 
 def _numbers(folder: Path) -> list[str]:
@@ -176,5 +193,5 @@ def _numbers(folder: Path) -> list[str]:
 
 def _all_indexes(folder: Path) -> Iterator[NDArray[np.uint8]]:
     for path in sorted((folder / "SegmentationClass").glob("*.png")):
-        if size_of(path) is not None:
+        if stored_as(path) is not None:
             yield read_indexes(path)

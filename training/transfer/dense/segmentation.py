@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,14 +28,16 @@ from training.transfer.dense.masks import (
     read_masked,
 )
 from training.transfer.dense.train import (
+    UPRIGHT,
     DenseConfig,
     Training,
     each_image,
     each_training,
     normalized,
     protocol_of,
+    upright_files,
 )
-from training.transfer.job import NamedTrunk, Progress, Score, Setting
+from training.transfer.job import NamedTrunk, Progress, Score, Setting, require_finite
 
 # Shapes: B batch, K classes with the background, H/W largest height and width of a batch, h/w size
 # of the last map.
@@ -140,7 +142,7 @@ def run_segmentation(
         ConfigError: The folder holds no masks, a set is missing, a mask names an unknown class, the
             trunk cannot be dilated, or the training diverged.
     """
-    train, test = read_masked(job.voc, job.train_set), read_masked(job.voc, job.test_set)
+    train, test = (_upright_set(job.voc, s, setting) for s in (job.train_set, job.test_set))
     done = [
         _train_and_test(job, training, built, (train, test))
         for training, built in each_training(job, setting, trunk, on_progress)
@@ -159,6 +161,11 @@ def run_segmentation(
             details=_details((train, test), done, overlaps),
         )
     ]
+
+
+def _upright_set(folder: Path, image_set: str, setting: Setting) -> MaskedSet:
+    found = read_masked(folder, image_set)
+    return replace(found, images=upright_files(found.images, setting.folder / UPRIGHT))
 
 
 def _train_and_test(
@@ -195,6 +202,7 @@ def _count(training: Training, model: nn.Module, test: MaskedSet) -> NDArray[np.
     counts = np.zeros((num_classes, num_classes), np.int64)
     for fitted in training.test_batches(test.images):
         logits_BKHW = model(_padded(normalized(fitted, training.setting.device)))
+        require_finite("the scores of the pixels", logits_BKHW)
         for logits_KHW, (row, size, _) in zip(logits_BKHW, each_image(fitted), strict=True):
             image = test.images[row]
             ours = logits_KHW[None, :, : size[0], : size[1]]

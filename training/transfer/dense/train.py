@@ -4,10 +4,10 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,15 +15,19 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.atomic import write_atomic
 from pipeline.config import Config, ConfigError
 from pipeline.dali.graph import GraphOptions
+from pipeline.ingest.labelled import content_key, upright_png
 from pipeline.loading.crops import even_parts, shuffled
 from pipeline.loading.resized import Fitted, Fitting, fit, fitted_batches
 from pipeline.pretext.draws import Draws
 from pipeline.pretext.normalize import normalize
 from training.models.trunk import Trunk
 from training.optimizer import SgdConfig, build_optimizer, learning_rate, set_rate
-from training.transfer.job import NamedTrunk, Progress, Setting, each_seed
+from training.transfer.dense.masks import MaskedImage
+from training.transfer.images.voc import VocImage
+from training.transfer.job import NamedTrunk, Progress, Setting, each_seed, require_finite_model
 
 # Shapes: N images of a set, B batch.
 
@@ -54,7 +58,7 @@ class DenseConfig(Config):
 
 
 class SizedFile(Protocol):
-    """An image file whose stored size, in px, is known."""
+    """An upright image file whose size, in px, is known."""
 
     @property
     def path(self) -> Path: ...
@@ -62,6 +66,39 @@ class SizedFile(Protocol):
     def height(self) -> int: ...
     @property
     def width(self) -> int: ...
+
+
+UPRIGHT = "upright"
+"""Folder of upright copies below the transfer's."""
+FileT = TypeVar("FileT", VocImage, MaskedImage)
+
+
+def upright_files(images: Sequence[FileT], folder: Path) -> tuple[FileT, ...]:
+    """Copy images that EXIF turns or mirrors upright, as PNG; the decoder takes pixels as stored.
+
+    Args:
+        images: Their sizes, boxes and masks are those of the upright image already.
+        folder: Where the copies go, under the hash of their content.
+
+    Raises:
+        ConfigError: Such an image does not decode.
+    """
+    return tuple(_upright(image, folder) if image.orientation != 1 else image for image in images)
+
+
+def _upright(image: FileT, folder: Path) -> FileT:
+    data = image.path.read_bytes()
+    copy = folder / f"{content_key(data)}.png"
+    if not copy.exists():
+        shown = upright_png(data)
+        if shown is None:
+            raise ConfigError(
+                f"image (={image.path}) has the EXIF orientation {image.orientation} and does not "
+                "decode, so it cannot be turned upright; mend or unlist it."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(copy, shown)
+    return replace(image, path=copy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +130,7 @@ class Training:
             max_norm: Clip gradients to this norm.
 
         Raises:
-            ConfigError: The loss is not finite.
+            ConfigError: The loss, or a weight at the end, is not finite.
         """
         job = self.job
         config = SgdConfig(
@@ -127,6 +164,7 @@ class Training:
                         "finite; lower lr or raise warmup."
                     )
                 self.on_progress("training", len(losses), job.max_steps)
+        require_finite_model(model)
         return losses
 
     def test_batches(self, images: Sequence[SizedFile]) -> Iterator[Fitted]:

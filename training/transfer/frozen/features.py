@@ -23,7 +23,7 @@ from pipeline.loading.crops import whole_batches
 from pipeline.pretext.normalize import normalize
 from training.models.trunks import Trunk
 from training.precision import Precision, autocast
-from training.transfer.job import Labelled, NamedTrunk, Progress, Setting
+from training.transfer.job import Labelled, NamedTrunk, Progress, Setting, require_finite
 
 # Shapes: N images, C channels, H/W map size, D dimension.
 
@@ -122,6 +122,9 @@ def extract_features(
         setting: View, batch size and precision.
         poolings: Which layers.
         on_progress: Called with the number of images done.
+
+    Raises:
+        NotFiniteError: A layer gives NaN or infinite features.
     """
     device = next(trunk.parameters()).device
     trunk.eval()
@@ -131,7 +134,10 @@ def extract_features(
     precision: Precision = setting.precision  # type: ignore[assignment]
     done = 0
     for batch in whole_batches(images.store, images.sample_ids, options, px=setting.view_px):
-        yield layer_rows(trunk, normalize(batch.views), poolings, precision)
+        rows = layer_rows(trunk, normalize(batch.views), poolings, precision)
+        for stem, features in rows.items():
+            require_finite(f"the features of layer {stem}", features)
+        yield rows
         done += len(batch.sample_ids)
         on_progress(done)
 

@@ -9,11 +9,20 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from pipeline.config import Config, ConfigError
 from training.transfer.average_precision import average_precisions, defined_mean
 from training.transfer.frozen.features import GAP, Pooling, Rows, frozen_features
-from training.transfer.job import NamedTrunk, Progress, Score, Setting, TransferTask, seeds_of
+from training.transfer.job import (
+    NamedTrunk,
+    Progress,
+    Score,
+    Setting,
+    TransferTask,
+    require_finite,
+    seeds_of,
+)
 
 # Shapes: N training images, M test images, D features, k neighbours, C classes.
 
@@ -36,14 +45,24 @@ def nearest(train: Rows, test: Rows, num: int, device: torch.device) -> Neighbou
 
     Among ties, the earlier training row is nearer.
     """
-    known = F.normalize(torch.from_numpy(train).to(device))
+    known = _unit(torch.from_numpy(train).to(device))
     rows, cosines = [], []
     for part in torch.split(torch.from_numpy(test), _AT_ONCE):
-        similar = F.normalize(part.to(device)) @ known.T
+        similar = _unit(part.to(device)) @ known.T
         found, order = similar.sort(dim=1, descending=True, stable=True)
         rows.append(order[:, :num].cpu())
         cosines.append(found[:, :num].cpu())
     return Neighbours(torch.cat(rows).numpy(), torch.cat(cosines).numpy())
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Scale rows to length 1.
+
+    Raises:
+        NotFiniteError: A row has no length, as that of an overflow: all would be its neighbours.
+    """
+    require_finite("the lengths of the features", rows.norm(dim=1))
+    return F.normalize(rows)
 
 
 class KnnConfig(Config):

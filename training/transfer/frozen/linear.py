@@ -40,7 +40,16 @@ from training.transfer.images.augmented import (
     steps_of,
     train_batches,
 )
-from training.transfer.job import Labelled, NamedTrunk, Progress, Score, Setting, each_seed
+from training.transfer.job import (
+    Labelled,
+    NamedTrunk,
+    Progress,
+    Score,
+    Setting,
+    each_seed,
+    require_finite,
+    require_finite_model,
+)
 
 # Shapes: B batch, N images, C channels, H/W map size, D dimension of a pooled map.
 
@@ -277,6 +286,9 @@ class _Probe:
             torch.autograd.backward(list(losses.values()))
             optimizer.step()
             on_progress(step + 1, total)
+        for name, loss in losses.items():
+            require_finite(f"the losses of the probe of layer {name}", loss)
+        require_finite_model(heads)
         return {name: loss.item() for name, loss in losses.items()}
 
     def _batches(self, held: ExitStack) -> Iterator[tuple[Features, Tensor]]:
@@ -311,7 +323,10 @@ class _Probe:
     def _features(self, images: Tensor) -> Features:
         precision = cast(Precision, self._setting.precision)
         with autocast(precision, self._setting.device):
-            return pool_stages(self._trunk, images, self._stages)
+            found = pool_stages(self._trunk, images, self._stages)
+        for name, features in found.items():
+            require_finite(f"the features of layer {name}", features)
+        return found
 
 
 def linear_head(name: str, dimension: int, num_classes: int, seed: int) -> nn.Sequential:

@@ -14,7 +14,14 @@ from pipeline.config import Config
 from training.transfer.average_precision import average_precisions, defined_mean
 from training.transfer.frozen.features import GAP, LARGE, Pooling, Rows, frozen_features
 from training.transfer.frozen.linear_svm import fit_svms, main_axes, with_constant
-from training.transfer.job import NamedTrunk, Progress, Score, Setting, seeds_of
+from training.transfer.job import (
+    NamedTrunk,
+    Progress,
+    Score,
+    Setting,
+    require_finite,
+    seeds_of,
+)
 
 # Shapes: N training images, M test images, D features, K classes.
 
@@ -159,6 +166,8 @@ def scaled(
         center = train.mean(axis=0, dtype=np.float64)
         deviation = train.std(axis=0, dtype=np.float64) + 1e-6
         both = [((r - center) / deviation).astype(np.float32) for r in (train, test)]
+    for side, scaled_rows in zip(("training", "test"), both, strict=True):
+        require_finite(f"the scaled features of the {side} images", scaled_rows)
     rows, test_rows = (with_constant(torch.from_numpy(r).to(device)) for r in both)
     axes = main_axes(rows)
     return (rows, test_rows) if axes is None else (rows @ axes, test_rows @ axes)
@@ -183,6 +192,7 @@ def score_test(
 ) -> tuple[float, dict[str, Any]]:
     """Score the test images, percent, with details of the score of each class."""
     scores = (features.test @ weights_DK).cpu().numpy()
+    require_finite("the SVM's scores of the test images", scores)
     targets = features.test_targets
     if targets.ndim == 1:
         by_class = _class_accuracies(targets, classes[scores.argmax(axis=1)])

@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from pipeline.config import ConfigError
-from pipeline.ingest.labelled import Packed, pack
+from pipeline.ingest.labelled import FORMAT_VERSION, ORIENTATION, Packed, pack
 from pipeline.remote.cache import CacheConfig
 from pipeline.remote.location import is_remote
 from pipeline.shards.manifest import FILE_NAME, LEDGER_NAME
@@ -164,7 +164,7 @@ def pack_listing(listing: Listing, out: Path, on_progress: Progress) -> dict[str
 
 def _digest(listing: Listing, on_progress: Progress) -> str:
     """Hash names, contents and labels of all files of a listing to 16 hex digits."""
-    state = xxhash.xxh3_64(repr(listing.classes).encode())
+    state = xxhash.xxh3_64(repr((FORMAT_VERSION, listing.classes)).encode())
     for side, files in listing.sides.items():
         state.update(side.encode())
         for image in _counted(files, f"reading {side}", on_progress):
@@ -191,8 +191,9 @@ def packing_notes(place: str) -> list[str]:
     rows = [row for row in every if row["verdict"] in words]  # A duplicate has no reason.
     kinds = Counter((row["verdict"], row["reason"]) for row in rows)
     first = {(row["verdict"], row["reason"]): row["path"] for row in reversed(rows)}
+    told = {ORIENTATION: "turned upright as their EXIF orientation says"}
     return [
-        f"{count} images {words[verdict]}: {reason} ({first[verdict, reason]})"
+        f"{count} images {words[verdict]}: {told.get(reason, reason)} ({first[verdict, reason]})"
         for (verdict, reason), count in sorted(kinds.items())
     ]
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ConfigError
+from pipeline.ingest.labelled import orientation_of
 from pipeline.shards.headers import HeaderError, read_size
 from training.transfer.images.voc_annotation import (
     Annotation,
@@ -140,7 +141,7 @@ class VocImage:
     id: str
     path: Path
     width: int
-    """Width in px of the stored file, whatever the annotation says."""
+    """Width in px of the upright image, whatever the annotation says."""
     height: int
     boxes: NDArray[np.float32]
     """(n, 4), left, top, right, bottom in px from 0, right and bottom exclusive; see
@@ -149,6 +150,8 @@ class VocImage:
     """(n,), class numbers."""
     difficult: NDArray[np.bool_]
     """(n,)."""
+    orientation: int = 1
+    """EXIF orientation of the stored file, 1 to 8; the boxes are those of the upright image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,14 @@ def read_voc(folder: Path, image_set: str, *, classes: Sequence[str] | None = No
     Counted and excluded: `missing_image`, `unreadable_image` (not JPEG, PNG or WebP, or truncated),
     `missing_annotation`, `unreadable_annotation`, `listed_twice` (the second time). Counted only:
     `image_in_no_set` (in JPEGImages but in no set of the folder), `class_file_differs` (class files
-    and boxes disagree; the class files win in `targets_of`). Also what `usable_boxes` counts.
+    and boxes disagree; the class files win in `targets_of`), `turned_upright` (EXIF turns or
+    mirrors the image), `annotated_unturned` (its boxes are turned, too). Also what `usable_boxes`
+    counts.
+
+    Boxes are those of the upright image. An annotation whose size is that of the pixels as stored,
+    and not that of the upright image, was made on unturned pixels: its boxes are turned with them.
+    Where both sizes are the same or the annotation has none, it was made on the upright image, as
+    every viewer shows it.
 
     Args:
         folder: Holds JPEGImages, Annotations and ImageSets/Main: VOCdevkit/VOC2007. Or holds such
@@ -311,12 +321,45 @@ def read_each(ids: Sequence[str], read: Callable[[str], T | str], problems: Prob
     return images
 
 
-def size_of(path: Path) -> tuple[int, int] | None:
-    """Return width and height of an image, None where it is damaged."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How an image file is stored, and how it is to be shown."""
+
+    size: tuple[int, int]
+    """Width and height in px of the pixels as stored."""
+    orientation: int
+    """EXIF orientation, 1 to 8."""
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Width and height in px of the upright image."""
+        return self.size[::-1] if self.orientation >= 5 else self.size
+
+    def is_of_unturned(self, size: tuple[int, int] | None) -> bool:
+        """Whether something of this size was made on the pixels as stored, not as shown."""
+        return size == self.size != self.shown
+
+
+def stored_as(path: Path) -> Stored | None:
+    """Read how an image is stored, None where it is damaged."""
     try:
-        return read_size(memoryview(path.read_bytes()))
+        data = path.read_bytes()
+        return Stored(read_size(memoryview(data)), orientation_of(data))
     except (HeaderError, OSError):
         return None
+
+
+def turned_boxes(boxes: NDArray[np.float32], stored: Stored) -> NDArray[np.float32]:
+    """Turn boxes (n, 4) of the pixels as stored into those of the upright image."""
+    left, top, right, bottom = boxes.T
+    width, height = stored.size
+    if stored.orientation >= 5:  # Rows become columns.
+        left, top, right, bottom, width, height = top, left, bottom, right, height, width
+    if stored.orientation in (3, 4, 7, 8):  # Then top and bottom are exchanged.
+        top, bottom = height - bottom, height - top
+    if stored.orientation in (2, 3, 6, 7):  # Then left and right.
+        left, right = width - right, width - left
+    return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
 
 
 def _read_image(
@@ -325,15 +368,24 @@ def _read_image(
     """Read one image, or return its problem."""
     if path is None:
         return "missing_image"
-    size = size_of(path)
-    if size is None:
+    stored = stored_as(path)
+    if stored is None:
         return "unreadable_image"
     annotation = _annotation(part / "Annotations" / f"{image_id}.xml")
     if isinstance(annotation, str):
         return annotation
-    boxes, odd = usable_boxes(annotation, classes, size, image_id)
+    is_unturned = stored.is_of_unturned(annotation.size)
+    size = stored.size if is_unturned else stored.shown
+    found, odd = usable_boxes(annotation, classes, size, image_id)
     problems.update(odd)
-    return VocImage(image_id, path, *size, boxes.boxes, boxes.labels, boxes.difficult)
+    if stored.orientation != 1:
+        problems.add("turned_upright", image_id)
+    if is_unturned:
+        problems.add("annotated_unturned", image_id)
+    boxes = turned_boxes(found.boxes, stored) if is_unturned else found.boxes
+    return VocImage(
+        image_id, path, *stored.shown, boxes, found.labels, found.difficult, stored.orientation
+    )
 
 
 def _annotation(path: Path) -> Annotation | str:

@@ -34,7 +34,7 @@ from training.transfer.images.augmented import (
     steps_of,
     train_batches,
 )
-from training.transfer.job import Labelled, Setting
+from training.transfer.job import Labelled, Setting, require_finite, require_finite_model
 
 # Shapes: B batch, N images, D width of the trunk, C classes, H/W view size.
 
@@ -128,6 +128,8 @@ def train_and_test(
             early = tested()
     assert step is not None
     assert early is not None  # The last step has share 1.
+    require_finite("the losses of the last step", step.loss)
+    require_finite_model(model)
     final = early if plan.early_share == 1 else tested()
     return Tuned(early, final, step.number, step.loss.item(), time.monotonic() - started)
 

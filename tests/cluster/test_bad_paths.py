@@ -4,14 +4,12 @@ Tests may run as root, whom no mode bits stop. So what nobody can write lies bel
 or in /proc, what nobody can read is a loop of links, and a disk is full by a limit on file sizes.
 """
 
-import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 import yaml
 from command import refused, tessera
-from finished_run import finish_run
 
 from cluster.cli import COMMANDS
 
@@ -25,9 +23,8 @@ CALLS = {
     "shard": "shard {in:images} --out {out:dir} --config {in:shard_config} --json {out:file}",
     "index": "index {in:tar} --out {out:dir} --json {out:file}",
     "pretrain": "pretrain {in:config} data.manifest={in:shards} out={out:dir} --local",
-    "transfer": "transfer {in:config} out={out:run} transfer.data={in:shards} --json {out:file}"
-    " --local",
-    "report": "report {in:run} --out {out:file}",
+    "transfer": "transfer {in:config} out={out:dir} --json {out:file} --local",
+    "report": "report {in:run}",
     "submit": "submit {in:config}",
     "demo": "demo --images {in:images} --out {out:dir}",
     "audit": "audit {in:config} {in:shards} --images 40 --out {out:dir} --json {out:file}",
@@ -87,7 +84,6 @@ def sound(tmp_path_factory, shards):
         for member in tar.getmembers()[:8]:
             if member.name.endswith(".jpg"):
                 (images / member.name).write_bytes(tar.extractfile(member).read())
-    finish_run(folder / "run", shards, ROTATION, jobs=(SVM,))
     return {
         "images": folder / "images",
         "shards": shards,
@@ -95,7 +91,6 @@ def sound(tmp_path_factory, shards):
         "config": folder / "run.yaml",
         "shard_config": folder / "shard.yaml",
         "hashes": folder / "hashes.txt",
-        "run": folder / "run",
         "known": folder / "known",
     }
 
@@ -133,9 +128,6 @@ def words(call, sound, folder, bad=None, fault=None):
         side, kind = slot.strip("{}").split(":")
         if number == bad:
             filled = path = faulty(fault, kind, folder)
-        elif kind == "run" and side == "out":
-            filled = folder / "run"
-            shutil.copytree(sound["run"], filled)
         elif side == "in":
             filled = sound[kind]
         else:
@@ -145,7 +137,7 @@ def words(call, sound, folder, bad=None, fault=None):
     return call.split(), path
 
 
-@pytest.mark.parametrize(("name", "number", "fault"), cases())
+@pytest.mark.parametrize(("name", "number", "fault"), list(cases()))
 def test_a_bad_path_is_one_line(name, number, fault, sound, tmp_path):
     call, _ = words(CALLS[name], sound, tmp_path, number, fault)
     assert refused(tessera(*call), "tessera: ")

@@ -150,6 +150,8 @@ def _explain(error: "TrainingFailedError") -> None:
         for kind in (ConfigError, DamageError):
             if isinstance(cause, kind):
                 raise kind(str(cause)) from error
+        if isinstance(cause, OSError):  # A full disk, as a rule.
+            raise cause from error
 
 
 def transfer_on_ray(config: RunConfig, on_progress: Progress) -> Outcome:

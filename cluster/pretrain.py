@@ -1,7 +1,12 @@
 """`tessera pretrain`: a trunk from shards, in this process or under Ray."""
 
 import json
+import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +17,7 @@ from cluster.screen import ConfigFile, Overrides, Resume, bar, load_run, say
 
 if TYPE_CHECKING:
     from training.metrics import MetricsRecord
-    from training.run import RunConfig
+    from training.run import Pretraining, RunConfig
 
 
 def pretrain(
@@ -36,19 +41,75 @@ def pretrain(
 def run_pretrain(
     config: "RunConfig", console: Console, *, resume: bool, local: bool
 ) -> dict[str, Any]:
-    """Pretrain, under Ray or (`local`) in this process; return what pretrain.json holds."""
-    from pipeline.loading.quarantine import FILE_NAME as QUARANTINE_FILE
-    from training.metrics import following
+    """Pretrain, under Ray or (`local`) in this process; return what pretrain.json holds.
+
+    Raises:
+        ConfigError: The config, the data or the cluster do not allow it, or the run's folder holds
+            another run or is in use.
+    """
     from training.pretrain import check, train
-    from training.run import open_run, pretraining_of
-    from training.run_folder import PRETRAIN_RESULT
+    from training.run import pretraining_of
 
     started = time.monotonic()
     run = pretraining_of(config)
     check(run)
     # With the number of classes, which a config may omit: reading the run needs no shards.
     config = config.model_copy(update={"pretext": run.pretext})
-    open_run(config, resume=resume)
+    if local and int(os.environ.get("RANK", "0")) > 0:  # Under torchrun: the first one reports.
+        train(run)
+        return {}
+    with _claimed(config, resume=resume):
+        _train(config, run, console, local=local)
+        return _add_result(run, started, console)
+
+
+@contextmanager
+def _claimed(config: "RunConfig", *, resume: bool) -> Iterator[None]:
+    """Hold the run's folder; a start that fails before its first record leaves no run in it.
+
+    Raises:
+        ConfigError: It is in use, or holds another run.
+    """
+    from pipeline.lock import lock_folder
+    from training.metrics import FILE_NAME as METRICS
+    from training.pretrain import CHECKPOINTS
+    from training.run import open_run
+    from training.run_folder import RECORD
+
+    with lock_folder(config.out):
+        before = {path.name for path in config.out.iterdir()}
+        open_run(config, resume=resume)
+        try:
+            yield
+        except BaseException:
+            if not _has_begun(config.out):
+                for name in (RECORD, METRICS, CHECKPOINTS, "ray", "tensorboard"):
+                    if name not in before:
+                        _remove(config.out / name)
+            raise
+
+
+def _has_begun(out: Path) -> bool:
+    """Tell whether a run has left anything that a resume could use, or a person read."""
+    from training.metrics import FILE_NAME
+    from training.pretrain import CHECKPOINTS
+
+    metrics = out / FILE_NAME
+    has_records = metrics.exists() and metrics.stat().st_size > 0
+    return has_records or any((out / CHECKPOINTS).glob("step-*"))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _train(config: "RunConfig", run: "Pretraining", console: Console, *, local: bool) -> None:
+    from training.metrics import following
+    from training.pretrain import train
+
     if console.is_terminal:
         console.print(f"pretrain: TensorBoard with  tensorboard --logdir {run.out / 'tensorboard'}")
     with bar(console, "pretrain", counts=False) as line:
@@ -69,6 +130,12 @@ def run_pretrain(
 
             ensure_ray()
             pretrain_on_ray(config, show)
+
+
+def _add_result(run: "Pretraining", started: float, console: Console) -> dict[str, Any]:
+    from pipeline.loading.quarantine import FILE_NAME as QUARANTINE_FILE
+    from training.run_folder import PRETRAIN_RESULT
+
     result: dict[str, Any] = json.loads((run.out / PRETRAIN_RESULT).read_text())
     add_results(run.out, "pretrain", started, pretrain=result)
     say(

@@ -1,5 +1,7 @@
 """The terminal: arguments that commands share, bars of progress, errors as one line."""
 
+import errno
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +28,34 @@ from pipeline.config import ConfigError, parse, read_yaml
 if TYPE_CHECKING:
     from training.run import RunConfig
 
+
+def require_file(path: Path | None, *, name: str) -> Path | None:
+    """Refuse a file that could not be written, before any work is done for it.
+
+    Raises:
+        ConfigError: It is a folder, or is not in a folder that can be written.
+    """
+    if path is None:
+        return None
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{name} (={path}) is a folder; give the name of a file.")
+        parent = path.parent
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"{name} (={path}) is not in a folder that exists and can be written; make the "
+                "folder or choose another one."
+            )
+        path.exists()  # A loop of links.
+    except OSError as error:
+        raise ConfigError(f"{name} (={path}) cannot be written: {error.strerror}.") from None
+    return path
+
+
+def _require_json(path: Path | None) -> Path | None:
+    return require_file(path, name="json")
+
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")]
 Overrides = Annotated[
     list[str] | None,
@@ -41,10 +71,30 @@ Manifest = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue in a folder that is not empty.")]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        callback=_require_json,
+        help="Also write the result as JSON.",
+    ),
 ]
 
 _LONG_S = 60.0
+_BROKEN = (errno.EIO, errno.ESTALE, errno.EREMOTEIO)
+_ADVICE = {
+    errno.ENOSPC: "; free some space or choose another disk",
+    errno.EDQUOT: "; free some space or choose another disk",
+    errno.EFBIG: "; raise the limit on file sizes (ulimit -f) or choose another disk",
+    errno.EROFS: "; choose a folder that can be written",
+    errno.EACCES: "; choose one that this user may use",
+    errno.EPERM: "; choose one that this user may use",
+    errno.ENOENT: "; give a path that exists",
+    errno.ENOTDIR: "; a part of the path is a file, give a folder",
+    errno.EISDIR: "; give a file",
+    errno.EEXIST: "; choose another name",
+    errno.ELOOP: "; give a path that does not go in circles",
+}
 
 
 class IncompleteError(RuntimeError):
@@ -72,30 +122,49 @@ def say(console: Console, text: str) -> None:
 def clear_errors() -> Iterator[None]:
     """End the process with one line on standard error where the user can act on the mistake.
 
-    Exit codes: 2 for the input, 1 for damage, disk, network and a run that diverged, 75 for a
-    pretraining that was asked to stop and can be resumed, 130 for Ctrl-C.
+    Exit codes: 2 for what can be fixed where the command is called (input, paths, a full disk), 1
+    for damage, network and a run that diverged, 75 for a pretraining that was asked to stop and can
+    be resumed, 130 for Ctrl-C.
     """
     try:
         yield
     except typer.Exit:  # A RuntimeError, too.
         raise
-    except ConfigError as error:
-        _end(str(error), 2)
-    except IncompleteError as error:
-        _end(str(error), 1)
-    except OSError as error:  # A full disk, a read-only folder, a file that vanished.
-        _end(f"{error.filename or 'input or output'}: {error.strerror or error}.", 1)
-    except RuntimeError as error:
-        code = _code(error)
-        if code is None:
-            raise
-        _end(str(error), code)
     except KeyboardInterrupt:
         _end(
             "stopped. What was finished is intact; the same command continues from there "
             "(with --resume, if it has that option).",
             130,
         )
+    except Exception as error:
+        found = _explained(error)
+        if found is None:
+            raise
+        _end(*found)
+
+
+def _explained(error: Exception) -> tuple[str, int] | None:
+    """Return the line and the exit code of an error that is no mistake of ours."""
+    match error:
+        case ConfigError():
+            return str(error), 2
+        case IncompleteError():
+            return str(error), 1
+        case ConnectionError() | TimeoutError():
+            return f"{error.filename or 'network'}: {error.strerror or error}.", 1
+        case OSError():
+            return _about_file(error), 1 if error.errno in _BROKEN else 2
+        case UnicodeDecodeError():
+            return f"input is not UTF-8: {error}; give a text file.", 2
+    code = _code(error) if isinstance(error, RuntimeError) else None
+    return None if code is None else (str(error), code)
+
+
+def _about_file(error: OSError) -> str:
+    """Name the file, what is wrong, and what to do."""
+    advice = _ADVICE.get(error.errno or 0, "")
+    what = str(error.filename) if error.filename else "input or output"
+    return " ".join(f"{what}: {error.strerror or error}{advice}.".split())
 
 
 def _code(error: RuntimeError) -> int | None:

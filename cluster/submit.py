@@ -1,44 +1,31 @@
 """`tessera submit`: a run as a Ray job; `python -m cluster.submit` is that job."""
 
-import asyncio
-import json
-import logging
-import os
-import shlex
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from cluster.jobs import DASHBOARD, address_of, connect, follow, read_config, submit_job
 from cluster.pretrain import run_pretrain
 from cluster.screen import ConfigFile, Overrides, clear_errors, load_run
 from cluster.transfer import require_all, run_transfer
-from pipeline.config import ConfigError, parse
+from pipeline.config import parse
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
     from training.run import RunConfig
-
-_CONFIG_VARIABLE = "TESSERA_CONFIG"
-_CHECKOUT = Path(__file__).parent.parent
-# Ray also excludes what .gitignore names, and folders such as .venv.
-_EXCLUDES = [".git", "runs", "data", "*.tar", "*.parquet"]
-# The Python of the same path as here where the cluster has one, else the one on its PATH.
-_ENTRYPOINT = "$(command -v {python} || command -v python) -m cluster.submit"
-_POLL_SECONDS = 1.0
-_PATIENCE_SECONDS = 60
 
 
 def submit(
     config: ConfigFile,
     overrides: Overrides = None,
     address: Annotated[
-        str, typer.Option(help="The cluster's dashboard, where Ray takes jobs.")
-    ] = "http://127.0.0.1:8265",
+        str | None,
+        typer.Option(
+            help="The cluster's dashboard, where Ray takes jobs; default RAY_ADDRESS if it is one, "
+            f"else {DASHBOARD}."
+        ),
+    ] = None,
 ) -> None:
     """Pretrain, then transfer if the config says so, as a job of a Ray cluster.
 
@@ -46,83 +33,40 @@ def submit(
 
     Example: tessera submit configs/pretrain/jigsaw_r50.yaml --address http://head:8265
     """
-    raise typer.Exit(run_as_job(load_run(config, overrides), address, Console()))
+    raise typer.Exit(run_as_job(load_run(config, overrides), address_of(address), Console()))
 
 
 def run_as_job(config: "RunConfig", address: str, console: Console) -> int:
     """Run the config's pretraining, and its transfer if it has one, as a Ray job.
 
-    The checkout travels as the job's working directory, without data and runs; the cluster's
+    Our packages travel as the job's working directory, with the resolved config; the cluster's
     Python must have the dependencies.
 
     Returns:
         The exit code of the job's driver, or 1 if it has none.
 
     Raises:
-        ConfigError: No cluster answers at `address`.
+        ConfigError: No cluster answers at `address`, it refuses the job, or is lost.
     """
-    from ray.job_submission import JobSubmissionClient
-
-    try:
-        client = JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"address (={address}) has no Ray head that takes jobs: {reason} Start one with "
-            "`ray start --head`, whose dashboard address is the one to give."
-        ) from None
-    logging.getLogger("ray").setLevel(logging.ERROR)  # It names every file that it excludes.
-    job = _submit(client, config)
-    console.print(f"job {job} at {address}; stop it with: ray job stop {job} --address {address}")
-    asyncio.run(_print_logs(client, job, console))
-    return _exit_code(client, job, console)
-
-
-def _submit(client: "JobSubmissionClient", config: "RunConfig") -> str:
-    """Submit, with patience for a head that has just started and takes no jobs yet."""
     from training.run import absolute
 
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return client.submit_job(
-                entrypoint=_ENTRYPOINT.format(python=shlex.quote(sys.executable)),
-                runtime_env={
-                    "working_dir": str(_CHECKOUT),
-                    "excludes": _EXCLUDES,
-                    "env_vars": {_CONFIG_VARIABLE: absolute(config).model_dump_json()},
-                },
-                metadata={"out": str(config.out)},
-            )
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(_POLL_SECONDS)
-
-
-async def _print_logs(client: "JobSubmissionClient", job: str, console: Console) -> None:
-    async for lines in client.tail_job_logs(job):
-        console.out(lines, end="", highlight=False)
-
-
-def _exit_code(client: "JobSubmissionClient", job: str, console: Console) -> int:
-    from ray.job_submission import JobStatus
-
-    # The log stream can end before the job does; only the status is reliable.
-    while not (status := client.get_job_status(job)).is_terminal():
-        time.sleep(_POLL_SECONDS)
-    info = client.get_job_info(job)
-    console.print(f"job {job}: {status.value}")
-    if status == JobStatus.SUCCEEDED:
-        return 0
-    return info.driver_exit_code or 1
+    client = connect(address)
+    job = submit_job(client, address, absolute(config).model_dump_json(), str(config.out))
+    console.print(f"job {job} at {address}; stop it with: ray job stop {job} --address {address}")
+    try:
+        return follow(client, address, job, console)
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            f"tessera: job {job} goes on; stop it with: ray job stop {job} --address {address}\n"
+        )
+        return 130
 
 
 def main() -> None:
-    """Be the job: run the config in the environment."""
+    """Be the job: run the config that was sent."""
     from training.run import RunConfig
 
-    config = parse(RunConfig, json.loads(os.environ[_CONFIG_VARIABLE]), "job")
+    config = parse(RunConfig, read_config(), "job")
     console = Console()
     run_pretrain(config, console, resume=True, local=False)
     if config.transfer is not None:

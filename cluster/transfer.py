@@ -54,7 +54,24 @@ def run_transfer(config: "RunConfig", console: Console, *, local: bool) -> "Outc
     Raises:
         ConfigError: The transfer cannot begin.
     """
+    from pipeline.lock import lock_folder
+
     started = time.monotonic()
+    with lock_folder(config.out):
+        found = _transfer(config, console, local=local)
+        kept = found.summary or {"results": found.entries}
+        add_results(config.out, "transfer", started, transfer=kept)
+    for note in found.notes:
+        say(console, f"transfer: {note}")
+    for pair, count in found.overlap.items():
+        if count:
+            first, second = pair.split("/")
+            say(console, f"transfer: {count} images of {second} are in {first}, too")
+    say(console, last_line(found.entries))
+    return found
+
+
+def _transfer(config: "RunConfig", console: Console, *, local: bool) -> "Outcome":
     with bar(console, "transfer", counts=True) as line:
 
         def show(what: str, done: int, total: int) -> None:
@@ -64,21 +81,10 @@ def run_transfer(config: "RunConfig", console: Console, *, local: bool) -> "Outc
             from training.transfer.evaluate import here
             from training.transfer.evaluate import transfer as transfer_here
 
-            found = transfer_here(config, here(), show)
-        else:
-            from cluster.launch import transfer_on_ray
+            return transfer_here(config, here(), show)
+        from cluster.launch import transfer_on_ray
 
-            found = transfer_on_ray(config, show)
-    kept = found.summary or {"results": found.entries}
-    add_results(config.out, "transfer", started, transfer=kept)
-    for note in found.notes:
-        say(console, f"transfer: {note}")
-    for pair, count in found.overlap.items():
-        if count:
-            first, second = pair.split("/")
-            say(console, f"transfer: {count} images of {second} are in {first}, too")
-    say(console, last_line(found.entries))
-    return found
+        return transfer_on_ray(config, show)
 
 
 def require_all(found: "Outcome") -> None:

@@ -3,19 +3,29 @@
 import io
 import json
 import os
+import secrets
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from typing_extensions import Buffer
 
 _SYNC_BYTES = 2**22
+_HOST_CHARS = 16
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk and rename it."""
+    """Write a file under a temporary name, flush it to the disk and rename it.
+
+    A device or a pipe, as /dev/stdout, is written to as it is: a file must not take its place.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb", buffering=0) as file:
+            _write_all(file, data)
+        return
     with open_atomic(path) as file:
         file.write(data)
 
@@ -37,15 +47,36 @@ def open_atomic(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
             the name: for files that are verified when read, and can be made again.
 
     Raises:
-        OSError: The disk is full or fails; raised at the end of the block at the latest.
+        OSError: The disk is full or fails; raised at the end of the block at the latest. It names
+            `path`.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     try:
         with _synced(partial) if lasting else partial.open("w+b") as file:
             yield file
         partial.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(partial)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # Where it could not be made.
+            partial.unlink()
+
+
+def partial_path(path: Path) -> Path:
+    """Return a hidden name beside `path`, unlike that of any other writer.
+
+    The number of a process is not enough: two containers that share a folder have equal ones.
+    """
+    host = "".join(c for c in socket.gethostname() if c.isalnum() or c == "-")[:_HOST_CHARS]
+    return path.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def _write_all(file: Any, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 @contextmanager

@@ -3,16 +3,12 @@
 import json
 import os
 import shutil
-import socket
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import xxhash
-from filelock import FileLock, Timeout
 
 from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
@@ -21,6 +17,7 @@ from pipeline.ingest.excluded import ledger_lines, write_pictures
 from pipeline.ingest.plan import Plan
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.ingest.sources.source_list import SourceList
+from pipeline.lock import LOCK_NAME
 from pipeline.remote.location import is_remote, local_path
 from pipeline.shards import manifest
 from pipeline.shards.manifest import Manifest, read_manifest
@@ -67,7 +64,6 @@ def estimate(chunks: Iterable[Chunk], config: ShardConfig) -> float:
 
 
 SETTINGS_NAME = "shard_config.json"
-_LOCK_NAME = ".lock"
 _PARTS_NAME = ".parts"
 _INPUTS_NAME = ".inputs"
 
@@ -121,49 +117,6 @@ def check_place(out: Path, sources: SourceList) -> None:
         raise ConfigError(f"out (={out}) is not a writable folder; choose another one.")
 
 
-@contextmanager
-def lock_folder(out: Path) -> Iterator[None]:
-    """Lock `out` for this process, creating it if missing.
-
-    The kernel drops the lock with the process, however that ends; the file of a dead one is taken
-    over. Folders created here are removed again if they end up empty.
-
-    Raises:
-        ConfigError: Another process holds the folder; names it.
-    """
-    made = [path for path in (out, *out.parents) if not path.exists()]  # Innermost first.
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / _LOCK_NAME
-    lock = FileLock(path, timeout=0, fallback_to_soft=False)
-    try:
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ConfigError(
-                f"out (={out}) is in use by {_holder(path)}; wait for it or choose another folder."
-            ) from None
-        try:
-            started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            about = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-            path.write_text(json.dumps(about), encoding="utf-8")
-            yield
-        finally:
-            path.unlink(missing_ok=True)  # Still held, so it cannot be another process's.
-            lock.release()
-    finally:
-        for folder in made:
-            if not any(folder.iterdir()):
-                folder.rmdir()
-
-
-def _holder(path: Path) -> str:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {known['pid']} on {known['host']} since {known['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
-
-
 def check_started(job: ShardRequest, *, resume: bool) -> None:
     """Refuse a locked folder with other contents.
 
@@ -171,7 +124,7 @@ def check_started(job: ShardRequest, *, resume: bool) -> None:
         ConfigError: It is not empty without `resume`, or was started with other settings.
     """
     out = job.out
-    if not any(path.name != _LOCK_NAME for path in out.iterdir()):
+    if not any(path.name != LOCK_NAME for path in out.iterdir()):
         return
     if not resume:
         raise ConfigError(

@@ -14,7 +14,6 @@ from pipeline.ingest.folder import (
     check_started,
     finish_folder,
     finished_manifest,
-    lock_folder,
     remove_others,
     remove_partials,
     require_disk_space,
@@ -25,6 +24,7 @@ from pipeline.ingest.plan import Plan, make_plan
 from pipeline.ingest.sources.chunks import list_chunks
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.ingest.write import make_shard, shard_specs
+from pipeline.lock import lock_folder
 from pipeline.shards.damage import DamageError
 from pipeline.shards.manifest import Ledger, Manifest, add_counts
 from pipeline.shards.third_party.indexing import Run

@@ -14,16 +14,16 @@ from PIL import Image
 from pipeline.config import ConfigError
 from pipeline.ingest import folder as room
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.folder import lock_folder
 from pipeline.ingest.parts import close_sandbox
 from pipeline.ingest.stage import UnfinishedError
+from pipeline.lock import lock_folder
 from pipeline.shards.manifest import Ledger, Manifest, read_manifest, write_manifest
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline.ingest.folder import lock_folder
+from pipeline.lock import lock_folder
 with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

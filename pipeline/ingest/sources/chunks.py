@@ -75,7 +75,12 @@ def read_chunk(chunk: Chunk, *, max_bytes: int) -> Iterator[Item]:
         max_bytes: Larger inputs come without bytes.
     """
     for item in _read(chunk, max_bytes):
-        yield item if chunk.labels or item.label is None else replace(item, label=None)
+        yield item if chunk.labels else _without_label(item)
+
+
+def _without_label(item: Item) -> Item:
+    notes = tuple(note for note in item.notes if not note.startswith("label_"))
+    return replace(item, label=None, is_inferred=False, notes=notes)
 
 
 def _read(chunk: Chunk, max_bytes: int) -> Iterator[Item]:

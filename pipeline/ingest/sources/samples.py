@@ -1,10 +1,11 @@
 """Members of an archive into samples: by WebDataset's rule where they pair, else one by one."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pipeline.shards.samples import plain_text, split_name
+from pipeline.shards.labels import plain_text, to_label
+from pipeline.shards.samples import split_name
 
 _IMAGES = frozenset(
     ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic")
@@ -14,7 +15,6 @@ _MAX_MEMBERS = 16
 """Members of a sample; they are in memory together."""
 _MAX_SIDECAR_BYTES = 2**20
 """Larger sidecars are ignored."""
-_NO_LABEL = "-1"
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ def read_sidecars(contents: Mapping[str, bytes]) -> dict[str, Any]:
     label = contents.get("cls", b"").decode("utf-8", "backslashreplace").strip()
     caption = contents.get("txt", b"").decode("utf-8", "backslashreplace").strip()
     if label:
-        annotations["label"] = None if label == _NO_LABEL else label
+        annotations |= _stated(label)
     if caption:
         annotations["caption"] = caption
     return annotations
@@ -81,21 +81,31 @@ def parse_json_object(text: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def annotate(fields: Mapping[str, Any]) -> dict[str, Any]:
+def annotate(fields: Mapping[str, Any], names: Sequence[str] = ()) -> dict[str, Any]:
     """Sort the fields of an image into label, caption and metadata; only scalars are kept.
 
     A nested mapping named `metadata`, as in Tessera's shards, is flattened.
+
+    Args:
+        fields: What a source says of the image.
+        names: Classes by number, where the source declares them.
     """
     nested = fields.get("metadata")
-    merged = {**nested, **fields} if isinstance(nested, dict) else fields
+    merged = {**nested, **fields} if isinstance(nested, dict) else dict(fields)
+    label = merged.pop("label", None)
     texts = {plain_text(key): text for key, value in merged.items() if (text := _as_text(value))}
-    label = texts.pop("label", None)
     caption = texts.pop("caption" if "caption" in texts else "text", None)
-    return {"label": None if label == _NO_LABEL else label, "caption": caption, "metadata": texts}
+    return {**_stated(label, names), "caption": caption, "metadata": texts}
+
+
+def _stated(value: object, names: Sequence[str] = ()) -> dict[str, Any]:
+    label = to_label(value, names)
+    return {"label": label.name, "notes": label.notes}
 
 
 def _as_text(value: object) -> str | None:
-    """Write a scalar as text; None for null and for containers."""
+    """Write a scalar as text; None for null, NaN and containers."""
     if isinstance(value, bool):
         return str(value).lower()
-    return plain_text(str(value)) if isinstance(value, str | int | float) else None
+    is_there = isinstance(value, str | int | float) and value == value
+    return plain_text(str(value)) if is_there else None

@@ -21,7 +21,7 @@ from pipeline.ingest.item import Item
 from pipeline.ingest.sources.files import InputError, open_archive
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.ingest.sources.names import Names
-from pipeline.shards.samples import plain_text
+from pipeline.shards.labels import plain_text
 
 logging.getLogger("warcio").setLevel(logging.ERROR)  # It warns of every space in a URL.
 

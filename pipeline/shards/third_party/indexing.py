@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -87,6 +88,13 @@ def class_names(records: Sequence[ShardRecord]) -> tuple[str, ...] | None:
 
 def _info(record: ShardRecord) -> ShardInfo:
     return record.info.model_copy(update={"index": f"{INDEX_FOLDER}/{record.index}"})
+
+
+def _sum_notes(records: Sequence[ShardRecord]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for record in records:
+        total.update(record.notes)
+    return dict(sorted(total.items()))
 
 
 def _ledger_rows(outcome: ShardRecord | DamagedShard) -> list[dict[str, str]]:
@@ -231,6 +239,7 @@ def index_shards(
         ledger=count_inputs(records, f"samples in {len(outcomes)} shards"),
         shards=tuple(_info(record) for record in records if record.num_samples),
         classes=classes,
+        notes=_sum_notes(records),
         config={"indexed": list(inputs), "fast": fast},
     )
     lines = (ledger_line(row) for outcome in outcomes for row in _ledger_rows(outcome))

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from pipeline.remote.fetch import FetchError, map_file
 from pipeline.remote.location import is_remote, redact_url
 from pipeline.shards.headers import HeaderError, read_size
 from pipeline.shards.index import ShardIndex, encode_index, hash_spans, kept_files, read_index
+from pipeline.shards.labels import number_of, sort_classes
 from pipeline.shards.samples import RawSample, group_members, plain_key, read_label
 from pipeline.shards.tar import Member, shard_error, walk_tar
 from pipeline.shards.third_party.listing import ask_filesystem
 from pipeline.shards.writer import ShardReport, read_report, write_report
 
-_FORMAT_VERSION = 1  # Raise when an equal shard would give another index.
+_FORMAT_VERSION = 2  # Raise when an equal shard would give another index.
 _NAME_LENGTH = 80  # of 255 that file systems allow; hashes and endings follow
 _GZIP = b"\x1f\x8b"
 _TAGS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "blob_id")
@@ -38,6 +40,8 @@ class ShardRecord(ShardReport):
     """Number of each of `names` in the index."""
     num_classes: int = Field(ge=0)
     """One more than the largest numeric label, else 0."""
+    notes: dict[str, int] = Field(default_factory=dict)
+    """Number of samples by note: label_list, ... for labels that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,8 @@ class _Rows:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     """Width and height, px."""
     hashes: list[int] = field(default_factory=list)
-    labels: list[int | str | None] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -128,7 +133,6 @@ def _scan(buffer: memoryview, spec: ScanSpec, plan_id: str) -> tuple[ShardRecord
     for sample in samples:
         _add(rows, sample, buffer, spec)
     names, numbers = _number_labels(rows.labels, spec.name)
-    counts = any(isinstance(label, int) for label in rows.labels)
     record = ShardRecord(
         name=spec.name,
         num_bytes=len(buffer),
@@ -140,7 +144,8 @@ def _scan(buffer: memoryview, spec: ScanSpec, plan_id: str) -> tuple[ShardRecord
         plan_id=plan_id,
         names=names,
         numbers=tuple(range(len(names))),
-        num_classes=1 + max(numbers) if counts else 0,
+        num_classes=0 if names else 1 + max(numbers, default=-1),
+        notes=dict(sorted(rows.notes.items())),
         left_out=tuple(rows.left_out),
     )
     return record, _make_index(rows, numbers, buffer, fast=spec.fast)
@@ -167,20 +172,23 @@ def _add(rows: _Rows, sample: RawSample, buffer: memoryview, spec: ScanSpec) -> 
     rows.images.append((image.offset, image.size))
     rows.sizes.append(size)
     rows.hashes.append(digest)
-    rows.labels.append(read_label(buffer, sample, spec.name))
+    label = read_label(buffer, sample, spec.name)
+    rows.labels.append(label.name)
+    rows.notes.update(label.notes)
 
 
-def _number_labels(labels: list[int | str | None], shard: str) -> tuple[tuple[str, ...], list[int]]:
+def _number_labels(labels: list[str | None], shard: str) -> tuple[tuple[str, ...], list[int]]:
     """Return the class names, sorted, and the number of every label, -1 for none."""
-    names = tuple(sorted({label for label in labels if isinstance(label, str)}))
-    if not names:
-        return (), [label if isinstance(label, int) else -1 for label in labels]
-    if any(isinstance(label, int) for label in labels):
+    classes = {label: number_of(label) for label in labels if label is not None}
+    names = tuple(sort_classes(name for name, number in classes.items() if number is None))
+    if 0 < len(names) < len(classes):
         raise ConfigError(
             f"shard (={shard}) has both numbers and names as labels; write it with one of them."
         )
-    position = {name: number for number, name in enumerate(names)}
-    return names, [position[label] if isinstance(label, str) else -1 for label in labels]
+    numbers: dict[str | None, int | None] = {**classes}
+    if names:
+        numbers = {name: number for number, name in enumerate(names)}
+    return names, [-1 if label is None else numbers[label] or 0 for label in labels]
 
 
 def _make_index(rows: _Rows, labels: list[int], buffer: memoryview, *, fast: bool) -> ShardIndex:

@@ -83,11 +83,15 @@ def _histograms(found: "Inspection") -> list[Histogram]:
         *([Bin("duplicate", ledger.duplicate)] if ledger.duplicate else []),
     ]
     classes = found.classes
+    notes = [Bin(name, count) for name, count in found.manifest.notes.items()]
+    if conflicts := found.manifest.label_conflicts:
+        notes.append(Bin("no label: copies contradict each other", conflicts))
     listed = [
         Histogram("Inputs by verdict", verdicts, 0),
         Histogram("Stored images by short side", found.short_sides, 0),
         Histogram("Stored images by long side / short side", found.ratios, 0),
         Histogram("Accepted inputs by format", found.formats, 0),
+        Histogram("Stored images by note", notes, 0),
         Histogram("Classes", classes[:_MAX_CLASSES], max(0, len(classes) - _MAX_CLASSES)),
     ]
     return [one for one in listed if one.bins]

@@ -254,6 +254,7 @@ def finish_folder(
         ledger=plan.ledger,
         sources=plan.sources,
         notes=plan.notes,
+        label_conflicts=plan.label_conflicts,
         config=job.settings,
     )
     manifest.finish_folder(job.out, made, ledger_lines(plan.excluded))

@@ -141,6 +141,8 @@ class Manifest(Config):
     """Ledger of each source, adding up to `ledger`; empty if sources were not told apart."""
     notes: dict[str, int] = Field(default_factory=dict)
     """Number of stored images by note: oriented, reduced, ..."""
+    label_conflicts: int = Field(0, ge=0)
+    """Stored images without a label because their copies contradict each other."""
     config: dict[str, Any]
     """The configuration that made the shards."""
 

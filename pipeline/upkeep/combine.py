@@ -14,6 +14,7 @@ from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.location import is_remote, join, local_path
 from pipeline.shards.index import ShardIndex, encode_index
+from pipeline.shards.labels import sort_classes
 from pipeline.shards.manifest import (
     INDEX_FOLDER,
     TOMBSTONES_NAME,
@@ -49,7 +50,7 @@ def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merg
     """
     require_empty(out)
     sets = [(read_manifest(location), folder_of(location)) for location in locations]
-    classes = sorted({name for made, _ in sets for name in made.classes or ()})
+    classes = sort_classes({name for made, _ in sets for name in made.classes or ()})
     position = {name: number for number, name in enumerate(classes)}
     shards: list[ShardInfo] = []
     stones: list[Tombstone] = []
@@ -72,6 +73,7 @@ def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merg
         shards=tuple(shards),
         classes=tuple(classes) or None,
         ledger=Ledger.sum(made.ledger for made, _ in sets),
+        label_conflicts=sum(made.label_conflicts for made, _ in sets),
         config={"merged": list(locations)},
     )
     _finish(out, merged, stones)

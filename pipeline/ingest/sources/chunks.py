@@ -157,7 +157,7 @@ def _list_folder(one: _Listed, found: FoundSource, path: str, others: set[str]) 
         return is_wanted(f"{escape(path)}/{below}"[1:], one.source.include, one.source.exclude)
 
     for file in list_tree(found.location, wants, others):
-        yield file._replace(path=path + file.path) if path else file
+        yield file.below(path) if path else file
 
 
 def _root(path: str) -> str:

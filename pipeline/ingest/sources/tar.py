@@ -94,5 +94,5 @@ def _read_group(chunk: Chunk, group: list[StreamMember]) -> Iterator[Item]:
         assert member.name is not None
         name = chunk.member(member.name)
         if not sidecars:
-            annotations = {"label": folder_label(chunk.path_of(name))}
+            annotations = {"label": folder_label(chunk.path_of(name)), "is_inferred": True}
         yield Item(name, member.data, member.problem, **annotations)

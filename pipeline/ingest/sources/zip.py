@@ -60,7 +60,8 @@ def read_zip(chunk: Chunk, max_bytes: int) -> Iterator[Item]:
             members = archive.infolist()[chunk.first : chunk.stop]
             for i, (member, name) in enumerate(_wanted(chunk, members), 1):
                 label = folder_label(chunk.path_of(name))
-                yield Item.make(names.take(name), _load(archive, member, max_bytes), label=label)
+                result = _load(archive, member, max_bytes)
+                yield Item.make(names.take(name), result, label=label, is_inferred=True)
                 number = chunk.first + i
     except InputError as error:
         yield chunk.problem(number, error.reason)

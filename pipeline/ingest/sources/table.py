@@ -317,7 +317,7 @@ def _find_images(
     for key in (*columns.images, *columns.paths):
         value = row.get(key)
         several = value if isinstance(value, list) and not columns.has_base64 else [value]
-        is_path = key in columns.paths or not _is_other_text(key, row)
+        is_path = not (columns.has_base64 and _is_other_text(key, row))
         how = {"has_base64": columns.has_base64 and key in columns.images, "is_path": is_path}
         found = [one for one in (_resolve(one, **how) for one in several) if one is not None]
         for one in found:
@@ -333,7 +333,7 @@ def _find_images(
 def _is_other_text(key: str, row: Mapping[str, Any]) -> bool:
     """Tell whether text in a column of images is no path, because another column is one."""
     if isinstance(row.get(FILE_NAME), str):
-        return key != FILE_NAME
+        return key in IMAGE_COLUMNS
     return key in GENERAL_COLUMNS and any(isinstance(row.get(one), str) for one in PATH_COLUMNS)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -185,7 +185,7 @@ def _number_labels(labels: list[str | None], shard: str) -> tuple[tuple[str, ...
         raise ConfigError(
             f"shard (={shard}) has both numbers and names as labels; write it with one of them."
         )
-    numbers: dict[str | None, int | None] = {**classes}
+    numbers: Mapping[str, int | None] = classes
     if names:
         numbers = {name: number for number, name in enumerate(names)}
     return names, [-1 if label is None else numbers[label] or 0 for label in labels]

@@ -84,12 +84,16 @@ def _histograms(found: "Inspection") -> list[Histogram]:
     ]
     dropped = [Bin(reason, n) for reason, n in found.manifest.notes_dropped.items()]
     classes = found.classes
+    notes = [Bin(name, count) for name, count in found.manifest.notes.items()]
+    if conflicts := found.manifest.label_conflicts:
+        notes.append(Bin("no label: copies contradict each other", conflicts))
     listed = [
         Histogram("Inputs by verdict", verdicts, 0),
         Histogram("Notes dropped", dropped, 0),
         Histogram("Stored images by short side", found.short_sides, 0),
         Histogram("Stored images by long side / short side", found.ratios, 0),
         Histogram("Accepted inputs by format", found.formats, 0),
+        Histogram("Stored images by note", notes, 0),
         Histogram("Classes", classes[:_MAX_CLASSES], max(0, len(classes) - _MAX_CLASSES)),
     ]
     return [one for one in listed if one.bins]

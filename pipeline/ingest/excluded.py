@@ -14,7 +14,7 @@ from pipeline.ingest.gate.encode import thumbnail_of
 from pipeline.ingest.parts import payload_path, read_payload
 from pipeline.shards.manifest import PICTURES_NAME, ledger_line
 
-_COLUMNS = ["path", "source", "verdict", "reason", "winner", "near"]
+_COLUMNS = ["path", "source", "verdict", "reason", "winner", "near", "label", "label_conflict"]
 _BATCH_ROWS = 2**14
 
 
@@ -32,6 +32,10 @@ class ExcludedInput:
     """Whether a duplicate looks like its winner rather than having its bytes."""
     source: str | None = None
     """Name of its source."""
+    label: str | None = None
+    """Label of a duplicate whose copies contradict each other."""
+    label_conflict: tuple[str, ...] | None = None
+    """All labels of those copies."""
 
 
 def ledger_lines(excluded: pa.Table) -> Iterator[bytes]:

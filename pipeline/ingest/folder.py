@@ -212,6 +212,7 @@ def finish_folder(
         sources=plan.sources,
         notes=plan.notes,
         notes_dropped=notes_dropped,
+        label_conflicts=plan.label_conflicts,
         config=job.settings,
     )
     manifest.finish_folder(job.out, made, ledger_lines(plan.excluded))

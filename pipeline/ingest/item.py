@@ -52,6 +52,10 @@ class Item:
     caption: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Whatever else its source says of it, as text: url, license."""
+    is_inferred: bool = False
+    """Whether the label is only the name of a folder, not what the source states."""
+    notes: tuple[str, ...] = ()
+    """What of it could not be used, counted with the notes of its verdict: label_list, ..."""
 
     @classmethod
     def make(cls, name: str, content: "bytes | Reason", **annotations: Any) -> Self:

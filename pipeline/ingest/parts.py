@@ -23,7 +23,7 @@ from pipeline.ingest.item import Item, Verdict
 from pipeline.ingest.sources.chunks import read_chunk
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.shards.damage import DamageError
-from pipeline.shards.samples import plain_text
+from pipeline.shards.labels import plain_text
 
 FORMAT_VERSION = 8
 """Raise it when equal inputs and settings would give different bytes: older parts and shards are
@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
         ("as_is", pa.bool_()),
         ("notes", pa.list_(pa.string())),
         ("label", pa.string()),
+        ("is_inferred", pa.bool_()),  # whether the label is only a folder's name
         ("caption", pa.string()),
         ("metadata", pa.string()),  # JSON
         ("near_words", pa.binary()),  # little-endian uint64; null where not requested
@@ -230,8 +231,9 @@ def _describe(item: Item, verdict: Verdict) -> dict[str, Any]:
         "stored_width": verdict.stored_width,
         "stored_height": verdict.stored_height,
         "as_is": verdict.as_is,
-        "notes": sorted(verdict.notes),
+        "notes": sorted({*verdict.notes, *item.notes}),
         "label": item.label and plain_text(item.label),
+        "is_inferred": item.is_inferred,
         "caption": item.caption and plain_text(item.caption),
         "metadata": json.dumps(metadata) if metadata else None,
         "near_words": None if words is None else words.astype("<u8").tobytes(),

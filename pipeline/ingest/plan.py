@@ -25,6 +25,7 @@ from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.near.hash import WORDS
 from pipeline.ingest.near.search import find_near, new_array, release
 from pipeline.ingest.parts import HASH, SCHEMA
+from pipeline.shards.labels import sort_classes
 from pipeline.shards.manifest import Ledger
 
 if TYPE_CHECKING:
@@ -43,12 +44,15 @@ EXCLUDED = pa.schema(
         ("stored_hash", pa.uint64()),
         ("near", pa.bool_()),  # whether a duplicate only looks like its winner
         ("winner", pa.large_string()),  # of a duplicate: path of the input in the shards
+        ("label", pa.string()),  # of a duplicate whose copies contradict each other
+        ("label_conflict", pa.list_(pa.string())),  # all their labels
     ]
 )
 _SPREAD = SCHEMA.append(pa.field("place", pa.int64()))  # row in its part
 _ACCEPTED = SCHEMA.append(pa.field("row", pa.int64())).append(pa.field("first", pa.int64()))
 """Accepted inputs in order of the content hash: `row` counts them, `first` is that of the input
 that stands for all of these bytes."""
+_SAYS = pa.schema([("row", pa.int64()), ("label", pa.string()), ("caption", pa.string())])
 _PICTURES = 24
 """Most pictures of one verdict and reason."""
 _KEY_BYTES = 10
@@ -64,7 +68,7 @@ _DISK_FULL = ("No space left on device", "max_temp_directory_size")
 
 _SORTED = """
     SELECT * EXCLUDE (place) FROM bucket
-    ORDER BY content_hash, label IS NULL, name, part, place
+    ORDER BY content_hash, label IS NULL, is_inferred, name, part, place
 """
 _PLACEHOLDERS = """
     CREATE TABLE placeholder AS SELECT first FROM accepted WHERE row != first
@@ -76,28 +80,75 @@ _KEPT = """
 """
 _RANKED = "SELECT row FROM kept ORDER BY width::BIGINT * height DESC, size DESC, row"
 _USED = "CREATE VIEW used AS SELECT * FROM kept ANTI JOIN near USING (row)"
+_LOST = """
+    CREATE VIEW lost AS
+    SELECT a.*, near.winner IS NOT NULL AS near, coalesce(near.winner, a.first) AS winner
+    FROM accepted a ANTI JOIN placeholder USING (first) LEFT JOIN near ON near.row = a.first
+    WHERE a.row != a.first OR near.winner IS NOT NULL
+"""
+_SAID = """
+    CREATE TABLE said AS
+    SELECT winner, row, near, width::BIGINT * height AS pixels, size,
+        label, coalesce(is_inferred, false) AS is_inferred, caption
+    FROM lost WHERE label IS NOT NULL OR caption IS NOT NULL
+    UNION ALL
+    SELECT row, row, false, width::BIGINT * height, size,
+        label, coalesce(is_inferred, false), caption
+    FROM accepted SEMI JOIN lost ON lost.winner = accepted.row
+"""
+"""What copies of one image say, the kept one included."""
+_CONFLICTS = """
+    CREATE TABLE labels AS
+    SELECT winner, list(DISTINCT label ORDER BY label) AS labels FROM (
+        SELECT winner, label FROM said WHERE label IS NOT NULL
+        QUALIFY is_inferred = min(is_inferred) OVER (PARTITION BY winner)
+    ) GROUP BY winner
+"""
+"""Labels of copies of one image; a stated one silences those that folders suggest."""
+_CARRIED = """
+    CREATE TABLE carried AS
+    SELECT own.row, CASE WHEN len(labels) = 1 THEN labels[1] END AS label,
+        coalesce(own.caption, lent.caption) AS caption
+    FROM said own LEFT JOIN labels ON labels.winner = own.row LEFT JOIN (
+        SELECT winner, caption FROM said WHERE caption IS NOT NULL
+        QUALIFY row_number() OVER (
+            PARTITION BY winner ORDER BY near, pixels DESC, size DESC, row
+        ) = 1
+    ) lent ON lent.winner = own.row
+    WHERE own.row = own.winner
+"""
+"""What the shards say of an image with copies: their one label, and the caption of the best."""
+_CHANGED = """
+    SELECT carried.row, carried.label, carried.caption FROM carried JOIN said USING (row)
+    WHERE carried.label IS DISTINCT FROM said.label
+        OR carried.caption IS DISTINCT FROM said.caption
+    ORDER BY carried.row
+"""
 _EXCLUDED = """
     SELECT name AS path, source, outcome AS verdict, reason,
-        content_hash, part, "offset", size, stored_hash, false AS near, NULL AS winner
+        content_hash, part, "offset", size, stored_hash, false AS near, NULL AS winner,
+        NULL AS label, NULL AS label_conflict
     FROM refused
     UNION ALL
     SELECT name, source, 'filtered', 'placeholder',
-        content_hash, part, "offset", size, stored_hash, false, NULL
+        content_hash, part, "offset", size, stored_hash, false, NULL, NULL, NULL
     FROM accepted SEMI JOIN placeholder USING (first)
     UNION ALL
     SELECT lost.name, lost.source, 'duplicate', NULL, lost.content_hash, lost.part,
-        lost."offset", lost.size, lost.stored_hash, lost.winner IS NOT NULL, won.name
-    FROM (
-        SELECT a.*, near.winner FROM accepted a ANTI JOIN placeholder USING (first)
-        LEFT JOIN near ON near.row = a.first
-        WHERE a.row != a.first OR near.winner IS NOT NULL
-    ) lost JOIN accepted won ON won.row = coalesce(lost.winner, lost.first)
+        lost."offset", lost.size, lost.stored_hash, lost.near, won.name,
+        CASE WHEN len(labels) > 1 THEN lost.label END, CASE WHEN len(labels) > 1 THEN labels END
+    FROM lost JOIN accepted won ON won.row = lost.winner
+    LEFT JOIN labels ON labels.winner = lost.winner
     ORDER BY path, part, "offset", verdict, reason
 """
 _NOTES = """
     SELECT note, count(*) FROM (SELECT unnest(notes) AS note FROM used) GROUP BY note ORDER BY note
 """
-_LABELS = "SELECT DISTINCT label FROM used WHERE label IS NOT NULL ORDER BY label"
+_LABELS = """
+    SELECT DISTINCT CASE WHEN carried.row IS NULL THEN used.label ELSE carried.label END AS class
+    FROM used LEFT JOIN carried USING (row) WHERE class IS NOT NULL
+"""
+_NUM_CONFLICTS = "SELECT count(*) FROM labels WHERE len(labels) > 1"
 _COUNTS = """
     SELECT source, verdict, reason, near, count(*) FROM excluded GROUP BY ALL
     UNION ALL
@@ -107,7 +158,7 @@ _COUNTS = """
 _PICTURED = """
     SELECT * FROM excluded WHERE size > 0
     QUALIFY row_number() OVER (
-        PARTITION BY verdict, reason, near
+        PARTITION BY verdict, reason, near, label_conflict IS NULL
         ORDER BY content_hash NULLS FIRST, path, part, "offset"
     ) <= $most
     ORDER BY verdict, reason, near, content_hash NULLS FIRST, path, part, "offset"
@@ -131,6 +182,8 @@ class Plan:
     ledger: Ledger
     sources: dict[str, Ledger]
     notes: dict[str, int]
+    label_conflicts: int
+    """Images whose copies have contradicting labels; they are stored without one."""
 
 
 @contextmanager
@@ -170,8 +223,11 @@ def _database(folder: Path) -> Iterator["DuckDBPyConnection"]:
 def make_plan(tables: Sequence[Path], num_inputs: int, folder: Path, config: ShardConfig) -> Plan:
     """Remove duplicates, order by content and cut into shards.
 
-    Of equal bytes a labelled input is kept, then the one with the smaller name. Of images that look
-    alike the one with more pixels is kept, then with more bytes, then with the smaller hash.
+    Of equal bytes a labelled input is kept, one whose label is stated before one whose label is a
+    folder's name, then the one with the smaller name. Of images that look alike the one with more
+    pixels is kept, then with more bytes, then with the smaller hash. What is kept bears the label
+    of its copies, and if it has none the caption of the best of them; a label that a source states
+    beats the names of folders. Where labels contradict each other, it bears none.
 
     Args:
         tables: Tables of the parts, in any order.
@@ -195,7 +251,9 @@ def make_plan(tables: Sequence[Path], num_inputs: int, folder: Path, config: Sha
         db.execute("CREATE TABLE near (row BIGINT, winner BIGINT)")
         if config.near_duplicates:
             _search_near(db, accepted, folder)
-        db.execute(_USED)
+        for statement in (_USED, _LOST, _SAID, _CONFLICTS, _CARRIED):
+            db.execute(statement)
+        _save(db.sql(_CHANGED).to_arrow_reader(_BATCH_ROWS), _SAYS, folder / "changed.arrow")
         db.register("refused", _open_stream(refused))
         batches = db.sql(_EXCLUDED).to_arrow_reader(_BATCH_ROWS)
         excluded = _save(batches, EXCLUDED, folder / "excluded.arrow")
@@ -209,7 +267,7 @@ def make_plan(tables: Sequence[Path], num_inputs: int, folder: Path, config: Sha
             listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             raise ConfigError(f"0 usable of {num_inputs} images: {listed}. Give other sources.")
         sizes = _write_used(db, folder)
-        labels = [label for (label,) in db.execute(_LABELS).fetchall()]
+        labels = sort_classes(label for (label,) in db.execute(_LABELS).fetchall())
         return Plan(
             folder=folder,
             borders=tuple(cut(sizes, config.samples_per_shard, config.bytes_per_shard).tolist()),
@@ -219,6 +277,7 @@ def make_plan(tables: Sequence[Path], num_inputs: int, folder: Path, config: Sha
             ledger=ledger,
             sources=sources,
             notes=dict(db.execute(_NOTES).fetchall()),
+            label_conflicts=db.execute(_NUM_CONFLICTS).fetchall()[0][0],
         )
 
 
@@ -226,7 +285,24 @@ def rows_of(folder: Path, first: int, stop: int) -> pa.Table:
     """Read the rows of images `first` to before `stop`, columns as the parts have them."""
     rows = np.fromfile(folder / "used", np.int64, stop - first, offset=8 * first)
     accepted = _open(folder / "accepted.arrow").select(SCHEMA.names)
-    return accepted.slice(rows[0], rows[-1] + 1 - rows[0]).combine_chunks().take(rows - rows[0])
+    table = accepted.slice(rows[0], rows[-1] + 1 - rows[0]).combine_chunks().take(rows - rows[0])
+    return _with_changes(table, rows, _open(folder / "changed.arrow"))
+
+
+def _with_changes(table: pa.Table, rows: NDArray[np.int64], changed: pa.Table) -> pa.Table:
+    """Replace label and caption of the images whose copies say something else."""
+    numbers = changed.column("row").to_numpy()
+    first, stop = np.searchsorted(numbers, [rows[0], rows[-1] + 1]).tolist()
+    if first == stop:
+        return table
+    said = changed.slice(first, stop - first)
+    places = np.searchsorted(rows, numbers[first:stop])
+    for name in ("label", "caption"):
+        number, kind = table.schema.get_field_index(name), table.schema.field(name)
+        values = np.array(table.column(name).to_pylist(), object)
+        values[places] = said.column(name).to_pylist()
+        table = table.set_column(number, kind, pa.array(values.tolist(), kind.type))
+    return table
 
 
 def cut(sizes: NDArray[np.int64], limit: int, max_bytes: int | None) -> NDArray[np.int64]:

@@ -145,6 +145,8 @@ class Manifest(Config):
     notes_dropped: dict[str, int] = Field(default_factory=dict)
     """Number of members of archives that are no inputs and say nothing about one, by reason:
     apple_double, not_read, too_big, ..."""
+    label_conflicts: int = Field(0, ge=0)
+    """Stored images without a label because their copies contradict each other."""
     config: dict[str, Any]
     """The configuration that made the shards."""
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pipeline.config import ConfigError
 from pipeline.shards.headers import HeaderReason
+from pipeline.shards.labels import Label, number_of, to_label
 from pipeline.shards.members import gather
 from pipeline.shards.tar import Member, walk_tar
 
@@ -32,11 +33,6 @@ class RawSample:
     """Notes by extension: cls, json, txt."""
 
 
-def plain_text(text: str) -> str:
-    """Escape halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def plain_key(name: str) -> str:
     r"""Write the bytes of a name that are not UTF-8 as \xNN, which tables and JSON can hold."""
     if name.isascii():
@@ -55,46 +51,40 @@ def split_span(span: bytes) -> dict[str, bytes]:
     return {ending: bytes(buffer[m.offset : m.offset + m.size]) for ending, m in mine}
 
 
-def read_label(buffer: memoryview, sample: RawSample, shard: str) -> int | str | None:
-    """Read the class of a sample: a number from .cls or .json, a name from .json, or None.
-
-    A .json that is not a mapping, or whose "label" is neither number nor text, gives None.
+def read_label(buffer: memoryview, sample: RawSample, shard: str) -> Label:
+    """Read the class of a sample from its .cls, or else from the "label" of its .json.
 
     Raises:
-        ConfigError: The number is out of range, or .cls holds no number.
+        ConfigError: It is a number that is too large for an index.
     """
-    number = sample.members.get("cls")
-    if number is not None:
-        text = bytes(buffer[number.offset : number.offset + min(number.size, 32)]).strip()
-        label = int(text) if text.isdigit() else None
-        return _check_label(label, text.decode("ascii", "backslashreplace"), sample, shard)
-    about = sample.members.get("json")
-    if about is None:
-        return None
-    raw = bytes(buffer[about.offset : about.offset + about.size])
-    if b'"label"' not in raw:  # Most have none, and parsing costs more than all the rest.
-        return None
-    found = _parse_label(raw)
-    return _check_label(found, str(found), sample, shard) if isinstance(found, int) else found
+    label = Label()
+    if (member := sample.members.get("cls")) is not None:
+        label = to_label(_read(buffer, member).decode("utf-8", "backslashreplace").strip())
+    if label == Label() and (member := sample.members.get("json")) is not None:
+        raw = _read(buffer, member)
+        if b'"label"' in raw:  # Most have none, and parsing costs more than all the rest.
+            label = _parse_label(raw)
+    if label.name is not None and label.name.isascii() and label.name.isdecimal():
+        _check_number(label.name, sample, shard)
+    return label
 
 
-def _parse_label(raw: bytes) -> int | str | None:
+def _read(buffer: memoryview, member: Member) -> bytes:
+    return bytes(buffer[member.offset : member.offset + member.size])
+
+
+def _parse_label(raw: bytes) -> Label:
     try:
         about = json.loads(raw)
     except (ValueError, RecursionError):
-        return None
-    label = about.get("label") if isinstance(about, dict) else None
-    if isinstance(label, bool) or not isinstance(label, int | str):
-        return None
-    if isinstance(label, int):
-        return label
-    return plain_text(label) or None
+        return Label()
+    return to_label(about.get("label")) if isinstance(about, dict) else Label()
 
 
-def _check_label(label: int | None, shown: str, sample: RawSample, shard: str) -> int:
-    if label is None or not 0 <= label <= MAX_LABEL:
+def _check_number(name: str, sample: RawSample, shard: str) -> None:
+    number = number_of(name)
+    if number is None or number > MAX_LABEL:
         raise ConfigError(
-            f"label (={shown}) of key {sample.key} in shard {shard} is not a class number from 0 "
-            f"to {MAX_LABEL}; write the shard with such numbers, or without labels."
+            f"label (={name[:32]}) of key {sample.key} in shard {shard} is not a class number from "
+            f"0 to {MAX_LABEL}; write the shard with such numbers, or without labels."
         )
-    return label

@@ -14,6 +14,7 @@ from pipeline.atomic import write_atomic
 from pipeline.config import ConfigError
 from pipeline.remote.location import is_remote, join, local_path
 from pipeline.shards.index import ShardIndex, encode_index
+from pipeline.shards.labels import sort_classes
 from pipeline.shards.manifest import (
     INDEX_FOLDER,
     TOMBSTONES_NAME,
@@ -50,7 +51,7 @@ def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merg
     """
     require_empty(out)
     sets = [(read_manifest(location), folder_of(location)) for location in locations]
-    classes = sorted({name for made, _ in sets for name in made.classes or ()})
+    classes = sort_classes({name for made, _ in sets for name in made.classes or ()})
     position = {name: number for number, name in enumerate(classes)}
     shards: list[ShardInfo] = []
     stones: list[Tombstone] = []
@@ -74,6 +75,7 @@ def merge(locations: Sequence[str], out: Path, *, on_progress: Progress) -> Merg
         classes=tuple(classes) or None,
         ledger=Ledger.sum(made.ledger for made, _ in sets),
         notes_dropped=add_counts(made.notes_dropped for made, _ in sets),
+        label_conflicts=sum(made.label_conflicts for made, _ in sets),
         config={"merged": list(locations)},
     )
     _finish(out, merged, stones)

@@ -25,6 +25,7 @@ from pipeline.upkeep.verify import open_index
 NUM_SHOWN = 24
 """Images on a contact sheet."""
 
+_CONFLICT = "label conflict"
 _THUMBNAIL_PX = 112
 _SIDES = (0, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048)
 """px, bin edges of short sides."""
@@ -102,6 +103,8 @@ class Inspection:
             "as_is": self.as_is,
             "classes": counts(self.classes),
             "purged": self.purged,
+            "notes": self.manifest.notes,
+            "label_conflicts": self.manifest.label_conflicts,
         }
 
 
@@ -206,15 +209,19 @@ def _left_out_sheets(manifest: Manifest, folder: str) -> list[ContactSheet]:
     counts["duplicate"] = ledger.duplicate - ledger.near_duplicate
     counts |= {f"quarantined: {reason}": n for reason, n in ledger.quarantined.items()}
     counts |= {f"filtered: {reason}": n for reason, n in ledger.filtered.items()}
+    counts[_CONFLICT] = manifest.label_conflicts
     found: dict[str, list[Thumbnail]] = {}
     for row in pq.read_table(io.BytesIO(raw)).to_pylist():
         near = "near " if row["near"] else ""
-        kind = near + ": ".join(filter(None, (row["verdict"], row["reason"])))
+        labels = row.get("label_conflict") or []
+        verdict = near + ": ".join(filter(None, (row["verdict"], row["reason"])))
+        kind = _CONFLICT if labels else verdict
         pictures = found.setdefault(kind, [])
         if row["thumbnail"] and len(pictures) < NUM_SHOWN:
             with Image.open(io.BytesIO(row["thumbnail"]), formats=["JPEG"]) as image:
                 width, height = image.size
             caption = f"{row['path']} (for {row['winner']})" if row["winner"] else row["path"]
+            caption += f": {' or '.join(labels)}?" if labels else ""
             pictures.append(Thumbnail(row["thumbnail"], width, height, caption))
     return [
         ContactSheet(kind, counts.get(kind, len(pictures)), tuple(pictures))

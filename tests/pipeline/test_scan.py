@@ -108,13 +108,18 @@ def test_a_key_that_is_not_utf8_is_written_plainly(tmp_path):
         ("cls", b"7", 7),
         ("cls", b" 0\n", 0),
         ("cls", str(MAX_LABEL).encode(), MAX_LABEL),
-        ("cls", b"-1", None),
+        ("cls", b"-1", -1),
+        ("cls", b"7.0", 7),
+        ("cls", b"007", 7),
         ("cls", str(MAX_LABEL + 1).encode(), None),
-        ("cls", b"dog", None),
-        ("cls", b"", None),
+        ("cls", b"", -1),
         ("cls", b"1" * 5000, None),
         ("json", b'{"label": 5}', 5),
-        ("json", b'{"label": -5}', None),
+        ("json", b'{"label": 5.0}', 5),
+        ("json", b'{"label": "5"}', 5),
+        ("json", b'{"label": NaN}', -1),
+        ("json", b'{"label": -1}', -1),
+        ("json", b'{"label": -5}', -1),
         ("json", b'{"label": 1e99}', -1),
         ("json", b'{"label": true}', -1),
         ("json", b'{"label": null}', -1),
@@ -143,11 +148,11 @@ def test_labels_are_numbers_or_absent_or_one_clear_line(tmp_path, ending, text, 
 
 def test_a_class_name_may_be_any_text(tmp_path):
     members = []
-    for number, label in enumerate([r'"caf\u00e9"', r'"\ud800"', '"3"', '"caf\u00e9"']):
+    for number, label in enumerate([r'"caf\u00e9"', r'"\ud800"', '"3a"', '"caf\u00e9"']):
         about = f'{{"label": {label}}}'.encode()
         members += [(f"{number}.jpg", picture(number)), (f"{number}.json", about)]
     made = index([tar_of(members, tmp_path / "s.tar")], tmp_path / "out").manifest
-    assert made.classes == ("3", r"\ud800", "caf\u00e9")
+    assert made.classes == ("3a", r"\ud800", "caf\u00e9")
     assert read_indexes(tmp_path / "out")[0].labels.tolist() == [2, 1, 0, 2]
 
 

@@ -79,7 +79,12 @@ def read_chunk(
         dropped: Counts, by reason, the members of archives that are no inputs and say nothing.
     """
     for item in _read(chunk, max_bytes, dropped):
-        yield item if chunk.labels or item.label is None else replace(item, label=None)
+        yield item if chunk.labels else _without_label(item)
+
+
+def _without_label(item: Item) -> Item:
+    notes = tuple(note for note in item.notes if not note.startswith("label_"))
+    return replace(item, label=None, is_inferred=False, notes=notes)
 
 
 def _read(chunk: Chunk, max_bytes: int, dropped: Counter[str] | None) -> Iterator[Item]:
@@ -156,7 +161,7 @@ def _list_folder(one: _Listed, found: FoundSource, path: str, others: set[str]) 
         return is_wanted(f"{escape(path)}/{below}"[1:], one.source.include, one.source.exclude)
 
     for file in list_tree(found.location, wants, others):
-        yield file._replace(path=path + file.path) if path else file
+        yield file.below(path) if path else file
 
 
 def _root(path: str) -> str:

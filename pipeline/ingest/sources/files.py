@@ -1,16 +1,20 @@
 """Open and read listed files, and notice when they have changed since."""
 
 import asyncio
+import csv
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import pyarrow as pa
 
 from pipeline.config import ConfigError
 from pipeline.ingest.item import Item, Reason
+from pipeline.ingest.sources.beside import is_metadata, read_notes, read_row
 from pipeline.ingest.sources.find import as_file, on_filesystem
 from pipeline.ingest.sources.inputs import Chunk, File
 from pipeline.ingest.sources.names import escape, folder_label
@@ -19,6 +23,10 @@ from pipeline.remote.location import FileRequest, is_remote
 
 _FETCH = FetchConfig()
 _GONE = (FileNotFoundError, NotADirectoryError)
+_UNREAD = "note_unreadable"
+"""Said of an image beside which a caption, class or metadata file cannot be read."""
+_NOTE_ERRORS = (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException)
+_NAME_LENGTH = 80
 _NUM_CONCURRENT = 16
 """Remote files downloaded at a time."""
 
@@ -43,9 +51,10 @@ def read_files(chunk: Chunk, max_bytes: int) -> Iterator[Item]:
         return
     for file in chunk.files:
         try:
-            yield _item(chunk, file, read_local(chunk.location(file), file, max_bytes))
+            result: bytes | Reason = read_local(chunk.location(file), file, max_bytes)
         except InputError as error:
-            yield _item(chunk, file, error.reason)
+            result = error.reason
+        yield _item(chunk, file, result, {note: Path(chunk.location(note)) for note in file.notes})
 
 
 def read_local(location: str, file: File, max_bytes: int) -> bytes:
@@ -72,21 +81,44 @@ def size_problem(size: int, max_bytes: int) -> Reason | None:
 
 
 def _read_remote(chunk: Chunk, files: Sequence[File], max_bytes: int) -> Iterator[Item]:
+    notes = {note for file in files for note in file.notes}
     problems: dict[File, Reason | None] = {
         file: None if file.size is None else size_problem(file.size, max_bytes) for file in files
     }
     with tempfile.TemporaryDirectory() as folder:
-        targets = {file: Path(folder) / str(number) for number, file in enumerate(files)}
+        targets = {
+            file: Path(folder) / f"{number}-{Path(file.path).name[-_NAME_LENGTH:]}"
+            for number, file in enumerate([*files, *notes])
+        }
         wanted = [file for file in files if problems[file] is None]
-        faults = download([(chunk.location(file), file.size, targets[file]) for file in wanted])
-        problems.update(zip(wanted, map(_since_listed, faults), strict=True))
+        asked = [*wanted, *notes]
+        faults = download([(chunk.location(file), file.size, targets[file]) for file in asked])
+        problems.update(zip(asked, map(_since_listed, faults), strict=True))
         for file in files:
             problem = problems[file] or size_problem(targets[file].stat().st_size, max_bytes)
-            yield _item(chunk, file, problem or targets[file].read_bytes())
+            there = {note: targets[note] for note in file.notes if problems[note] is None}
+            yield _item(chunk, file, problem or targets[file].read_bytes(), there)
 
 
-def _item(chunk: Chunk, file: File, result: bytes | Reason) -> Item:
-    return Item.make(chunk.name(file), result, label=folder_label(escape(file.path)))
+def _item(chunk: Chunk, file: File, result: bytes | Reason, there: Mapping[File, Path]) -> Item:
+    """Make the item of a file; `there` holds where its notes can be read."""
+    said: dict[str, Any] = {}
+    contents: dict[File, bytes] = {}
+    unread = [_UNREAD] * (len(file.notes) - len(there))
+    for note, path in there.items():
+        try:
+            if is_metadata(note):
+                said = read_row(file, note, path)
+            else:
+                contents[note] = path.read_bytes()
+        except _NOTE_ERRORS:
+            unread.append(_UNREAD)
+    for key, value in read_notes(file, contents).items():  # Beside the image: closer to it.
+        said[key] = value or said.get(key, value)
+    if said.get("label") is None:
+        said |= {"label": folder_label(escape(file.path)), "is_inferred": True}
+    said["notes"] = (*said.get("notes", ()), *unread[:1])
+    return Item.make(chunk.name(file), result, **said)
 
 
 @contextmanager

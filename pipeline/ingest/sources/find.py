@@ -3,13 +3,14 @@
 import glob
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError
+from pipeline.ingest.sources.beside import attach
 from pipeline.ingest.sources.inputs import File, Kind
 from pipeline.ingest.sources.names import escape
 from pipeline.remote.filesystem import explain, open_filesystem
@@ -179,33 +180,41 @@ def list_tree(root: str, wants: Callable[[str], bool], others: Collection[str]) 
 
 
 def _list_local(root: str) -> Iterator[File]:
-    pending: list[File | str] = [""]  # Files, and the paths of folders below the root.
-    while pending:
+    pending: list[File | tuple[str, File | None]] = [("", None)]
+    while pending:  # Files, and folders: their path below the root, and what is said above them.
         found = pending.pop()
         if isinstance(found, File):
             yield found
         else:
-            pending += reversed(_list_folder(root, found))
+            pending += reversed(_list_folder(root, *found))
 
 
-def _list_folder(root: str, below: str) -> list[File | str]:
-    """List the files and subfolders of a folder, in the order of all that is in them."""
-    entries_by_name: dict[str, File | str] = {}
+def _list_folder(
+    root: str, below: str, metadata: File | None
+) -> list[File | tuple[str, File | None]]:
+    """List the inputs and subfolders of a folder, in the order of all that is in them."""
+    files: list[File] = []
+    folders: list[str] = []
     folder = f"{root}{below}" or "/"
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                path, name = f"{below}/{entry.name}", escape(entry.name)
                 if entry.is_dir(follow_symlinks=False):
-                    entries_by_name[f"{name}/"] = path  # So x.jpg comes before x/1.jpg.
+                    folders.append(entry.name)
                 elif entry.is_file(follow_symlinks=False):
-                    entries_by_name[name] = _stat(path, entry)
+                    files.append(_stat(f"{below}/{entry.name}", entry))
     except OSError as error:
         raise ConfigError(
             f"folder (={escape(folder)}) cannot be read: {error.strerror}. "
             "Grant access or exclude it."
         ) from None
-    return [entries_by_name[name] for name in sorted(entries_by_name)]
+    inputs, metadata = attach(files, folders, metadata)
+    found: dict[str, File | tuple[str, File | None]] = {
+        escape(file.path.rpartition("/")[2]): file for file in inputs
+    }
+    for name in folders:  # With a slash, so that x.jpg comes before x/1.jpg.
+        found[f"{escape(name)}/"] = (f"{below}/{name}", metadata)
+    return [found[name] for name in sorted(found)]
 
 
 def _stat(path: str, entry: "os.DirEntry[str]") -> File:
@@ -223,9 +232,24 @@ def _list_remote(root: str) -> list[File]:
             for name, info in system.find(path, detail=True).items()
             if info["type"] == "file" and not name.endswith("/")
         ]
-        return sorted(files, key=lambda file: escape(file.path))
+        return sorted(_attach_all(files), key=lambda file: escape(file.path))
 
     return on_filesystem(root, find)  # type: ignore[no-any-return]
+
+
+def _attach_all(files: Iterable[File]) -> Iterator[File]:
+    """Do with all files of a tree what `attach` does with those of a folder."""
+    by_folder: dict[str, list[File]] = {"": []}
+    for file in files:
+        by_folder.setdefault(file.path.rpartition("/")[0], []).append(file)
+    metadata: dict[str, File | None] = {}
+    for folder in sorted(by_folder):
+        above = folder
+        while above and above not in metadata:
+            above = above.rpartition("/")[0]
+        below = [one[len(folder) + 1 :] for one in by_folder if one.startswith(f"{folder}/")]
+        inputs, metadata[folder] = attach(by_folder[folder], below, metadata.get(above))
+        yield from inputs
 
 
 def on_filesystem(url: str, call: Callable[[Any, str], Any]) -> Any:

@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import xxhash
 
@@ -26,6 +26,19 @@ class File(NamedTuple):
     """Bytes; None where the server does not report it."""
     stamp: str
     """Modification time or the store's ETag; empty where there is none."""
+    notes: "tuple[File, ...]" = ()
+    """Files that say something of this one: sidecars, metadata files."""
+
+    @classmethod
+    def load(cls, fields: Sequence[Any]) -> "File":
+        """Undo what JSON made of a file."""
+        path, size, stamp, notes = fields
+        return cls(path, size, stamp, tuple(map(cls.load, notes)))
+
+    def below(self, folder: str) -> "File":
+        """Return the same file with its paths below `folder`."""
+        notes = tuple(note.below(folder) for note in self.notes)
+        return self._replace(path=folder + self.path, notes=notes)
 
 
 class CompressedFiles(Sequence[File]):
@@ -38,7 +51,7 @@ class CompressedFiles(Sequence[File]):
         self._compressed = zlib.compress(json.dumps(files).encode(), 1)
 
     def _load(self) -> tuple[File, ...]:
-        return tuple(File(*file) for file in json.loads(zlib.decompress(self._compressed)))
+        return tuple(File.load(file) for file in json.loads(zlib.decompress(self._compressed)))
 
     def __len__(self) -> int:
         return self._num_files
@@ -91,7 +104,7 @@ class Chunk:
     @property
     def id(self) -> str:
         """32 hex digits that identify what is read; they change when a listed file changes."""
-        files = [(self._path(file), file.size, file.stamp) for file in self.files]
+        files = [(self._path(file), file.size, file.stamp, *file.notes) for file in self.files]
         part = (
             self.source,
             self.kind,

@@ -7,6 +7,16 @@ from functools import lru_cache
 
 from pipeline.shards.samples import plain_key
 
+_NO_CLASSES = frozenset(
+    (
+        *("train", "training", "val", "valid", "validation", "dev", "test", "testing"),
+        *("images", "imgs", "img", "jpegimages", "data", "__macosx", "@eadir"),
+    )
+)
+"""Folders that are a split or a wrapper, in lower case."""
+_SHARD_DIGITS = 5
+"""Fewest digits of a shard's number."""
+
 
 def is_wanted(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
     """Tell whether `path` matches one of `include`, where there are any, and none of `exclude`.
@@ -78,12 +88,23 @@ def is_unsafe(member: str) -> bool:
 
 
 def folder_label(path: str) -> str | None:
-    """Return the last folder of an escaped path below a source, None where there is none.
+    """Return the last folder of an escaped path that may be a class, None where there is none.
 
-    >>> folder_label("site/cat/1.jpg"), folder_label("1.jpg")
-    ('cat', None)
+    Folders of splits, wrappers such as `images`, and img2dataset's numbers of shards are none.
+
+    >>> folder_label("site/cat/1.jpg"), folder_label("cat/train/1.jpg"), folder_label("1.jpg")
+    ('cat', 'cat', None)
+    >>> folder_label("00001/000010002.jpg"), folder_label("00001/cat.jpg")
+    (None, '00001')
     """
-    return path.rpartition("/")[0].rpartition("/")[2] or None
+    *folders, name = path.split("/")
+    stem = name.partition(".")[0]
+    for folder in reversed(folders):
+        is_shard = len(folder) >= _SHARD_DIGITS and folder.isdecimal() and stem.isdecimal()
+        is_number = is_shard and stem.startswith(folder) and len(stem) > len(folder)
+        if folder and folder.lower() not in _NO_CLASSES and not is_number:
+            return folder
+    return None
 
 
 class Names:

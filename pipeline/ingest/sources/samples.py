@@ -7,10 +7,8 @@ from typing import Any
 
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.ingest.sources.names import folder_label
+from pipeline.shards.labels import plain_text, to_label
 from pipeline.shards.members import Gathered, Input, NoteReason
-from pipeline.shards.samples import plain_text
-
-_NO_LABEL = "-1"
 
 
 class NoteCounter:
@@ -53,7 +51,7 @@ class NoteCounter:
         """
         folder = folder_label(self._chunk.path_of(name))
         if not one.notes:
-            return {"label": folder}
+            return {"label": folder, "is_inferred": True}
         is_told = len(contents) == len(one.notes) and folder != self._stem
         said, is_broken = read_notes(contents, folder if is_told else None)
         if is_broken:
@@ -69,11 +67,11 @@ def read_notes(contents: Mapping[str, bytes], folder: str | None) -> tuple[dict[
         folder: Label by the folder, if any.
 
     Returns:
-        label, caption and metadata, and whether a .json is no JSON object.
+        label, caption, metadata and notes, and whether a .json is no JSON object.
     """
     said = read_sidecars(contents)
     if said["label"] is None and not _states_label(contents):
-        said["label"] = folder
+        said |= {"label": folder, "is_inferred": True}
     broken = "json" in contents and parse_json_object(contents["json"]) is None
     return said, broken
 
@@ -92,7 +90,7 @@ def read_sidecars(contents: Mapping[str, bytes]) -> dict[str, Any]:
     label = contents.get("cls", b"").decode("utf-8", "backslashreplace").strip()
     caption = contents.get("txt", b"").decode("utf-8", "backslashreplace").strip()
     if label:
-        annotations["label"] = None if label == _NO_LABEL else label
+        annotations |= _stated(label)
     if caption:
         annotations["caption"] = caption
     return annotations
@@ -107,21 +105,31 @@ def parse_json_object(text: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def annotate(fields: Mapping[str, Any]) -> dict[str, Any]:
+def annotate(fields: Mapping[str, Any], names: Sequence[str] = ()) -> dict[str, Any]:
     """Sort the fields of an image into label, caption and metadata; only scalars are kept.
 
     A nested mapping named `metadata`, as in Tessera's shards, is flattened.
+
+    Args:
+        fields: What a source says of the image.
+        names: Classes by number, where the source declares them.
     """
     nested = fields.get("metadata")
-    merged = {**nested, **fields} if isinstance(nested, dict) else fields
+    merged = {**nested, **fields} if isinstance(nested, dict) else dict(fields)
+    label = merged.pop("label", None)
     texts = {plain_text(key): text for key, value in merged.items() if (text := _as_text(value))}
-    label = texts.pop("label", None)
     caption = texts.pop("caption" if "caption" in texts else "text", None)
-    return {"label": None if label == _NO_LABEL else label, "caption": caption, "metadata": texts}
+    return {**_stated(label, names), "caption": caption, "metadata": texts}
+
+
+def _stated(value: object, names: Sequence[str] = ()) -> dict[str, Any]:
+    label = to_label(value, names)
+    return {"label": label.name, "notes": label.notes}
 
 
 def _as_text(value: object) -> str | None:
-    """Write a scalar as text; None for null and for containers."""
+    """Write a scalar as text; None for null, NaN and containers."""
     if isinstance(value, bool):
         return str(value).lower()
-    return plain_text(str(value)) if isinstance(value, str | int | float) else None
+    is_there = isinstance(value, str | int | float) and value == value
+    return plain_text(str(value)) if is_there else None

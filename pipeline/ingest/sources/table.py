@@ -2,12 +2,11 @@
 
 import base64
 import binascii
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +16,17 @@ import pyarrow.parquet as pq
 from pipeline.config import ConfigError
 from pipeline.ingest.gate.formats import is_image
 from pipeline.ingest.item import Item, Reason
+from pipeline.ingest.sources.columns import (
+    FILE_NAME,
+    GENERAL_COLUMNS,
+    IMAGE_COLUMNS,
+    LINE_COLUMNS,
+    PATH_COLUMNS,
+    Columns,
+    column_values,
+    find_columns,
+    label_column,
+)
 from pipeline.ingest.sources.files import (
     InputError,
     download,
@@ -30,14 +40,6 @@ from pipeline.ingest.sources.names import escape, is_unsafe
 from pipeline.ingest.sources.samples import annotate, parse_json_object
 from pipeline.remote.location import is_remote, join, redact_text, redact_url, scheme_of
 
-_IMAGE_COLUMNS = (
-    *("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo"),
-    *("image_bytes", "bytes", "data", "content"),
-)
-"""Columns of encoded images; the first that is present is used."""
-_PATH_COLUMNS = ("image_path", "file_name", "filename", "file_path", "path", "file", "image")
-"""Columns of paths relative to the table."""
-_LABELS = ("label", "labels", "class")
 _MAX_PATH = 4096
 """Characters; anything longer is no path."""
 _BATCH_ROWS = 16
@@ -46,24 +48,6 @@ _MAX_OTHER_BYTES = 2**20
 """Bytes of a line of JSON on top of its image."""
 _STEP = 2**20
 _ERRORS = (pa.ArrowException, OSError, ValueError, EOFError)
-_types = pa.types
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """Where the image of a row is."""
-
-    images: tuple[str, ...]
-    """Columns of bytes, or of mappings with `bytes` and `path`; the first non-null one is used."""
-    paths: tuple[str, ...] = ()
-    """Columns of paths relative to the table's folder; used where there are no bytes."""
-    has_base64: bool = False
-    """Whether images are base64; text that is not is a path."""
-    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Integer label column -> class names."""
-
-
-_LINE_COLUMNS = _Columns(_IMAGE_COLUMNS, _PATH_COLUMNS, has_base64=True)
 
 
 # Parquet and Arrow
@@ -77,16 +61,18 @@ def cut_parquet(whole: Chunk, chunk_inputs: int) -> list[Chunk]:
     """
     with _inspected(whole) as opened:
         table = pq.ParquetFile(opened)
-        _check_columns(whole, table.schema_arrow, table.metadata.num_rows)
+        columns = _check_columns(whole, table.schema_arrow, table.metadata.num_rows)
         groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
+        is_known = not columns.holds_lists
     if is_remote(whole.root):
-        return [replace(whole, num_inputs=sum(groups))]
+        return [replace(whole, num_inputs=sum(groups) if is_known else None)]
     parts: list[Chunk] = []
     first, row, count = 0, 0, 0
     for number, rows in enumerate(groups, 1):
         count += rows
         if count >= chunk_inputs or number == len(groups):
-            parts.append(replace(whole, first=first, stop=number, row=row, num_inputs=count))
+            known = count if is_known else None
+            parts.append(replace(whole, first=first, stop=number, row=row, num_inputs=known))
             first, row, count = number, row + count, 0
     return parts
 
@@ -104,13 +90,15 @@ def read_parquet(chunk: Chunk, max_bytes: int) -> Iterator[Item]:
     try:
         with open_archive(chunk) as opened:
             table = pq.ParquetFile(opened)
-            columns, names = _find_columns(table.schema_arrow), _names_to_read(table.schema_arrow)
+            columns = _columns_of(chunk, table.schema_arrow)
             stop = table.num_row_groups if chunk.stop is None else chunk.stop
             for group in range(chunk.first, stop):
                 next_group = number + table.metadata.row_group(group).num_rows
-                batches = table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names)
+                batches = table.iter_batches(
+                    _BATCH_ROWS, row_groups=[group], columns=list(columns.read)
+                )
                 for row in _rows(batches):
-                    yield _read_row(chunk, number, row, columns, max_bytes)
+                    yield from _read_row(chunk, number, row, columns, max_bytes)
                     number += 1
                 number = next_group
     except InputError as error:
@@ -125,14 +113,14 @@ def read_arrow(chunk: Chunk, max_bytes: int) -> Iterator[Item]:
     try:
         with open_archive(chunk) as opened:
             schema, batches = _open_arrow(opened)
-            columns, names = _find_columns(schema), _names_to_read(schema)
+            columns = _columns_of(chunk, schema)
             slices = (
-                batch.select(names).slice(start, _BATCH_ROWS)
+                batch.select(list(columns.read)).slice(start, _BATCH_ROWS)
                 for batch in batches
                 for start in range(0, len(batch), _BATCH_ROWS)
             )
             for row in _rows(slices):
-                yield _read_row(chunk, number, row, columns, max_bytes)
+                yield from _read_row(chunk, number, row, columns, max_bytes)
                 number += 1
     except InputError as error:
         yield chunk.problem(number, error.reason)
@@ -145,25 +133,11 @@ def _rows(batches: Iterator[Any]) -> Iterator[dict[str, Any] | None]:
     try:
         for batch in batches:
             names = batch.schema.names
-            values = (_column_values(batch.column(i)) for i in range(len(names)))
+            values = (column_values(batch.column(i)) for i in range(len(names)))
             for row in zip(*values, strict=True):
                 yield dict(zip(names, row, strict=True))
     except _ERRORS:
         yield None
-
-
-def _column_values(column: Any) -> list[Any]:
-    """Convert a column to Python; text that is not UTF-8 is escaped, dates become text."""
-    kind = column.type
-    if _types.is_dictionary(kind):
-        column = column.dictionary_decode()
-        kind = column.type
-    if _types.is_temporal(kind) or _types.is_decimal(kind):
-        return list(column.cast(pa.string()).to_pylist())
-    if _is_text(kind):
-        raw = column.cast(pa.large_binary()).to_pylist()
-        return [None if text is None else text.decode("utf-8", "backslashreplace") for text in raw]
-    return list(column.to_pylist())
 
 
 def _open_arrow(opened: IO[bytes]) -> tuple[Any, Iterator[Any]]:
@@ -197,8 +171,8 @@ def _inspected(whole: Chunk) -> Iterator[IO[bytes]]:
         raise ConfigError(f"table (={name}) is damaged: {text}. Copy it again.") from None
 
 
-def _check_columns(whole: Chunk, schema: Any, num_rows: int) -> None:
-    columns, name = _find_columns(schema), escape(redact_url(whole.location()))
+def _check_columns(whole: Chunk, schema: Any, num_rows: int) -> Columns:
+    columns, name = _columns_of(whole, schema), escape(redact_url(whole.location()))
     listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
     if not (columns.images or columns.paths):
         raise ConfigError(
@@ -207,82 +181,12 @@ def _check_columns(whole: Chunk, schema: Any, num_rows: int) -> None:
         )
     if not num_rows:
         raise ConfigError(f"table (={name}) has no row, only columns {listed}; exclude it.")
+    return columns
 
 
-def _find_columns(schema: Any) -> _Columns:
-    """Find images and classes in an Arrow schema.
-
-    Images are a column of bytes, a column of structs with `bytes` (Hugging Face's `Image`), or one
-    of paths. Of several candidates, the one that Hugging Face's metadata declares as an image
-    wins, then the one whose name comes first in `_IMAGE_COLUMNS`.
-
-    Returns:
-        The columns; `images` and `paths` are empty where there are no images.
-    """
-    features = _features(schema)
-    images = [field.name for field in schema if _holds_bytes(field.type)]
-    texts = [field.name for field in schema if _is_text(field.type)]
-    classes = {
-        name: tuple(map(str, feature["names"]))
-        for name, feature in features.items()
-        if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
-    }
-
-    def rank(name: str) -> tuple[bool, int]:
-        is_declared = features.get(name, {}).get("_type") == "Image"
-        known = _IMAGE_COLUMNS.index(name) if name in _IMAGE_COLUMNS else len(_IMAGE_COLUMNS)
-        return not is_declared, known
-
-    images.sort(key=rank)
-    is_clear = len(images) == 1 or (images and rank(images[0]) < (True, len(_IMAGE_COLUMNS)))
-    if is_clear:
-        return _Columns(tuple(images[:1]), classes=classes)
-    declared = [name for name in texts if not rank(name)[0]]
-    paths = declared or [name for name in _PATH_COLUMNS if name in texts]
-    return _Columns((), tuple(paths[:1]), classes=classes)
-
-
-def _names_to_read(schema: Any) -> list[str]:
-    """List the columns to read: images and scalars, but no other bytes."""
-    columns = _find_columns(schema)
-    return [
-        field.name
-        for field in schema
-        if field.name in (*columns.images, *columns.paths) or _is_scalar(field.type)
-    ]
-
-
-def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """Read Hugging Face's description of the columns; empty where it cannot be parsed."""
-    try:
-        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = metadata["info"]["features"]
-        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
-
-
-def _holds_bytes(kind: Any) -> bool:
-    if _types.is_struct(kind):
-        fields = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
-        return "bytes" in fields and _is_bytes(fields["bytes"])
-    return _is_bytes(kind)
-
-
-def _is_bytes(kind: Any) -> bool:
-    return bool(_types.is_binary(kind) or _types.is_large_binary(kind))
-
-
-def _is_text(kind: Any) -> bool:
-    return bool(_types.is_string(kind) or _types.is_large_string(kind))
-
-
-def _is_scalar(kind: Any) -> bool:
-    if _types.is_dictionary(kind):
-        return _is_scalar(kind.value_type)
-    is_number = _types.is_integer(kind) or _types.is_floating(kind) or _types.is_boolean(kind)
-    is_date = _types.is_temporal(kind) or _types.is_decimal(kind)
-    return bool(_is_text(kind) or is_number or is_date)
+def _columns_of(chunk: Chunk, schema: Any) -> Columns:
+    name = escape(redact_url(chunk.location()))
+    return find_columns(schema, name, with_label=chunk.labels)
 
 
 # JSON lines
@@ -331,7 +235,7 @@ def read_lines(chunk: Chunk, max_bytes: int) -> Iterator[Item]:
                     number += 1
                 elif line.strip():
                     row = parse_json_object(line)
-                    yield _read_row(chunk, number, row, _LINE_COLUMNS, max_bytes)
+                    yield from _read_row(chunk, number, row, LINE_COLUMNS, max_bytes)
                     number += 1
                 offset += size
     except InputError as error:
@@ -373,7 +277,7 @@ def _check_first_line(whole: Chunk, opened: IO[bytes]) -> None:
     if not line:
         raise ConfigError(f"table (={name}) has no line; exclude it.")
     row = parse_json_object(line)
-    if row is not None and not {*_IMAGE_COLUMNS, *_PATH_COLUMNS} & set(row):
+    if row is not None and not {*IMAGE_COLUMNS, *PATH_COLUMNS} & set(row):
         raise ConfigError(
             f"table (={name}) has no image in its first line, only {', '.join(map(str, row))}; "
             "name one image (base64) or file_name (paths)."
@@ -384,50 +288,66 @@ def _check_first_line(whole: Chunk, opened: IO[bytes]) -> None:
 
 
 def _read_row(
-    chunk: Chunk, number: int, row: Mapping[str, Any] | None, columns: _Columns, max_bytes: int
-) -> Item:
-    """Make the item of a row, which is named by its number; None stands for a damaged row."""
+    chunk: Chunk, number: int, row: Mapping[str, Any] | None, columns: Columns, max_bytes: int
+) -> Iterator[Item]:
+    """Make the items of a row, which is named by its number; None stands for a damaged row."""
     if row is None:
-        return chunk.problem(number, "bad_record")
-    result = _find_image(chunk, row, columns, max_bytes)
-    return Item.make(f"{chunk.archive}!{number}", result, **annotate(_other_fields(row, columns)))
+        yield chunk.problem(number, "bad_record")
+        return
+    annotations = annotate(other_fields(row, columns), columns.names)
+    annotations["notes"] = (*annotations["notes"], *columns.notes)
+    name = f"{chunk.archive}!{number}"
+    for i, content in enumerate(_find_images(chunk, row, columns, max_bytes), 1):
+        yield Item.make(name if i == 1 else f"{name}#{i}", content, **annotations)
 
 
-def _other_fields(row: Mapping[str, Any], columns: _Columns) -> dict[str, Any]:
-    """Return what a row holds beside the image, a class number replaced by its name."""
+def other_fields(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """Return what a row holds beside the image, its label as `label`."""
     fields = {key: value for key, value in row.items() if key not in columns.images}
-    classes = columns.classes
-    column = next((key for key in (*classes, *_LABELS) if key in fields), None)
-    if column is not None:
-        label = fields.pop(column)
-        names = classes.get(column, ())
-        if isinstance(label, int) and 0 <= label < len(names):
-            label = names[label]
-        fields["label"] = label
+    column = columns.label or label_column(fields)
+    if column is not None and column in fields:
+        fields["label"] = fields.pop(column)
     return fields
 
 
-def _find_image(
-    chunk: Chunk, row: Mapping[str, Any], columns: _Columns, max_bytes: int
-) -> bytes | Reason:
+def _find_images(
+    chunk: Chunk, row: Mapping[str, Any], columns: Columns, max_bytes: int
+) -> Iterator[bytes | Reason]:
+    """Yield the images of a row, of which only a list has more than one, or why there is none."""
     for key in (*columns.images, *columns.paths):
-        value = _resolve(row.get(key), has_base64=columns.has_base64 and key in columns.images)
-        if isinstance(value, str):
-            return _read_path(chunk, value, max_bytes)
-        if value is not None:
-            return size_problem(len(value), max_bytes) or value
-    return "empty"
+        value = row.get(key)
+        several = value if isinstance(value, list) and not columns.has_base64 else [value]
+        is_path = not (columns.has_base64 and _is_other_text(key, row))
+        how = {"has_base64": columns.has_base64 and key in columns.images, "is_path": is_path}
+        found = [one for one in (_resolve(one, **how) for one in several) if one is not None]
+        for one in found:
+            if isinstance(one, str):
+                yield _read_path(chunk, one, max_bytes)
+            else:
+                yield size_problem(len(one), max_bytes) or one
+        if found:
+            return
+    yield "empty"
 
 
-def _resolve(value: object, *, has_base64: bool) -> bytes | str | None:
+def _is_other_text(key: str, row: Mapping[str, Any]) -> bool:
+    """Tell whether text in a column of images is no path, because another column is one."""
+    if isinstance(row.get(FILE_NAME), str):
+        return key in IMAGE_COLUMNS
+    return key in GENERAL_COLUMNS and any(isinstance(row.get(one), str) for one in PATH_COLUMNS)
+
+
+def _resolve(value: object, *, has_base64: bool, is_path: bool) -> bytes | str | None:
     """Return the bytes of an image, or its path, or None."""
     if isinstance(value, Mapping):
         data = value.get("bytes")
         if data is not None:
-            return _resolve(data, has_base64=has_base64)
-        value, has_base64 = value.get("path"), False
+            return _resolve(data, has_base64=has_base64, is_path=is_path)
+        value, has_base64, is_path = value.get("path"), False, True
     if isinstance(value, str) and value:
         data = _from_base64(value) if has_base64 else None
+        if not is_path:
+            return data if data is not None and is_image(data) else None
         return value if data is None else data
     return value if isinstance(value, bytes) else None
 

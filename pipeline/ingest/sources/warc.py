@@ -26,7 +26,7 @@ from pipeline.ingest.sources.http_body import (
 )
 from pipeline.ingest.sources.inputs import Chunk
 from pipeline.ingest.sources.names import Names
-from pipeline.shards.samples import plain_text
+from pipeline.shards.labels import plain_text
 
 logging.getLogger("warcio").setLevel(logging.ERROR)  # It warns of every space in a URL.
 

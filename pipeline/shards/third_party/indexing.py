@@ -234,6 +234,7 @@ def index_shards(
         shards=tuple(_info(record) for record in records if record.num_samples),
         classes=classes,
         notes_dropped=add_counts(record.notes_dropped for record in records),
+        notes=add_counts(record.notes for record in records),
         config={"indexed": list(inputs), "fast": fast},
     )
     lines = (ledger_line(row) for outcome in outcomes for row in _ledger_rows(outcome))

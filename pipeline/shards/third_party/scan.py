@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from pipeline.remote.fetch import FetchError, map_file
 from pipeline.remote.location import is_remote, redact_url
 from pipeline.shards.headers import HeaderError, read_size
 from pipeline.shards.index import ShardIndex, encode_index, hash_spans, kept_files, read_index
+from pipeline.shards.labels import number_of, sort_classes
 from pipeline.shards.members import MAX_NOTE_BYTES, Gathered, Input, Sample, gather, split_name
 from pipeline.shards.samples import RawSample, plain_key, read_label
 from pipeline.shards.tar import Member, shard_error, walk_tar
@@ -45,6 +46,8 @@ class ShardRecord(ShardReport):
     """One more than the largest numeric label, else 0."""
     notes_dropped: dict[str, int] = Field(default_factory=dict)
     """Number of members that are no inputs and say nothing, by reason."""
+    notes: dict[str, int] = Field(default_factory=dict)
+    """Number of samples by note: label_list, ... for labels that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,8 @@ class _Rows:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     """Width and height, px."""
     hashes: list[int] = field(default_factory=list)
-    labels: list[int | str | None] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     """Members that say nothing, by reason."""
@@ -142,7 +146,6 @@ def _scan(buffer: memoryview, spec: ScanSpec, plan_id: str) -> tuple[ShardRecord
     rows = _Rows()
     _add_all(rows, gathered, members, buffer, spec)
     names, numbers = _number_labels(rows.labels, spec.name)
-    counts = any(isinstance(label, int) for label in rows.labels)
     record = ShardRecord(
         name=spec.name,
         num_bytes=len(buffer),
@@ -154,7 +157,8 @@ def _scan(buffer: memoryview, spec: ScanSpec, plan_id: str) -> tuple[ShardRecord
         plan_id=plan_id,
         names=names,
         numbers=tuple(range(len(names))),
-        num_classes=1 + max(numbers) if counts else 0,
+        num_classes=0 if names else 1 + max(numbers, default=-1),
+        notes=dict(sorted(rows.notes.items())),
         left_out=tuple(rows.left_out),
         notes_dropped=dict(sorted(rows.dropped.items())),
     )
@@ -233,20 +237,23 @@ def _add(rows: _Rows, sample: RawSample, image: Member, buffer: memoryview, spec
     rows.images.append((image.offset, image.size))
     rows.sizes.append(size)
     rows.hashes.append(digest)
-    rows.labels.append(read_label(buffer, sample, spec.name))
+    label = read_label(buffer, sample, spec.name)
+    rows.labels.append(label.name)
+    rows.notes.update(label.notes)
 
 
-def _number_labels(labels: list[int | str | None], shard: str) -> tuple[tuple[str, ...], list[int]]:
+def _number_labels(labels: list[str | None], shard: str) -> tuple[tuple[str, ...], list[int]]:
     """Return the class names, sorted, and the number of every label, -1 for none."""
-    names = tuple(sorted({label for label in labels if isinstance(label, str)}))
-    if not names:
-        return (), [label if isinstance(label, int) else -1 for label in labels]
-    if any(isinstance(label, int) for label in labels):
+    classes = {label: number_of(label) for label in labels if label is not None}
+    names = tuple(sort_classes(name for name, number in classes.items() if number is None))
+    if 0 < len(names) < len(classes):
         raise ConfigError(
             f"shard (={shard}) has both numbers and names as labels; write it with one of them."
         )
-    position = {name: number for number, name in enumerate(names)}
-    return names, [position[label] if isinstance(label, str) else -1 for label in labels]
+    numbers: Mapping[str, int | None] = classes
+    if names:
+        numbers = {name: number for number, name in enumerate(names)}
+    return names, [-1 if label is None else numbers[label] or 0 for label in labels]
 
 
 def _make_index(rows: _Rows, labels: list[int], buffer: memoryview, *, fast: bool) -> ShardIndex:

@@ -82,7 +82,8 @@ class ShortcutVerdict:
             return MOST_TO_DECIDE
         needed = math.ceil(images * (reach / away) ** 2)
         step: int = 10 ** max(0, len(str(needed)) - 2)
-        return -(-needed // step) * step
+        rounded: int = -(-needed // step) * step
+        return rounded
 
 
 @dataclass(frozen=True, slots=True)

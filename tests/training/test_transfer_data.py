@@ -236,7 +236,7 @@ def test_unusable_data_are_refused_in_one_line(tmp_path):
         "nothing": r"is not there; give shards",
         "empty": r"0 folders of classes, a transfer needs at least 2",
         "one class": r"1 folders of classes, a transfer needs at least 2",
-        "half": r"has train/ and none of test, val, validation",
+        "half": r"has train/ and none of test, testing, val, valid, validation, dev",
         "few": r"of 2 classes have folds \(=2\) training images",
         "no classes": r"has 0 classes, a transfer needs at least 2",
         "no labels": r"has classes, and none of its images has a label",

@@ -155,6 +155,8 @@ def _explained(error: Exception) -> tuple[str, int] | None:
             return _about_file(error), 1 if error.errno in _BROKEN else 2
         case UnicodeDecodeError():
             return f"input is not UTF-8: {error}; give a text file.", 2
+        case RuntimeError() if str(error).startswith("Symlink loop"):  # Of Path.resolve().
+            return f"{error}; give a path that does not go in circles.", 2
     if not isinstance(error, RuntimeError):
         return None
     # Imported here: a refusal need not wait for aiohttp.

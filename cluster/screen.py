@@ -156,6 +156,8 @@ def _explained(error: Exception) -> tuple[str, int] | None:
             return _about_file(error), 1 if error.errno in _BROKEN else 2
         case UnicodeDecodeError():
             return f"input is not UTF-8: {error}; give a text file.", 2
+        case RuntimeError() if str(error).startswith("Symlink loop"):  # Of Path.resolve().
+            return f"{error}; give a path that does not go in circles.", 2
     code = _code(error) if isinstance(error, RuntimeError) else None
     return None if code is None else (str(error), code)
 

@@ -62,6 +62,10 @@ def cases():
         for number, slot in enumerate(slots(call)):
             faults = IN_FAULTS if slot.startswith("{in") else OUT_FAULTS
             for fault in faults:
+                if fault == "garbage" and slot == "{in:tar}":
+                    continue  # Damage, whose exit code is 1.
+                if fault == "loop" and slot.startswith("{out") and slot != "{out:dir}":
+                    continue  # A file takes the place of a link.
                 yield pytest.param(name, number, fault, id=f"{name}-{number}{slot}-{fault}")
 
 

@@ -109,6 +109,7 @@ BR_OF_GZIP = pa.Codec("brotli").compress(gzip.compress(JPEG), asbytes=True)
         (b"Server: none", JPEG * 300, "too_big"),
         (b"Server: none", JPEG * 10_000, "too_big"),  # More than is read of a record.
     ],
+    ids=range(23),  # Compressed bodies hold the time they were made at.
 )
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_bodies_are_what_http_says(tmp_path, head, body, what, pack):

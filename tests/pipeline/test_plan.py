@@ -119,7 +119,7 @@ def test_of_equal_files_a_labelled_one_is_kept_then_the_smaller_name(tmp_path):
     assert {r["name"] for r in held(plan)} == {"b/1.jpg", "z.jpg"}
     winners = {r["path"]: (r["winner"], r["near"]) for r in plan.excluded.to_pylist()}
     assert winners == {"a/1.jpg": ("b/1.jpg", False), "c/1.jpg": ("b/1.jpg", False)}
-    assert plan.classes == ("cat", "dog")
+    assert (plan.classes, plan.label_conflicts) == (None, 1)  # They contradict each other.
     assert (plan.sources["s"].duplicate, plan.sources["t"].duplicate) == (1, 1)
 
 

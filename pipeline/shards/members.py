@@ -79,6 +79,14 @@ class Gathered:
         found.sort()
         return found
 
+    def input_places(self) -> list[int]:
+        """List where the inputs are, in order of the archive."""
+        return sorted(
+            sample.places[one.image]
+            for sample in self.samples
+            for one in resolve(tuple(sample.endings)).inputs
+        )
+
     def unread(self) -> Iterator[int]:
         """List the members beside an image with notes that are neither."""
         for sample in self.samples:
@@ -114,9 +122,9 @@ def gather(names: Sequence[str | None]) -> Gathered:
     latest: dict[str, Sample] = {}
     sample = Sample("")
     for place, name in enumerate(names):
-        if place in junk:
+        if junk and place in junk:
             continue
-        key, ending = split_name(name or "")
+        key, ending = split_name(name) if name else ("", "")
         if not key:
             found.samples.append(Sample("", [""], [place]))
             continue

@@ -11,6 +11,7 @@ from pipeline.shards.members import gather
 from pipeline.shards.tar import Member, walk_tar
 
 MAX_LABEL = 1_000_000
+_UNLABELLED = Label()
 
 Reason = (
     HeaderReason
@@ -57,10 +58,10 @@ def read_label(buffer: memoryview, sample: RawSample, shard: str) -> Label:
     Raises:
         ConfigError: It is a number that is too large for an index.
     """
-    label = Label()
+    label = _UNLABELLED
     if (member := sample.members.get("cls")) is not None:
         label = to_label(_read(buffer, member).decode("utf-8", "backslashreplace").strip())
-    if label == Label() and (member := sample.members.get("json")) is not None:
+    if label == _UNLABELLED and (member := sample.members.get("json")) is not None:
         raw = _read(buffer, member)
         if b'"label"' in raw:  # Most have none, and parsing costs more than all the rest.
             label = _parse_label(raw)
@@ -77,8 +78,8 @@ def _parse_label(raw: bytes) -> Label:
     try:
         about = json.loads(raw)
     except (ValueError, RecursionError):
-        return Label()
-    return to_label(about.get("label")) if isinstance(about, dict) else Label()
+        return _UNLABELLED
+    return to_label(about.get("label")) if isinstance(about, dict) else _UNLABELLED
 
 
 def _check_number(name: str, sample: RawSample, shard: str) -> None:

@@ -65,19 +65,19 @@ def _cut(whole: Chunk, members: list[Member], chunk_inputs: int) -> list[Chunk]:
     gathered = gather([_usable(member.name) for member in members])
     places = borders(gathered)
     passed, last = 0, 0
-    for one in gathered.inputs():
+    for place in gathered.input_places():
         if count >= chunk_inputs:
             while passed < len(places) and places[passed] <= last:
                 passed += 1
-            if passed < len(places) and places[passed] <= one.place:
+            if passed < len(places) and places[passed] <= place:
                 stop = members[places[passed]].start
                 part = replace(
                     whole, first=first, stop=stop, num_inputs=count, names=tuple(renamed)
                 )
                 parts.append(part)
                 first, count, renamed = stop, 0, []
-        last = one.place
-        name = whole.member(members[one.place].name)
+        last = place
+        name = whole.member(members[place].name)
         if whole.wants(name):
             if (unique := names.take(name)) != name:
                 renamed.append((count, unique))

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,15 @@ from pipeline.remote.location import is_remote, redact_url
 from pipeline.shards.headers import HeaderError, read_size
 from pipeline.shards.index import ShardIndex, encode_index, hash_spans, kept_files, read_index
 from pipeline.shards.labels import number_of, sort_classes
-from pipeline.shards.members import MAX_NOTE_BYTES, Gathered, Input, Sample, gather, split_name
+from pipeline.shards.members import (
+    MAX_NOTE_BYTES,
+    Gathered,
+    Sample,
+    ShapedInput,
+    gather,
+    resolve,
+    split_name,
+)
 from pipeline.shards.samples import RawSample, plain_key, read_label
 from pipeline.shards.tar import Member, shard_error, walk_tar
 from pipeline.shards.third_party.listing import ask_filesystem
@@ -170,51 +179,52 @@ def _add_all(
 ) -> None:
     """Add the images of all samples in order of the tar, each with a key of its own."""
     rows.dropped.update(reason for _, reason in gathered.junk)
-    rows.dropped["not_read"] += sum(1 for _ in gathered.unread())
-    by_sample: list[list[Input]] = [[] for _ in gathered.samples]
-    for one in gathered.inputs():
-        by_sample[one.sample].append(one)
-    for sample, inputs in zip(gathered.samples, by_sample, strict=True):
-        images = [one for one in inputs if _is_image(members[one.place].name)]
+    for sample in gathered.samples:
+        images, num_unread = _images_of(tuple(sample.endings))
+        if num_unread:
+            rows.dropped["not_read"] += num_unread
         first = members[sample.places[0]]
-        if not images:
+        if not (images and sample.key):
             key = plain_key(sample.key or first.name)
             rows.left_out.append((key, "no_image" if sample.key else "no_key"))
             continue
-        if not sample.key:
-            rows.left_out.append((plain_key(first.name), "no_key"))
-            continue
-        rows.dropped["not_read"] += len(inputs) - len(images)
-        starts = _starts(sample, images, members)
-        for one, key, start in zip(images, _keys(sample, images, members), starts, strict=True):
-            notes = {ending: members[place] for ending, place in one.notes.items()}
-            for ending in [e for e, note in notes.items() if note.size > MAX_NOTE_BYTES]:
-                del notes[ending]
-                rows.dropped["too_big"] += 1
-            _add(rows, RawSample(key, start, notes), members[one.place], buffer, spec)
-    rows.dropped = +rows.dropped  # Without zeros.
+        keys, starts = [sample.key], [first.start]
+        if len(images) > 1:
+            keys, starts = _apart(sample, images, members)
+        for one, key, start in zip(images, keys, starts, strict=True):
+            notes = {}
+            for ending, i in one.notes:
+                note = members[sample.places[i]]
+                if note.size > MAX_NOTE_BYTES:
+                    rows.dropped["too_big"] += 1
+                else:
+                    notes[ending] = note
+            image = members[sample.places[one.image]]
+            _add(rows, RawSample(key, start, notes), image, buffer, spec)
 
 
-def _is_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in _IMAGE_ENDINGS
+@lru_cache(4096)
+def _images_of(endings: tuple[str, ...]) -> tuple[tuple[ShapedInput, ...], int]:
+    """List a sample's images that the trainer decodes; count what is not read beside them."""
+    inputs, unread = resolve(endings)
+    images = tuple(one for one in inputs if endings[one.image].rpartition(".")[2] in _IMAGE_ENDINGS)
+    return images, len(unread) + (len(inputs) - len(images) if images else 0)
 
 
-def _keys(sample: Sample, images: Sequence[Input], members: Sequence[Member]) -> list[str]:
-    """Key of each image: the sample's, or where it has several images, names of their own."""
-    if len(images) == 1:
-        return [sample.key]
-    names = [members[one.place].name for one in images]
+def _apart(
+    sample: Sample, images: Sequence[ShapedInput], members: Sequence[Member]
+) -> tuple[list[str], list[int]]:
+    """Name several images of one key, and find the first byte of each one's span.
+
+    A span begins after the image before, with the first note of its own image there.
+    """
+    names = [members[sample.places[one.image]].name for one in images]
     stems = [name.rpartition(".")[0] for name in names]
-    return stems if len(set(stems)) == len(stems) else names
-
-
-def _starts(sample: Sample, images: Sequence[Input], members: Sequence[Member]) -> list[int]:
-    """First byte of each image's span: all that precedes it since the image before."""
-    firsts = [sample.places[0]]
+    firsts = [0]
     for before, one in pairwise(images):
-        mine = [place for place in one.notes.values() if before.place < place < one.place]
-        firsts.append(min([*mine, one.place]))
-    return [members[place].start for place in firsts]
+        firsts.append(min([i for _, i in one.notes if before.image < i < one.image] + [one.image]))
+    starts = [members[sample.places[i]].start for i in firsts]
+    return stems if len(set(stems)) == len(stems) else names, starts
 
 
 def _add(rows: _Rows, sample: RawSample, image: Member, buffer: memoryview, spec: ScanSpec) -> None:
@@ -239,7 +249,8 @@ def _add(rows: _Rows, sample: RawSample, image: Member, buffer: memoryview, spec
     rows.hashes.append(digest)
     label = read_label(buffer, sample, spec.name)
     rows.labels.append(label.name)
-    rows.notes.update(label.notes)
+    if label.problem is not None:
+        rows.notes.update(label.notes)
 
 
 def _number_labels(labels: list[str | None], shard: str) -> tuple[tuple[str, ...], list[int]]:

@@ -44,6 +44,7 @@ _SAME = {
     "as_is": True,
     "notes": [],
     "label": None,
+    "is_inferred": False,
     "caption": None,
     "metadata": None,
 }

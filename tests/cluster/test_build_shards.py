@@ -187,7 +187,7 @@ def test_a_lost_node_costs_no_image(crawl, expected, tmp_path):
 
 def _writers(folder):
     """The processes that are writing parts, as their files' names say."""
-    return {int(path.name.split(".")[-2]) for path in folder.glob(".*.partial")}
+    return {int(path.name.split(".")[-2].split("-")[-2]) for path in folder.glob(".*.partial")}
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -95,7 +95,7 @@ def test_ctrl_c_ends_all_processes_and_resume_does_all_that_needs_no_labels(pict
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
     code, _, err = finish(process)
-    assert code == 130, err
+    assert code == 75, err  # Stopped, and can be resumed.
     assert "--resume" in err.splitlines()[-1]
     deadline = time.monotonic() + 20
     while live_processes(process.pid) and time.monotonic() < deadline:

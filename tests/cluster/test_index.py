@@ -80,6 +80,7 @@ def test_the_command_writes_a_manifest_and_says_where_everything_went(theirs, tm
         "inputs": 18,
         "quarantined": {"no_image": 6},
         "members": 30,
+        "notes_dropped": {},
     }
     assert read_manifest(out).config == {"indexed": [pattern], "fast": False}
     samples = Store(out).read(np.arange(12))

@@ -57,7 +57,7 @@ def make_uneven(folder, sizes):
     plan = make_plan([part.table_path for part in parts], sum(sizes), job.plan, config)
     cut = dataclasses.replace(plan, borders=tuple(np.cumsum([0, *sizes]).tolist()))
     specs = shard_specs(cut, out, job.parts, config)
-    made = finish_folder(job, cut, [make_shard(spec) for spec in specs], chunks)
+    made = finish_folder(job, cut, [make_shard(spec) for spec in specs], chunks, {})
     assert made.shard_counts.tolist() == list(sizes)
     return out
 

@@ -15,7 +15,7 @@ from pipeline.config import ConfigError
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.plan import make_plan, rows_of
 from pipeline.shards.labels import number_of, sort_classes, to_label
-from pipeline.shards.samples import group_members, read_label
+from pipeline.shards.samples import RawSample, read_label
 from pipeline.shards.tar import walk_tar
 
 
@@ -69,7 +69,8 @@ def test_shard_and_index_read_one_label_of_a_json(value):
         path = Path(folder) / "a.tar"
         about = json.dumps({"label": value}).encode()
         data = memoryview(tar_with([("1.jpg", JPEG), ("1.json", about)], path))
-        (sample,) = group_members(walk_tar(data, "a"), "a")
+        image, note = walk_tar(data, "a")
+        sample = RawSample("1", image.start, {"json": note})
         (item,) = items_of(path)
     label = read_label(data, sample, "a")
     assert (label.name, label.notes) == (item.label, item.notes)

@@ -186,7 +186,7 @@ def test_neither_the_number_of_buckets_nor_memory_changes_anything(tmp_path, mon
     assert described(plan) == one
     assert plan.notes == {"reduced": 3000}
     left = {path.name for path in plan.folder.iterdir()}
-    assert left == {"accepted.arrow", "excluded.arrow", "sizes", "used"}
+    assert left == {"accepted.arrow", "changed.arrow", "excluded.arrow", "sizes", "used"}
 
 
 def test_odd_characters_in_the_folder_are_no_pattern(tmp_path):

@@ -1,5 +1,7 @@
 """Tell an image's format by its first bytes; file names lie."""
 
+SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
+"""Second bytes of the markers of a JPEG: start, end, start of coded data."""
 _PREFIXES = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",

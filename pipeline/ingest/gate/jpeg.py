@@ -24,8 +24,8 @@ from pipeline.dali.decode import decoded_size
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.gate.decoded import Decoded, RefusedError, exif_orientation, upright
 from pipeline.ingest.gate.encode import stored_size
+from pipeline.ingest.gate.formats import EOI, SOS
 
-SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 _COM = 0xFE
 _APP0, _APP1, _APP2, _APP14, _APP15 = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF
 _HUFFMAN = (0xC0, 0xC1, 0xC2)

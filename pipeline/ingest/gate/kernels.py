@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
-from pipeline.ingest.gate.jpeg import EOI, SOI, SOS
+from pipeline.ingest.gate.formats import EOI, SOI, SOS
 
 _FILL = 0xFF
 _ONES = np.uint64(0x0101010101010101)

@@ -41,8 +41,6 @@ class Input(NamedTuple):
     """Of the member."""
     notes: dict[str, int]
     """Extension -> place of the note: cls, json, txt."""
-    sample: int
-    """Number of its sample."""
 
 
 @dataclass(slots=True)
@@ -71,11 +69,11 @@ class Gathered:
     def inputs(self) -> list[Input]:
         """List the inputs in order of the archive."""
         found = []
-        for number, sample in enumerate(self.samples):
+        for sample in self.samples:
             places = sample.places
             for shape in resolve(tuple(sample.endings)).inputs:
                 notes = {ending: places[i] for ending, i in shape.notes}
-                found.append(Input(places[shape.image], notes, number))
+                found.append(Input(places[shape.image], notes))
         found.sort()
         return found
 
